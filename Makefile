@@ -1,0 +1,54 @@
+# Each target makes the virtual environment it needs, with the pinned versions of constraints.txt:
+#   demo, bench        .venv with the package alone
+#   test, test-all, lint   the same .venv, with the tools for development added
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/demo
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-all lint format bench pictures clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo      compare serialization strategies on synthetic speech: a report in ten minutes"
+	@echo "make test      the tests (make test-all: the slow ones too)"
+	@echo "make lint      ruff check and ruff format --check (make format: apply them)"
+	@echo "make bench     measure training and decoding speed on this machine"
+	@echo "make pictures  draw the grid pictures of the README anew"
+	@echo "PYTHON=python3.12 chooses the interpreter, WORKDIR=... the folder of the demo"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11 ...")'
+	@echo "== making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.package: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "== installing the package into $(VENV) (about a minute)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@echo "== installing the tools for development into $(VENV)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.package
+	@echo "== audiolm compare --config configs/demo.py --workdir $(WORKDIR)"
+	@$(VENV)/bin/audiolm compare --config configs/demo.py --workdir $(WORKDIR)
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n 2
+
+test-all: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n 2 -m "slow or not slow"
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
