@@ -1,7 +1,17 @@
-"""The whole suite runs on eight CPU devices, so that sharded code is ordinary code."""
+"""Eight CPU devices for the whole suite, and a mesh that is always entered."""
 
-import os
+import jax
+import pytest
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-os.environ.setdefault("MPLBACKEND", "agg")
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+from audiolm_jax import sharding  # noqa: E402  (devices must be configured before anything asks for them)
+
+
+@pytest.fixture(autouse=True)
+def mesh():
+    """A mesh of one of the eight devices, entered; tests of sharding enter their own inside it."""
+    one = sharding.single_device_mesh()
+    with jax.set_mesh(one):
+        yield one

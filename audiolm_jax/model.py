@@ -1,0 +1,325 @@
+"""The transformer. It knows tokens, positions and visibility, and no serialization strategy.
+
+Axes: B batch, L positions, S streams, V vocabulary, D model width, H key/value heads, G query heads per
+key/value head, K head width, F feed-forward width, N layers, P prompt positions. Pre-norm blocks, rotary
+positions, one embedding table whose rows are summed over the streams of a position, one output matrix.
+
+- Training: `Transformer.__call__`, layers stacked on a leading axis and scanned.
+- Decoding: `unstack` once, then `prefill` and `step`. The keys and values of the prompt (rows of any length)
+  are computed once and only read; those of generated positions live in a cache of their own whose slot index
+  all rows share, a leaf per layer, read first and written last.
+
+A mesh must be entered (`jax.set_mesh`), also on one device; see `sharding.py`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from audiolm_jax import attention
+from audiolm_jax.errors import InputError
+from audiolm_jax.sharding import PRESETS, Rules, gather
+
+Cache = tuple[dict[str, jax.Array], ...]  # per layer {"k": [B, slots, H, K], "v": same}, keys already rotated
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of the backbone; `heads` counts query heads, `kv_heads` divides it."""
+
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    kv_heads: int = 2
+    head_width: int = 64
+    ffn: int = 704
+    norm: str = "rmsnorm"  # rmsnorm | layernorm
+    mlp: str = "gated"  # gated (SwiGLU) | plain (GELU)
+    rope_base: float = 10000.0
+    dropout: float = 0.0  # on the output of each attention and feed-forward part, in training only
+    tied: bool = False  # the output matrix is the embedding table
+    dtype: str = "auto"  # auto (float32 on CPU, else bfloat16) | float32 | bfloat16; parameters are float32
+    remat: bool = False  # recompute a layer's activations in the backward pass
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "kv_heads", "head_width", "ffn"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.heads % self.kv_heads:
+            raise InputError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
+        if self.head_width % 2:
+            raise InputError(f"model.head_width={self.head_width} must be even (rotary positions pair channels)")
+        if self.rope_base <= 1:
+            raise InputError(f"model.rope_base={self.rope_base} must be greater than 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout={self.dropout} must be in [0, 1)")
+        choices = {
+            "norm": ("rmsnorm", "layernorm"),
+            "mlp": ("gated", "plain"),
+            "dtype": ("auto", "float32", "bfloat16"),
+        }
+        for name, accepted in choices.items():
+            if getattr(self, name) not in accepted:
+                raise InputError(f"model.{name}={getattr(self, name)!r} is unknown; choose one of {accepted}")
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        if self.dtype == "auto":
+            return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return jnp.dtype(self.dtype)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
+    """A float32 weight born with its sharding."""
+    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, in float32."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.scale = nnx.Param(jnp.ones((config.width,)))
+        if config.norm == "layernorm":
+            self.bias = nnx.Param(jnp.zeros((config.width,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layernorm":
+            y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+        y *= self.scale[...]
+        if self.config.norm == "layernorm":
+            y += self.bias[...]
+        return y.astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then + feed-forward(norm(x)). One fused matrix for queries, keys and values
+    (per key/value head: G queries, the key, the value) and one for gate and up."""
+
+    def __init__(self, config: ModelConfig, rules: Rules, rngs: nnx.Rngs):
+        c = config
+        self.config, self.rules = config, rules
+        group, parts = c.heads // c.kv_heads, 2 if c.mlp == "gated" else 1
+        # The two matrices that write into the residual stream start smaller with depth (GPT-2, section 2.3).
+        depth = (2 * c.layers) ** -0.5
+        self.attention_norm = Norm(c)
+        self.qkv_DHAK = _normal(
+            rngs, (c.width, c.kv_heads, group + 2, c.head_width), ("embed", "heads", None, None), rules, c.width**-0.5
+        )
+        self.out_HGKD = _normal(
+            rngs,
+            (c.kv_heads, group, c.head_width, c.width),
+            ("heads", None, None, "embed"),
+            rules,
+            depth * (c.heads * c.head_width) ** -0.5,
+        )
+        self.ffn_norm = Norm(c)
+        self.up_DCF = _normal(rngs, (c.width, parts, c.ffn), ("embed", None, "ffn"), rules, c.width**-0.5)
+        self.down_FD = _normal(rngs, (c.ffn, c.width), ("ffn", "embed"), rules, depth * c.ffn**-0.5)
+
+    def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x `[B, ..., D]` -> rotated, scaled q `[B, ..., H, G, K]`, rotated k and v `[B, ..., H, K]`."""
+        weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
+        y = self.attention_norm(x)
+        middle = (None,) * (x.ndim - 2)
+        qkv = jnp.einsum(
+            "...D,DHAK->...HAK", y, weight, out_sharding=self.rules.spec("batch", *middle, "heads", None, None)
+        )
+        cos, sin = (table[..., None, None, :] for table in rope)
+        # Queries and keys turn together: they are neighbours on axis A.
+        qk = attention.rope(qkv[..., :-1, :], cos, sin)
+        return qk[..., :-1, :] * self.config.head_width**-0.5, qk[..., -1, :], qkv[..., -1, :]
+
+    def finish(self, x: jax.Array, heads: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Residual x `[B, ..., D]` and attention output `[B, ..., H, G, K]` -> the block's output."""
+        middle = (None,) * (x.ndim - 2)
+        stream = self.rules.spec("batch", *middle, None)
+        keys = (None, None) if key is None else jax.random.split(key)
+        weight = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
+        x += self._drop(jnp.einsum("...HGK,HGKD->...D", heads, weight, out_sharding=stream), keys[0])
+        weight = gather(self.up_DCF[...], ("embed", None, "ffn"), self.rules, x.dtype)
+        h = jnp.einsum(
+            "...D,DCF->...CF",
+            self.ffn_norm(x),
+            weight,
+            out_sharding=self.rules.spec("batch", *middle, None, "ffn"),
+        )
+        h = jax.nn.silu(h[..., 0, :]) * h[..., 1, :] if self.config.mlp == "gated" else jax.nn.gelu(h[..., 0, :])
+        weight = gather(self.down_FD[...], ("ffn", "embed"), self.rules, x.dtype)
+        return x + self._drop(jnp.einsum("...F,FD->...D", h, weight, out_sharding=stream), keys[1])
+
+    def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None or self.config.dropout == 0:
+            return x
+        keep = 1 - self.config.dropout
+        mask = jax.random.bernoulli(key, keep, x.shape, out_sharding=jax.typeof(x).sharding)
+        return jnp.where(mask, x / keep, 0)
+
+    def __call__(self, x_BLD, rope, visible_BLM, key=None) -> jax.Array:
+        q, k, v = self.qkv(x_BLD, rope)
+        return self.finish(x_BLD, attention.attend(q, k, v, visible_BLM), key)
+
+
+class Transformer(nnx.Module):
+    """Tokens of any number of streams -> hidden states -> logits over the unified vocabulary.
+
+    The rows of the table beyond `vocab_size` (to a multiple of 128) are never read or predicted; they make
+    the vocabulary axis divisible by any mesh.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
+        self.config, self.vocab_size, self.rules = config, vocab_size, rules
+        rows = -(-vocab_size // 128) * 128
+        self.embedding_VD = _normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)
+        self.norm = Norm(config)
+        if not config.tied:
+            self.unembedding_DV = _normal(
+                rngs, (config.width, rows), ("embed", "vocab"), rules, 0.5 * config.width**-0.5
+            )
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Sum over streams of the rows of tokens `[B, ..., S]` -> `[B, ..., D]`; id 0 (PAD) counts as zero."""
+        table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
+        spec = self.rules.spec("batch", *(None,) * tokens.ndim)
+        rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
+        summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
+        return summed.astype(self.config.compute_dtype)
+
+    def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return attention.rope_table(positions, self.config.head_width, self.config.rope_base)
+
+    def __call__(
+        self,
+        tokens_BLS: jax.Array,
+        positions_BL: jax.Array,
+        segments_BL: jax.Array,
+        ahead_BL: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """hidden_BLD after the last norm, in the compute dtype.
+
+        positions: rotary position inside the document. segments: packed document of each position, 0 for
+        padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None.
+        """
+        x_BLD = self.embed(tokens_BLS)
+        rope, visible_BLM = self.rope(positions_BL), attention.visible(segments_BL, ahead_BL)
+        keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
+
+        def layer(x_BLD: jax.Array, block_and_key: tuple) -> tuple[jax.Array, None]:
+            block, key = block_and_key
+            return block(x_BLD, rope, visible_BLM, key), None
+
+        if self.config.remat:
+            layer = jax.checkpoint(layer)
+        if isinstance(self.layers, Block):
+            x_BLD, _ = jax.lax.scan(layer, x_BLD, (self.layers, keys_N))
+        else:
+            for n, block in enumerate(self.layers):
+                x_BLD, _ = layer(x_BLD, (block, None if keys_N is None else keys_N[n]))
+        return self.norm(x_BLD)
+
+    def output_DV(self) -> jax.Array:
+        """The output matrix as stored, float32, with its padding columns."""
+        return self.embedding_VD[...].T if self.config.tied else self.unembedding_DV[...]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden `[B, ..., D]` -> logits `[B, ..., vocab_size]` float32, not sharded over the vocabulary."""
+        axes = (None, None)
+        weight_DV = jax.sharding.reshard(self.output_DV().astype(hidden.dtype), self.rules.spec(*axes))
+        return jnp.einsum(
+            "...D,DV->...V",
+            hidden,
+            weight_DV[:, : self.vocab_size],
+            preferred_element_type=jnp.float32,
+            out_sharding=self.rules.spec("batch", *(None,) * (hidden.ndim - 1)),
+        )
+
+    def _blocks(self) -> list[Block]:
+        """One Block per layer. Slicing a stacked tree inside a decode loop copies every weight: `unstack` first."""
+        if not isinstance(self.layers, Block):
+            return list(self.layers)
+        return [jax.tree.map(lambda x, n=n: x[n], self.layers) for n in range(self.config.layers)]
+
+    def prefill(
+        self,
+        tokens_BPS: jax.Array,
+        positions_BP: jax.Array,
+        segments_BP: jax.Array,
+        ahead_BP: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """The prompt in one pass -> (hidden_BPD, prompt cache, read-only from then on).
+
+        Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end.
+        """
+        x_BPD = self.embed(tokens_BPS)
+        rope, visible_BPM = self.rope(positions_BP), attention.visible(segments_BP, ahead_BP)
+        cache = []
+        for block in self._blocks():
+            q, k, v = block.qkv(x_BPD, rope)
+            x_BPD = block.finish(x_BPD, attention.attend(q, k, v, visible_BPM), None)
+            cache.append({"k": k, "v": v})
+        return self.norm(x_BPD), tuple(cache)
+
+    def init_cache(self, batch: int, slots: int) -> Cache:
+        """An empty cache for `slots` generated positions."""
+        c = self.config
+        spec = self.rules.spec("batch", None, "heads", None)
+
+        def zeros() -> jax.Array:
+            return jnp.zeros((batch, slots, c.kv_heads, c.head_width), c.compute_dtype, out_sharding=spec)
+
+        return tuple({"k": zeros(), "v": zeros()} for _ in range(c.layers))
+
+    def step(
+        self,
+        tokens_BS: jax.Array,
+        positions_B: jax.Array,
+        i: jax.Array,
+        prompt_cache: Cache,
+        prompt_valid_BP: jax.Array,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """One more position for every row -> (hidden_BD, cache with slot `i` written).
+
+        i: slot shared by all rows (slots below it are filled), int32 scalar. positions: rotary position per
+        row. prompt_valid: True where a row's prompt has a token. Donate the cache, carry it through
+        `lax.scan`/`fori_loop` with a static trip count, and compile with `decode_compiler_options()`.
+        """
+        x_BD = self.embed(tokens_BS)
+        rope = self.rope(positions_B)
+        written = []
+        for block, prompt, old in zip(self._blocks(), prompt_cache, cache, strict=True):
+            q, k, v = block.qkv(x_BD, rope)
+            heads = attention.attend_step(q, k, v, prompt, prompt_valid_BP, old, i)
+            x_BD = block.finish(x_BD, heads, None)
+            written.append(
+                {
+                    name: jax.lax.dynamic_update_slice_in_dim(old[name], new[:, None], i, axis=1)
+                    for name, new in (("k", k), ("v", v))
+                }
+            )
+        return self.norm(x_BD), tuple(written)
+
+
+def unstack(model: Transformer) -> Transformer:
+    """The same model with one Block per layer instead of stacked weights: what decode loops want."""
+    if not isinstance(model.layers, Block):
+        return model
+    unstacked = nnx.clone(model)
+    unstacked.layers = nnx.List(model._blocks())
+    return unstacked
+
+
+def decode_compiler_options(backend: str | None = None) -> dict[str, bool]:
+    """XLA options for an executable that loops over `step`, to pass as `compiler_options`.
+
+    On the CPU XLA copies each cache buffer once per iteration unless copy insertion analyses live regions.
+    """
+    backend = backend or jax.default_backend()
+    return {"xla_cpu_copy_insertion_use_region_analysis": True} if backend == "cpu" else {}
