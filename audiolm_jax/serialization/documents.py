@@ -1,0 +1,216 @@
+"""Documents to rows: what the model sees and predicts at every position.
+
+A document is a tuple of segments in any order and number, ("text", ids_L) or ("audio", codes_TQ). Its causal row is
+
+    BOS  text ...  <audio>  steps of the strategy ...  text ...  <audio>  ...        inputs
+    t    ...       <audio>  step 0  ...  </audio>      t                  EOS        predicted there
+
+A level row predicts one codebook of one audio segment bidirectionally: the document up to that segment, its frames
+side by side (hidden cells hold MASK), every frame seeing the whole segment; earlier audio is clean.
+
+    BOS  text ...  <audio>  frame 0 ... frame T-1
+         text      length   cells of the level that are hidden, each at its own frame
+
+Text and <audio> see only what is before them, so neither the text nor the predicted length can see the frames.
+
+A row is a dict of numpy arrays over its own L positions; data.py packs rows into batches:
+
+    tokens [L, S]   ids of the input, PAD where a stream is silent     targets [L, S]  id predicted here, or PAD
+    heads [L, S]    legal set of the prediction (vocab.py)             weights [L, S]  weight in the loss
+    positions [L]   position within the document                      ahead [L]       positions ahead it may see
+"""
+
+import numpy as np
+
+from audiolm_jax import vocab as ids
+from audiolm_jax.errors import InputError
+from audiolm_jax.serialization import Grid, LevelView, layout
+from audiolm_jax.vocab import Vocab
+
+Document = tuple[tuple[str, np.ndarray], ...]
+Row = dict[str, np.ndarray]
+
+
+class _Builder:
+    """Collects blocks of inputs, and of predictions by the position that makes them."""
+
+    def __init__(self, streams: int) -> None:
+        self.streams = streams
+        self.length = 0
+        self.inputs: list[tuple[np.ndarray, np.ndarray]] = []
+        self.predictions: list[tuple[int, np.ndarray, np.ndarray, float]] = []
+
+    def see(self, tokens, ahead=0) -> None:
+        """Adds positions: ids [n, S], or one id for stream 0."""
+        tokens_LS = self._wide(tokens, ids.PAD)
+        self.inputs.append((tokens_LS, np.broadcast_to(np.int32(ahead), len(tokens_LS))))
+        self.length += len(tokens_LS)
+
+    def expect(self, targets, heads, weight: float, at: int) -> None:
+        """Positions at, at + 1, ... predict `targets`, [n, S] or one id on stream 0."""
+        self.predictions.append((at, self._wide(targets, ids.PAD), self._wide(heads, ids.HEAD_NONE), weight))
+
+    def then(self, tokens, heads, weight: float) -> None:
+        """Adds positions whose inputs are predicted causally, each by the position before it."""
+        tokens_LS = self._wide(tokens, ids.PAD)
+        heads_LS = (
+            np.broadcast_to(heads, tokens_LS.shape)
+            if np.ndim(heads) == 2
+            else self._wide(np.full(len(tokens_LS), heads), ids.HEAD_NONE)
+        )
+        self.expect(tokens_LS, heads_LS, weight, at=self.length - 1)
+        self.see(tokens_LS)
+
+    def _wide(self, values, fill: int) -> np.ndarray:
+        values = np.atleast_1d(np.asarray(values, np.int32))
+        if values.ndim == 2:
+            return values
+        wide_LS = np.full((len(values), self.streams), fill, np.int32)
+        wide_LS[:, 0] = values
+        return wide_LS
+
+    def row(self) -> Row:
+        row = {
+            "tokens": np.concatenate([tokens for tokens, _ in self.inputs]),
+            "targets": np.full((self.length, self.streams), ids.PAD, np.int32),
+            "heads": np.full((self.length, self.streams), ids.HEAD_NONE, np.int32),
+            "weights": np.zeros((self.length, self.streams), np.float32),
+            "positions": np.arange(self.length, dtype=np.int32),
+            "ahead": np.concatenate([ahead for _, ahead in self.inputs]),
+        }
+        for at, targets_LS, heads_LS, weight in self.predictions:
+            span = slice(at, at + len(targets_LS))
+            row["targets"][span], row["heads"][span] = targets_LS, heads_LS
+            row["weights"][span] = weight * (heads_LS != ids.HEAD_NONE)
+        return row
+
+
+def check(document: Document, grid: Grid, vocab: Vocab) -> None:
+    """Raise InputError for an empty document, an unknown segment, zero or too many frames, a wrong grid."""
+    if not document:
+        raise InputError("an empty document was given; it must have at least one segment")
+    for kind, values in document:
+        if kind not in ("text", "audio"):
+            raise InputError(f"a segment of kind {kind!r} was given; it must be 'text' or 'audio'")
+        if kind == "audio":
+            if values.ndim != 2 or values.shape[1] != grid.codebooks:
+                raise InputError(f"codes of shape {values.shape} were given; they must be [frames, {grid.codebooks}]")
+            if not 1 <= len(values) <= vocab.max_frames:
+                raise InputError(f"an audio segment has {len(values)} frames; it must have 1..{vocab.max_frames}")
+
+
+def causal_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
+    """The row of the causal pass over the codebooks that have one."""
+    check(document, grid, vocab)
+    build = _Builder(grid.streams)
+    build.see(ids.BOS)
+    for kind, values in document:
+        if kind == "text":
+            build.then(values, ids.HEAD_TEXT, text_weight)
+            continue
+        build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
+        frame_LS, book_LS = layout.causal_cells(grid, len(values))
+        steps_LS = layout.serialize(values, grid, vocab)
+        build.then(steps_LS, layout.heads_of(frame_LS, book_LS, vocab), 1.0)
+    build.expect(ids.EOS, ids.HEAD_TEXT, text_weight, at=build.length - 1)
+    return build.row()
+
+
+def level_row(
+    document: Document, target: int, view: LevelView, grid: Grid, vocab: Vocab, text_weight: float = 0.0
+) -> Row:
+    """The row that predicts the hidden cells of `view` in segment number `target` of the document.
+
+    Where no codebook has a causal pass, the length of that segment is predicted at its <audio>.
+    """
+    check(document, grid, vocab)
+    build = _clean(document[:target], grid, vocab, text_weight)
+    codes_TQ = document[target][1]
+    build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
+    if grid.causal_levels == 0:
+        build.expect(vocab.length_id(len(codes_TQ)), ids.HEAD_LENGTH, 1.0, at=build.length - 1)
+    tokens_TQ, targets_TQ, heads_TQ = hide(codes_TQ, view, vocab)
+    build.expect(targets_TQ, heads_TQ, 1.0, at=build.length)
+    build.see(tokens_TQ, ahead=np.arange(len(codes_TQ))[::-1])
+    return build.row()
+
+
+def clean_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
+    """The whole document with its audio in place and nothing hidden: only its text is predicted."""
+    check(document, grid, vocab)
+    build = _clean(document, grid, vocab, text_weight)
+    build.expect(ids.EOS, ids.HEAD_TEXT, text_weight, at=build.length - 1)
+    return build.row()
+
+
+def hide(codes_TQ: np.ndarray, view: LevelView, vocab: Vocab) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and heads, each [T, Q], of the frames of a level row."""
+    T, Q = codes_TQ.shape
+    code_ids_TQ = vocab.code_ids(codes_TQ)
+    predicted_TQ = np.zeros((T, Q), bool)
+    predicted_TQ[:, view.level] = view.masked_T
+    hidden_TQ = predicted_TQ.copy()
+    hidden_TQ[view.prompt :, view.level + 1 :] = True
+    return (
+        np.where(hidden_TQ, ids.MASK, code_ids_TQ),
+        np.where(predicted_TQ, code_ids_TQ, ids.PAD),
+        np.where(predicted_TQ, ids.HEAD_CODE + view.level, ids.HEAD_NONE),
+    )
+
+
+def training_row(
+    document: Document,
+    grid: Grid,
+    vocab: Vocab,
+    rng: np.random.Generator,
+    text_weight: float = 0.0,
+    drop_text: float = 0.0,
+) -> Row:
+    """One training view of a document, drawn by the strategy.
+
+    With probability `drop_text` all text is left out, which trains the unconditional model that guidance needs. Of a
+    document with several audio segments a level row predicts one, drawn uniformly; where text is predicted too, the
+    text after the last audio counts as one more.
+    """
+    if rng.random() < drop_text:
+        document = tuple(segment for segment in document if segment[0] == "audio") or document
+    targets = [number for number, (kind, _) in enumerate(document) if kind == "audio"]
+    if not targets or (document[-1][0] == "text" and text_weight > 0):
+        targets.append(len(document))
+    target = targets[int(rng.integers(len(targets)))]
+    if target == len(document):
+        row = causal_row if grid.causal_levels else clean_row
+        return row(document, grid, vocab, text_weight)
+    view = grid.strategy.draw(rng, len(document[target][1]), grid)
+    if view is None:
+        return causal_row(document, grid, vocab, text_weight)
+    return level_row(document, target, view, grid, vocab, text_weight)
+
+
+def prompt_row(document: Document, grid: Grid, vocab: Vocab, causal: bool) -> Row:
+    """The inputs from BOS to the <audio> of a segment that is to be generated after `document` (which may be empty).
+
+    `causal` says in which pass the prompt is used: earlier audio stands in the causal layout or frame by frame.
+    """
+    if document:
+        row = (causal_row if causal else clean_row)(document, grid, vocab)
+        build = _Builder(grid.streams)
+        build.see(row["tokens"], row["ahead"])
+    else:
+        build = _Builder(grid.streams)
+        build.see(ids.BOS)
+    build.see(ids.AUDIO)
+    return build.row()
+
+
+def _clean(document: Document, grid: Grid, vocab: Vocab, text_weight: float) -> _Builder:
+    build = _Builder(grid.streams)
+    build.see(ids.BOS)
+    for kind, values in document:
+        if kind == "text":
+            build.then(values, ids.HEAD_TEXT, text_weight)
+            continue
+        build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
+        build.see(vocab.code_ids(values), ahead=np.arange(len(values))[::-1])
+        build.see(ids.END_AUDIO)
+    return build

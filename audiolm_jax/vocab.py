@@ -1,0 +1,99 @@
+"""The one home of token ids: specials, text bytes, one range per codebook, lengths.
+
+    0 PAD  1 BOS  2 EOS  3 <audio>  4 </audio>  5 MASK  6-7 reserved
+    8 .. 263                      text: one id per UTF-8 byte
+    264 + q*K + code              codes of codebook q, K ids each
+    264 + Q*K + (T - 1)           lengths: T frames, 1 <= T <= max_frames (masked strategies only predict them)
+
+Structural ids lie outside every codebook, so no legal frame can be mistaken for an end (CSM's end of audio is a
+frame of zeros, which is also a legal frame).
+
+Legal sets. Which ids a prediction may take is an integer, its *head*: everything outside gets probability zero, in
+the loss, in the likelihood and in sampling alike.
+
+    0           nothing is predicted here
+    1           text bytes, <audio>, EOS
+    2           lengths
+    3 + q       codebook q
+    3 + Q       codebook 0 or </audio>: every frame of the coarsest codebook but the first may be the end instead
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from audiolm_jax.errors import InputError
+
+PAD, BOS, EOS, AUDIO, END_AUDIO, MASK = range(6)
+TEXT_START = 8
+TEXT_SIZE = 256
+CODE_START = TEXT_START + TEXT_SIZE
+
+HEAD_NONE, HEAD_TEXT, HEAD_LENGTH, HEAD_CODE = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocab:
+    """Id ranges for Q `codebooks` of `codebook_size` K codes and lengths up to `max_frames` frames."""
+
+    codebooks: int
+    codebook_size: int
+    max_frames: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise InputError(f"vocab {field.name} is {value}; it must be at least 1")
+
+    @property
+    def length_start(self) -> int:
+        return CODE_START + self.codebooks * self.codebook_size
+
+    @property
+    def size(self) -> int:
+        """V, the number of ids."""
+        return self.length_start + self.max_frames
+
+    @property
+    def heads(self) -> int:
+        """The number of legal sets."""
+        return HEAD_CODE + self.codebooks + 1
+
+    @property
+    def head_code_or_end(self) -> int:
+        return HEAD_CODE + self.codebooks
+
+    def code_ids(self, codes_TQ: np.ndarray) -> np.ndarray:
+        """Codes [..., Q] -> ids [..., Q]. Raises InputError if a code is outside its codebook."""
+        codes = np.asarray(codes_TQ)
+        if codes.shape[-1] > self.codebooks:
+            raise InputError(f"{codes.shape[-1]} codebooks were given; this vocabulary has {self.codebooks}")
+        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            bad = codes.max() if codes.max() >= self.codebook_size else codes.min()
+            raise InputError(f"code {bad} is out of range; codes must lie in 0..{self.codebook_size - 1}")
+        return codes.astype(np.int32) + self.code_offsets[: codes.shape[-1]]
+
+    @functools.cached_property
+    def code_offsets(self) -> np.ndarray:
+        """First id of each codebook, [Q]."""
+        return CODE_START + np.arange(self.codebooks, dtype=np.int32) * self.codebook_size
+
+    def length_id(self, frames: int) -> int:
+        if not 1 <= frames <= self.max_frames:
+            raise InputError(f"a segment of {frames} frames is not possible; it must have 1..{self.max_frames}")
+        return self.length_start + frames - 1
+
+    @functools.cached_property
+    def legal_HV(self) -> np.ndarray:
+        """[heads, V] bool: which ids each legal set holds. Small models and tests; large ones use the ranges."""
+        legal_HV = np.zeros((self.heads, self.size), bool)
+        legal_HV[HEAD_TEXT, TEXT_START : TEXT_START + TEXT_SIZE] = True
+        legal_HV[HEAD_TEXT, [AUDIO, EOS]] = True
+        legal_HV[HEAD_LENGTH, self.length_start :] = True
+        for q, start in enumerate(self.code_offsets):
+            legal_HV[HEAD_CODE + q, start : start + self.codebook_size] = True
+        legal_HV[self.head_code_or_end] = legal_HV[HEAD_CODE]
+        legal_HV[self.head_code_or_end, END_AUDIO] = True
+        return legal_HV
