@@ -65,18 +65,14 @@ class ShardingConfig:
         if self.tensor < 1:
             raise InputError(f"sharding.tensor={self.tensor} must be at least 1")
         if self.tensor > 1 and self.preset != "fsdp_tensor":
-            raise InputError(
-                f"sharding.tensor={self.tensor} needs sharding.preset='fsdp_tensor', not {self.preset!r}"
-            )
+            raise InputError(f"sharding.tensor={self.tensor} needs sharding.preset='fsdp_tensor', not {self.preset!r}")
 
     @property
     def rules(self) -> Rules:
         return PRESETS[self.preset]
 
 
-def make_mesh(
-    config: ShardingConfig = ShardingConfig(), devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(config: ShardingConfig = ShardingConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
     """An explicit-axis mesh of shape (data, tensor) over all given devices (default: every device).
 
     Enter it with `jax.set_mesh(mesh)`; the model never runs without one, also on a single device.
