@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test test-all lint format bench pictures clean
 .DELETE_ON_ERROR:

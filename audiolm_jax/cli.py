@@ -1,0 +1,264 @@
+"""The command line: prepare, train, generate, evaluate, compare.
+
+Each subcommand is one function that reads the configuration and calls the modules. Bad input ends with one sentence
+on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit code 130.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from audiolm_jax import config as configs
+from audiolm_jax.errors import InputError
+
+OVERRIDES = """
+overrides:
+  Any key of the configuration can be set after it: --config.section.key=value. The keys and their meaning are in
+  configs/default.py. Tuples are written 1,2,3 or "(1, 2, 3)".
+"""
+
+HELP = {
+    "prepare": """Turn audio and text into a data set of tokens.
+
+examples:
+  # the synthetic corpus that needs nothing but this package
+  audiolm prepare --config default --data data/synthetic
+  # your own recordings: wav, flac, ogg or mp3, each with a .txt of the same name, or with an LJSpeech metadata.csv,
+  # or a .jsonl manifest; unusable files are named in data/mine/tokens/rejects.jsonl
+  audiolm prepare --config default --data data/mine --config.corpus.name=folder --config.corpus.path=recordings
+  # a prepared tensorflow-datasets set
+  audiolm prepare --config default --data data/lj --config.corpus.name=tfds --config.corpus.tfds_name=my_set
+""",
+    "train": """Train a model on prepared tokens. The workdir is the run: the same command again resumes it.
+
+examples:
+  audiolm train --config default --data data/mine --workdir runs/delay
+  audiolm train --config default --data data/mine --workdir runs/flat --config.serialization.strategy=flat
+  tensorboard --logdir runs
+""",
+    "generate": """Make speech from text, from an audio prompt, or from both.
+
+examples:
+  audiolm generate --workdir runs/delay --text "three one four" --out three.wav
+  # the voice of a recording (--text says what follows it, --prompt-text what is said in it)
+  audiolm generate --workdir runs/delay --text "one five nine" --prompt voice.wav --prompt-text "two six" --out five.wav
+  # decode while generating, and other sampling
+  audiolm generate --workdir runs/delay --text "two six" --out two.wav --stream --config.sampling.temperature=0.8
+""",
+    "evaluate": """Measure a trained model: bits per second of audio on held-out speech, intelligibility, speed.
+
+examples:
+  audiolm evaluate --workdir runs/delay --data data/mine
+  audiolm evaluate --workdir runs/delay --data data/mine --config.evaluation.split=unseen
+""",
+    "compare": """Train and measure several serialization strategies under equal conditions, and write one report.
+
+The stages (corpus, tokens, one training per strategy, likelihood, speech, report) are kept in the workdir; the same
+command again goes on where it was stopped.
+
+examples:
+  audiolm compare --config demo --workdir runs/demo        # `make demo`: ten minutes on two cores
+  audiolm compare --config tiny --workdir runs/tiny        # a check that everything runs: well under a minute
+  audiolm compare --config demo --workdir runs/two --config.compare.strategies=delay,masked
+""",
+}
+
+# Errors of the operating system that are about what was asked for, not about this program.
+ENVIRONMENT = {
+    getattr(errno, name)
+    for name in "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENOSPC EDQUOT EFBIG ENAMETOOLONG ELOOP EEXIST EIO".split()
+    if hasattr(errno, name)
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports a mistake as one sentence and names the nearest flag."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Raises InputError for a flag that the chosen command does not have, then for whatever argparse refuses."""
+        commands = next(action.choices for action in self._actions if action.choices)
+        command = commands.get(arguments[0] if arguments else "", self)
+        known = [flag for action in command._actions for flag in action.option_strings]
+        for flag in (argument.partition("=")[0] for argument in arguments):
+            if flag.startswith("--") and flag not in known:
+                near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"see {command.prog} --help"
+                raise InputError(f"{flag}: not a flag of {command.prog}; {hint}")
+        return self.parse_args(arguments)
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="audiolm",
+        description="Audio-token language models: every order on the codec grid.",
+        epilog="`audiolm COMMAND --help` shows examples. Start with: audiolm compare --config demo --workdir runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(name: str, function: Callable[[argparse.Namespace], None]) -> Parser:
+        summary, _, rest = HELP[name].partition("\n")
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=rest.strip("\n") + "\n" + OVERRIDES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.set_defaults(function=function)
+        return sub
+
+    config_help = "a configuration: a .py file, or the name of one in configs/ (default: %(default)s)"
+    data_help = "folder of the corpus and its tokens (default: WORKDIR/data)"
+
+    sub = add("prepare", prepare)
+    sub.add_argument("--config", default="default", help=config_help)
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="where to write corpus and tokens")
+
+    sub = add("train", train)
+    sub.add_argument("--config", default="default", help=config_help)
+    sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
+    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the run")
+
+    sub = add("generate", generate)
+    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    sub.add_argument("--text", default="", help="what to say")
+    sub.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
+    sub.add_argument("--prompt-text", default="", metavar="TEXT", help="what is said in the prompt")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav file to write")
+    length = sub.add_mutually_exclusive_group()
+    length.add_argument("--frames", type=int, metavar="N", help="exact length in frames of the codec")
+    length.add_argument("--seconds", type=float, metavar="S", help="exact length in seconds")
+    sub.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    sub.add_argument("--stream", action="store_true", help="decode and write while generating")
+
+    sub = add("evaluate", evaluate)
+    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
+
+    sub = add("compare", compare)
+    sub.add_argument("--config", default="demo", help=config_help)
+    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the comparison")
+    return parser
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments without `--config.key=value` or `--config.key value`, and those as "key=value"."""
+    rest, overrides, pending = [], [], None
+    for argument in arguments:
+        if pending is not None:
+            overrides.append(f"{pending}={argument}")
+            pending = None
+        elif argument.startswith("--config."):
+            text = argument.removeprefix("--config.")
+            if "=" in text:
+                overrides.append(text)
+            else:
+                pending = text
+        else:
+            rest.append(argument)
+    if pending is not None:
+        raise InputError(f"--config.{pending}: a value is missing; write --config.{pending}=VALUE")
+    return rest, overrides
+
+
+def prepare(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def train(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def generate(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def compare(options: argparse.Namespace) -> None:
+    from audiolm_jax import compare as module
+
+    config = load_config(options)
+    command = " ".join(["audiolm", *options.arguments])
+    module.run(config, writable(options.workdir, "--workdir"), command)
+
+
+def load_config(options: argparse.Namespace):
+    config = configs.load(options.config, options.overrides)
+    configs.check(config)
+    return config
+
+
+def writable(directory: Path, flag: str) -> Path:
+    """The folder, made if need be. Raises InputError if nothing can be written in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".write-{os.getpid()}"
+        probe.write_bytes(b"?")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{flag}={directory}: cannot be written ({error.strerror}); give a folder that you may write to"
+        ) from error
+    return directory
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    options = argparse.Namespace()
+    try:
+        rest, overrides = split_overrides(arguments)
+        options = build_parser().parse(rest)
+        options.overrides, options.arguments = overrides, arguments
+        options.function(options)
+        return 0
+    except InputError as error:
+        return complain(str(error))
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or "stopped; what was finished is kept, and the same command again goes on from there"
+        print(f"\naudiolm: {said}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `audiolm ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        sentence = environment(error)
+        if sentence is None:
+            raise
+        return complain(sentence)
+
+
+def complain(sentence: str) -> int:
+    print(f"audiolm: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+def environment(error: BaseException) -> str | None:
+    """The sentence for an error of the disk, however deep a library has wrapped it; None for any other error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in ENVIRONMENT:
+            where = f"{seen.filename}: " if seen.filename else ""
+            return f"{where}{seen.strerror}; what was finished is kept: mend this and run the same command again"
+        for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if os.strerror(known).lower() in str(seen).lower():
+                return f"{os.strerror(known)}; what was finished is kept: mend this and run the same command again"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""What a person gets: an importable package without heavy dependencies, pinned versions, working make targets."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "audiolm_jax").rglob("*.py")
+    if path.name != "__main__.py"
+)
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;~! ]", name)[0]).lower()
+
+
+def test_no_module_imports_torch_or_tensorflow():
+    code = (
+        "import importlib, sys\n"
+        f"for name in {MODULES!r}:\n    importlib.import_module(name)\n"
+        "heavy = {'torch', 'tensorflow', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_constraints_pin_every_dependency_and_hold_no_address():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pattern = r'[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.+]*( ; python_version (<|>=) "3\.12")?'
+    assert not [line for line in lines if not re.fullmatch(pattern, line)]
+    pinned = {normal(line) for line in lines}
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + extras["dev"] + extras["eval"]
+    assert {normal(name) for name in wanted} <= pinned
+    assert set(extras) == {"tpu", "cuda", "tf", "eval", "notebook", "dev"}
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "bench"])
+def test_make_targets_bring_their_own_environment(target, tmp_path):
+    done = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={tmp_path}/venv"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"-m venv {tmp_path}/venv" in done.stdout
+    assert ("[dev]" in done.stdout) == (target in ("test", "test-all", "lint"))
+    assert "pesq" not in done.stdout
+
+
+def test_make_refuses_an_old_interpreter(tmp_path):
+    old = tmp_path / "python"
+    code = "import sys; sys.version_info = (3, 9); exec(sys.argv[2])"
+    old.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    old.chmod(0o755)
+    done = subprocess.run(
+        ["make", "demo", f"VENV={tmp_path}/venv", f"PYTHON={old}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "Python 3.11 or newer is needed" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_runs_what_a_person_runs():
+    text = (ROOT / ".ci" / "run").read_text()
+    assert "set -euo pipefail" in text
+    assert re.findall(r"^make (\S+)", text, re.M) == ["lint", "test"]
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_files_stay_within_their_budget():
+    for path in (ROOT / "audiolm_jax").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
+        assert path.name not in ("utils.py", "util.py"), path
