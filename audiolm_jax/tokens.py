@@ -1,0 +1,373 @@
+"""The token dataset: recordings as codes, written once, read by every run.
+
+It is an ordinary tensorflow-datasets directory of array_record shards,
+
+    <directory>/<name>/1.0.0/<name>-<split>.array_record-00000-of-00003 ...
+                             features.json  metadata.json  dataset_info.json
+
+that anybody can open by name, `tfds.data_source("audio_tokens", data_dir=directory, split="train")`; neither writing
+nor reading needs tensorflow. One example is
+
+    key, speaker, text   str                          words      text, start, end (seconds), where times are known
+    codes                uint16 [T, Q]                duration   seconds of audio, T = ceil(samples / hop)
+
+`metadata.json` names the codec (fingerprint, rates, codebooks), the corpus and the totals of every split.
+
+Writing can be killed at any time. Shards are made one by one below `1.0.0.incomplete`, each under a temporary name;
+a finished one is noted, with its sha256, in `1.0.0.progress`; the whole is renamed at the end. Starting again keeps
+the finished shards. A shard is a function of its utterances and the codec alone, so the bytes are those of an
+undisturbed run on the same machine.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from audiolm_jax import corpora, encoding, tokens_format
+from audiolm_jax.corpora import CorpusConfig, Reject, Rejects, Utterance, write_text
+from audiolm_jax.errors import InputError
+
+VERSION = "1.0.0"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensConfig:
+    """Section `tokens` of the configuration."""
+
+    # Name of the dataset: the one to give to tfds.data_source.
+    name: str = "audio_tokens"
+    # Recordings in one shard: what is lost at most when writing is interrupted, and the unit of parallel reading.
+    shard_utterances: int = 256
+    # Seconds of audio encoded at once; recordings are padded to 2, 4, 8, ... seconds, so that few shapes compile.
+    batch_seconds: float = 32.0
+    # Threads that load and resample recordings while the codec encodes.
+    workers: int = 2
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise InputError(f"tokens.name = {self.name!r} must be lower case letters, digits and underscores")
+        for key in ("shard_utterances", "workers"):
+            if getattr(self, key) < 1:
+                raise InputError(f"tokens.{key} = {getattr(self, key)} must be 1 or more")
+        if not self.batch_seconds > 0:
+            raise InputError(f"tokens.batch_seconds = {self.batch_seconds} must be above 0")
+
+
+def write(
+    utterances: Sequence[Utterance],
+    codec,
+    directory: str | Path,
+    config: TokensConfig,
+    corpus: CorpusConfig,
+    progress: bool = True,
+) -> Path:
+    """Encodes recordings into the token dataset below `directory`; continues or keeps what is there already.
+
+    Recordings that cannot be used are skipped and named, with the reason, in `directory/rejects.jsonl`. `corpus` says
+    where the utterances come from and which share of them may be rejected.
+
+    Returns:
+      The folder of the dataset (`directory/<name>/1.0.0`).
+
+    Raises:
+      InputError: there are no recordings, or none is usable; two have one key; more than corpus.max_reject_fraction
+        are rejected; the folder holds tokens of another codec or corpus; it cannot be written, or the disk is full.
+    """
+    identity = _identity(utterances, codec, config, corpus)
+    root = Path(directory)
+    final = root / config.name / VERSION
+    notes = final.with_name(VERSION + ".progress")
+    rejects = Rejects(root / "rejects.jsonl", len(utterances), corpus.max_reject_fraction)
+    if (final / "dataset_info.json").exists():
+        _refuse_another(final, info(final)["identity"], identity)
+        shutil.rmtree(notes, ignore_errors=True)
+        return final
+    unfinished = final.with_name(VERSION + ".incomplete")
+    with _writing(root):
+        rejects.path.unlink(missing_ok=True)
+        _start(unfinished, notes, identity)
+
+    done: dict[str, list[dict]] = {}
+    features = tokens_format.features(codec.codebooks)
+    with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
+        for split, number, shards, members in _shards(utterances, config.shard_utterances):
+            path = unfinished / f"{config.name}-{split}.array_record-{number:05d}-of-{shards:05d}"
+            note = notes / f"{path.name}.json"
+            finished = _finished(path, note)
+            if finished is None:
+                finished = _write_shard(path, members, codec, features, config, pool, bar)
+                with _writing(note):
+                    write_text(note, json.dumps(finished))
+            else:
+                bar.update(len(members))
+            done.setdefault(split, []).append(finished)
+            try:
+                for source, reason in finished["rejects"]:
+                    with _writing(rejects.path):
+                        rejects.add(source, reason)
+            except InputError:
+                _forget_rejects(notes)
+                raise
+    if not any(shard["examples"] for shards in done.values() for shard in shards):
+        raise InputError(f"{root}: none of the {len(utterances)} recordings can be used: see {rejects.path}")
+    with _writing(unfinished):
+        tokens_format.describe(unfinished, config.name, VERSION, features, codec, identity, done)
+        os.replace(unfinished, final)
+        shutil.rmtree(notes, ignore_errors=True)
+    return final
+
+
+def info(directory: str | Path) -> dict:
+    """The metadata of a token dataset: codec, codec_fingerprint, sample_rate, frame_rate, hop, codebooks,
+    codebook_size, corpus, rejects, fingerprint, and per split `splits[name]` = utterances, seconds, frames, max_frames.
+
+    Raises:
+      InputError: there is no token dataset at, or one or two folders below, `directory`.
+    """
+    metadata = json.loads((locate(directory) / "metadata.json").read_text())
+    if "codec_fingerprint" not in metadata:
+        raise InputError(f"{directory}: this dataset does not say which codec made it; make it with `audiolm prepare`")
+    return metadata
+
+
+def fingerprint(directory: str | Path) -> str:
+    """Sha256 that names the content of a token dataset: its codec, its corpus and the bytes of its shards."""
+    return info(directory)["fingerprint"]
+
+
+def locate(directory: str | Path) -> Path:
+    """The folder that holds the dataset: `directory` itself, or the only `<name>/<version>` below it."""
+    directory = Path(directory)
+    if (directory / "dataset_info.json").exists():
+        return directory
+    found = sorted(path.parent for path in directory.glob("*/*/dataset_info.json"))
+    if len(found) != 1:
+        names = "none" if not found else ", ".join(map(str, found))
+        raise InputError(f"{directory}: one finished token dataset was expected here, found {names}")
+    return found[0]
+
+
+def open_split(directory: str | Path, split: str, fingerprint: str | None = None) -> "TokenSplit":
+    """Random access to the examples of one split.
+
+    Args:
+      fingerprint: of the codec that the caller uses; None takes tokens of any codec.
+
+    Raises:
+      InputError: no dataset, tokens of another codec, no such split, or shards that are missing or cut off.
+    """
+    metadata, path = info(directory), locate(directory)
+    if fingerprint is not None and metadata["codec_fingerprint"] != fingerprint:
+        raise InputError(
+            f"{path}: these tokens were made by the codec {metadata['codec']!r} with fingerprint "
+            f"{metadata['codec_fingerprint']}, this run uses a codec with fingerprint {fingerprint}"
+        )
+    if split not in metadata["splits"]:
+        raise InputError(f"{path}: there is no split {split!r}; there are {', '.join(metadata['splits'])}")
+    return TokenSplit(path, split)
+
+
+class TokenSplit:
+    """`len(split)` examples; `split[i]` is a dict of str, float, words as (text, start, end) and codes_TQ uint16.
+
+    Opens its files on first use and after being sent to another process, so that loader processes can have a copy.
+    """
+
+    def __init__(self, path: Path, split: str):
+        self.path, self.split = path, split
+        self.metadata = info(path)
+        self._open()
+
+    def _open(self) -> None:
+        import tensorflow_datasets as tfds
+        from array_record.python import array_record_data_source
+
+        described = tfds.builder_from_directory(self.path).info
+        files = [os.fspath(file) for file in described.splits[self.split].filepaths]
+        expected = described.splits[self.split].num_examples
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(files)
+            found = len(self._records)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{self.path}: a shard of split {self.split!r} cannot be read ({error})") from None
+        if found != expected:
+            raise InputError(f"{self.path}: split {self.split!r} holds {found} examples instead of {expected}")
+        self._features = described.features
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "split": self.split, "metadata": self.metadata}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self._features.deserialize_example_np(self._records[int(index)])
+        words = example["words"]
+        times = zip(words["text"], words["start"], words["end"], strict=True)
+        return {
+            "key": example["key"].decode(),
+            "speaker": example["speaker"].decode(),
+            "text": example["text"].decode(),
+            "words": tuple((word.decode(), float(start), float(end)) for word, start, end in times),
+            "codes": example["codes"],
+            "duration": float(example["duration"]),
+        }
+
+    def __repr__(self) -> str:  # part of what a data loader compares when it resumes
+        return f"TokenSplit({self.split!r}, {self.metadata['fingerprint'][:16]})"
+
+
+def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> dict:
+    """What the content of the dataset depends on, as plain JSON values."""
+    if not utterances:
+        raise InputError("the corpus has no recordings; at least one is needed")
+    if codec.codebook_size > 2**16:
+        raise InputError(f"the codec has codebooks of {codec.codebook_size} codes; at most {2**16} can be stored")
+    digest, keys = hashlib.sha256(), set()
+    for item in utterances:
+        if not re.fullmatch(r"\w+", item.split):
+            raise InputError(f"{item.key}: split {item.split!r} must be letters, digits and underscores")
+        if (item.split, item.key) in keys:
+            raise InputError(f"two recordings of split {item.split!r} have the key {item.key!r}; keys must differ")
+        keys.add((item.split, item.key))
+        fields = (item.key, item.split, item.speaker, item.text, item.words)
+        digest.update(json.dumps(fields).encode() + b"\n")
+    identity = {
+        "codec": codec.name,
+        "codec_fingerprint": codec.fingerprint,
+        "codebooks": codec.codebooks,
+        "corpus": corpora.identity(corpus),
+        "utterances": digest.hexdigest(),
+        "shard_utterances": config.shard_utterances,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _start(unfinished: Path, notes: Path, identity: dict) -> None:
+    """Keeps what an interrupted run with this identity has finished; refuses what another codec has begun."""
+    begun = json.loads((notes / "identity.json").read_text()) if (notes / "identity.json").exists() else None
+    if begun and begun["codec_fingerprint"] != identity["codec_fingerprint"]:
+        _refuse_another(unfinished, begun, identity)
+    if begun != identity:  # the recordings were changed before any run could finish: start again
+        shutil.rmtree(notes, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    for left_over in unfinished.glob("*.tmp"):
+        left_over.unlink()
+    write_text(notes / "identity.json", json.dumps(identity, indent=1))
+
+
+def _refuse_another(path: Path, found: dict, wanted: dict) -> None:
+    remedy = "choose another folder, or delete this one"
+    if found["codec_fingerprint"] != wanted["codec_fingerprint"]:
+        raise InputError(
+            f"{path}: these tokens were made by the codec {found['codec']!r} with fingerprint "
+            f"{found['codec_fingerprint']}, this run uses {wanted['codec']!r} with {wanted['codec_fingerprint']}; "
+            f"{remedy}"
+        )
+    for key, value in wanted["corpus"].items():
+        if found["corpus"].get(key) != value:
+            raise InputError(
+                f"{path}: these tokens were made with corpus.{key} = {found['corpus'].get(key)!r}, "
+                f"this run has {value!r}; {remedy}"
+            )
+    if found["utterances"] != wanted["utterances"]:
+        raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {remedy}")
+    for key in ("codebooks", "shard_utterances"):
+        if found[key] != wanted[key]:
+            raise InputError(
+                f"{path}: these tokens were made with {key} = {found[key]}, this run has {wanted[key]}; {remedy}"
+            )
+
+
+def _shards(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]]]:
+    """(split, shard number, shards of the split, its utterances), splits in order of appearance."""
+    splits: dict[str, list[Utterance]] = {}
+    for item in utterances:
+        splits.setdefault(item.split, []).append(item)
+    for split, members in splits.items():
+        shards = -(-len(members) // size)
+        for number in range(shards):
+            yield split, number, shards, members[number * size : (number + 1) * size]
+
+
+def _finished(path: Path, note: Path) -> dict | None:
+    """The note of a finished shard, if the shard is there and is the one that was noted."""
+    if not (path.exists() and note.exists()):
+        return None
+    finished = json.loads(note.read_text())
+    return finished if finished["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
+
+
+def _forget_rejects(notes: Path) -> None:
+    """After a stop for too many rejects, shards that have some are made again: the recordings may be repaired."""
+    for note in notes.glob("*.json"):
+        if json.loads(note.read_text()).get("rejects"):
+            note.unlink()
+
+
+def _write_shard(path: Path, members, codec, features, config: TokensConfig, pool, bar: encoding.Progress) -> dict:
+    from array_record.python import array_record_module
+    from tensorflow_datasets.core import example_serializer
+
+    results = encoding.encode(members, codec, config.batch_seconds, pool, bar)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    note = {"examples": 0, "bytes": 0, "seconds": 0.0, "frames": 0, "max_frames": 0, "rejects": []}
+    with _writing(path):
+        try:
+            writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+            for item, result in zip(members, results, strict=True):
+                if isinstance(result, Reject):
+                    note["rejects"].append((item.source or item.key, str(result)))
+                    continue
+                codes_TQ, seconds = result
+                example = {
+                    "key": item.key,
+                    "speaker": item.speaker,
+                    "text": item.text,
+                    "words": [{"text": word, "start": start, "end": end} for word, start, end in item.words],
+                    "codes": codes_TQ.astype(np.uint16),
+                    "duration": np.float32(seconds),
+                }
+                # a protobuf map has no order of its own: ask for one, or the bytes differ from process to process
+                record = serializer.get_tf_example(features.encode_example(example)).SerializeToString(
+                    deterministic=True
+                )
+                writer.write(record)
+                note["examples"] += 1
+                note["bytes"] += len(record)
+                note["seconds"] += seconds
+                note["frames"] += len(codes_TQ)
+                note["max_frames"] = max(note["max_frames"], len(codes_TQ))
+            writer.close()
+            note["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return note
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns a full disk or a folder that cannot be written into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError) as error:  # array_record reports file errors as RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else str(error).split(";")[0]
+        raise InputError(f"{path}: the tokens cannot be written ({reason}); what is finished is kept") from error
