@@ -57,7 +57,7 @@ class CorpusConfig:
     seed: int = 0
     # synthetic: processes that speak in parallel, and utterances in one resumable shard.
     workers: int = 2
-    shard_size: int = 128
+    shard_size: int = 256
 
     # folder, tfds: shares of the recordings put in valid and test (by a hash of the name) where none are given.
     valid_fraction: float = 0.05
@@ -145,11 +145,15 @@ class Rejects:
         Raises:
           InputError: more than `max_fraction` of the `total` recordings are rejected.
         """
+        if source in self.reasons:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a" if self.reasons else "w", encoding="utf-8") as stream:
+                stream.write(json.dumps({"file": source, "reason": reason}) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         self.reasons[source] = reason
-        lines = [
-            json.dumps({"file": file, "reason": why}) + "\n" for file, why in sorted(self.reasons.items())
-        ]
-        write_text(self.path, "".join(lines))
         if len(self.reasons) > self.max_fraction * self.total:
             raise InputError(
                 f"{len(self.reasons)} of {self.total} recordings cannot be used, more than corpus.max_reject_fraction "

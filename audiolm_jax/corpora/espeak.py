@@ -7,6 +7,7 @@ one `Engine` per process.
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -34,9 +35,7 @@ class _Event(ctypes.Structure):
     )
 
 
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Engine:
         self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data_path, _DONT_EXIT)
         if self.sample_rate <= 0:
             raise InputError(f"espeak-ng could not start with its data in {data_path.decode()}")
+        self._variants = Path(data_path.decode()) / "voices" / "!v"
         self._blocks: list[np.ndarray] = []
         self._starts: list[tuple[int, float]] = []
         self._callback = _CALLBACK(self._receive)  # kept: ctypes does not hold it alive
@@ -93,10 +93,10 @@ class Engine:
           InputError: the installed library has no such voice (it would silently go on with the previous one).
         """
         library = self._library
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise InputError(
-                f"espeak-ng has no voice {voice!r}; accents and variants are listed in its data folder"
-            )
+        _, _, variant = voice.partition("+")
+        known = not variant or (self._variants / variant).is_file()  # an unknown variant is dropped without an error
+        if not known or library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise InputError(f"espeak-ng has no voice {voice!r}; accents and variants are listed in its data folder")
         library.espeak_SetParameter(_RATE, rate, 0)
         library.espeak_SetParameter(_PITCH, pitch, 0)
         library.espeak_SetParameter(_RANGE, pitch_range, 0)
@@ -104,9 +104,7 @@ class Engine:
         self._blocks.clear()
         self._starts.clear()
         data = text.encode()
-        status = library.espeak_Synth(
-            ctypes.c_char_p(data), ctypes.c_size_t(len(data) + 1), 0, 1, 0, _UTF8, None, None
-        )
+        status = library.espeak_Synth(ctypes.c_char_p(data), ctypes.c_size_t(len(data) + 1), 0, 1, 0, _UTF8, None, None)
         if status != 0 or not self._blocks:
             raise InputError(f"espeak-ng gave no speech for the text {text!r} with voice {voice!r}")
         waveform = np.concatenate(self._blocks).astype(np.float32) / 32768

@@ -41,12 +41,8 @@ _WORDS = {
     "way": "across behind beside over under around through towards past".split(),
     "weather": "cold warm wet cloudy sunny windy foggy stormy".split(),
     "manner": "slowly quickly quietly loudly carefully suddenly gladly badly".split(),
-    "please": "please call,please ask,never trust,always help,do not follow,go and visit,try to find".split(
-        ","
-    ),
-    "topic": "the meeting,the weather,the concert,the dinner,the journey,the wedding,the picture,the money".split(
-        ","
-    ),
+    "please": "please call,please ask,never trust,always help,do not follow,go and visit,try to find".split(","),
+    "topic": "the meeting,the weather,the concert,the dinner,the journey,the wedding,the picture,the money".split(","),
 }
 _WORDS["place"] = ["the " + noun for noun in _WORDS["place"] if noun != "the"]
 

@@ -16,9 +16,9 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,14 +132,21 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
 
 def synthesise(config: CorpusConfig, root: Path, progress: bool = True) -> Path:
     """Makes the corpus in `root`, going on where an interrupted run stopped. Returns `root`."""
+    try:
+        return _synthesise(config, root, progress)
+    except OSError as error:
+        raise InputError(f"cannot write the synthetic corpus to {root}: {error.strerror}") from error
+
+
+def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
     items = plan(config)
     shards = [items[start : start + config.shard_size] for start in range(0, len(items), config.shard_size)]
     recipe = _recipe(config)
     summary = root / "corpus.json"
     if summary.exists():
-        found = json.loads(summary.read_text(encoding="utf-8")).get("recipe")
+        found = _read_recipe(summary)
         if found != recipe:
-            differing = [key for key in recipe if (found or {}).get(key) != recipe[key]]
+            differing = [key for key in recipe if found.get(key) != recipe[key]]
             raise InputError(
                 f"{root} holds a synthetic corpus with another {', '.join(differing)}; choose another corpus.path or "
                 "remove that folder"
@@ -147,6 +154,9 @@ def synthesise(config: CorpusConfig, root: Path, progress: bool = True) -> Path:
         if (root / "manifest.jsonl").exists():
             return root
     else:
+        for name in ("manifest.jsonl", "metadata.csv", "wavs"):
+            if (root / name).exists():
+                raise InputError(f"{root} holds recordings already ({name}); give corpus.path a new or empty folder")
         write_text(summary, json.dumps({"recipe": recipe}, indent=1) + "\n")
 
     missing = [index for index in range(len(shards)) if not _shard_path(root, index, "json").exists()]
@@ -164,9 +174,7 @@ def synthesise(config: CorpusConfig, root: Path, progress: bool = True) -> Path:
 def plan(config: CorpusConfig) -> list[dict]:
     """What is to be spoken, in order: one dict per utterance, all random choices made."""
     if config.level not in sentences.LEVELS:
-        raise InputError(
-            f"corpus.level = {config.level!r} is not a level; known are {', '.join(sentences.LEVELS)}"
-        )
+        raise InputError(f"corpus.level = {config.level!r} is not a level; known are {', '.join(sentences.LEVELS)}")
     for key, voices in (("speakers", VOICES), ("unseen_speakers", UNSEEN_VOICES)):
         if not 1 <= getattr(config, key) <= len(voices):
             raise InputError(f"corpus.{key} = {getattr(config, key)} must be from 1 to {len(voices)}")
@@ -204,48 +212,69 @@ def _recipe(config: CorpusConfig) -> dict:
     return {"format": 1, "voices": voices, **{key: getattr(config, key) for key in keys}}
 
 
+def _read_recipe(summary: Path) -> dict:
+    try:
+        return json.loads(summary.read_text(encoding="utf-8"))["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{summary} does not describe a synthetic corpus; choose another corpus.path") from error
+
+
 def _shard_path(root: Path, index: int, suffix: str) -> Path:
     return root / "shards" / f"{index:05d}.{suffix}"
 
 
-def _speak_in_processes(
-    config: CorpusConfig, root: Path, shards: dict[int, list[dict]], progress: bool
-) -> None:
+def _speak_in_processes(config: CorpusConfig, root: Path, shards: dict[int, list[dict]], progress: bool) -> None:
     import tqdm
 
-    if not shards:
-        return
-    context = multiprocessing.get_context("spawn")
     total = sum(len(items) for items in shards.values())
-    with (
-        concurrent.futures.ProcessPoolExecutor(
-            min(config.workers, len(shards)), context, initializer=_die_with_parent, max_tasks_per_child=1
-        ) as pool,
-        tqdm.tqdm(total=total, unit="utt", desc="synthetic speech", disable=not progress) as bar,
-    ):
-        pending = {
-            pool.submit(_speak_shard, str(root), index, items, config.sample_rate): items
-            for index, items in shards.items()
-        }
+    pool = concurrent.futures.ThreadPoolExecutor(config.workers)
+    with tqdm.tqdm(total=total, unit="utt", desc="synthetic speech", disable=not progress or not shards) as bar:
         try:
+            pending = {
+                pool.submit(_run_worker, root, index, items, config.sample_rate): len(items)
+                for index, items in shards.items()
+            }
             for future in concurrent.futures.as_completed(pending):
                 future.result()
-                bar.update(len(pending[future]))
-        except BaseException:
+                bar.update(pending[future])
+        finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
-def _die_with_parent() -> None:
-    # A killed parent leaves its workers waiting for work for ever: they hold both ends of the queue themselves.
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
+def _run_worker(root: Path, index: int, items: list[dict], sample_rate: int) -> None:
+    # An interpreter of its own rather than multiprocessing: that would import the caller's main program, and with
+    # it jax, anew for every shard, and would leave its workers behind when the caller is killed.
+    task = json.dumps({"root": str(root), "index": index, "items": items, "sample_rate": sample_rate})
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", __name__]
+    done = subprocess.run(command, input=task, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip().splitlines()[-1])
+    if done.returncode != 0:
+        raise RuntimeError(f"speaking shard {index} failed with exit code {done.returncode}: {done.stderr.strip()}")
 
-    threading.Thread(target=watch, daemon=True).start()
+
+def main() -> None:
+    """Speaks the one shard described on standard input; bad input is one line on standard error and exit code 2."""
+    import soundfile
+
+    task = json.loads(sys.stdin.read())
+    try:
+        _speak_shard(Path(task["root"]), task["index"], task["items"], task["sample_rate"])
+    except InputError as error:
+        sys.exit(_complain(str(error)))
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        sys.exit(_complain(f"cannot write the synthetic corpus to {task['root']}: {reason}"))
 
 
-def _speak_shard(root: str, index: int, items: list[dict], sample_rate: int) -> None:
+def _complain(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+def _speak_shard(root: Path, index: int, items: list[dict], sample_rate: int) -> None:
     import soundfile
 
     from audiolm_jax.corpora.espeak import Engine
@@ -254,23 +283,21 @@ def _speak_shard(root: str, index: int, items: list[dict], sample_rate: int) -> 
     lines = []
     digest = hashlib.sha256(engine.version.encode())
     for item in items:
-        speech = engine.speak(
-            item["text"], item["voice"], item["seed"], item["rate"], item["pitch"], item["range"]
-        )
+        speech = engine.speak(item["text"], item["voice"], item["seed"], item["rate"], item["pitch"], item["range"])
         waveform, words = finish(speech, item["text"], sample_rate)
         samples = np.round(waveform * 32767).astype("<i2")
         path = f"wavs/{item['split']}/{item['speaker']}/{item['key']}.wav"
-        (Path(root) / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
         # Not renamed into place: without the shard's record, written last, the file does not belong to the corpus.
-        soundfile.write(Path(root) / path, samples, sample_rate, subtype="PCM_16")
+        soundfile.write(root / path, samples, sample_rate, subtype="PCM_16")
         line = {key: item[key] for key in ("key", "split", "speaker", "text", "voice")}
         line |= {"path": path, "duration": round(len(samples) / sample_rate, 4), "words": words}
         lines.append(json.dumps(line) + "\n")
         digest.update(samples.tobytes())
         digest.update(lines[-1].encode())
-    write_text(_shard_path(Path(root), index, "jsonl"), "".join(lines))
+    write_text(_shard_path(root, index, "jsonl"), "".join(lines))
     record = {"utterances": len(items), "sha256": digest.hexdigest()}
-    write_text(_shard_path(Path(root), index, "json"), json.dumps(record) + "\n")
+    write_text(_shard_path(root, index, "json"), json.dumps(record) + "\n")
 
 
 def finish(speech, text: str, sample_rate: int) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
@@ -303,3 +330,7 @@ def finish(speech, text: str, sample_rate: int) -> tuple[np.ndarray, list[tuple[
         stop = starts[index + 1] if index + 1 < len(starts) else duration - _MARGIN
         words.append((word, round(begin, 4), round(stop, 4)))
     return (waveform * gain).astype(np.float32), words
+
+
+if __name__ == "__main__":
+    main()
