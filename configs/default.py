@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
             # synthetic: processes that speak at the same time, and utterances in one resumable shard.
             "workers": 2,
-            "shard_size": 128,
+            "shard_size": 256,
             # folder, tfds: shares put in valid and test (by a hash of the name) where no split is given.
             "valid_fraction": 0.05,
             "test_fraction": 0.05,
@@ -68,6 +68,159 @@ def get_config() -> ConfigDict:
             "path": None,
             # How many codebooks to keep, the coarsest first; None keeps all.
             "codebooks": None,
+        }
+    )
+
+    # The token data set: recordings as codes.
+    config.tokens = ConfigDict(
+        {
+            # Its name, which tfds.data_source takes.
+            "name": "audio_tokens",
+            # Recordings in one shard: what is lost at most when writing is interrupted.
+            "shard_utterances": 256,
+            # Seconds of audio encoded at once; recordings are padded to 2, 4, 8, ... seconds.
+            "batch_seconds": 32.0,
+            # Threads that load and resample recordings while the codec encodes.
+            "workers": 2,
+        }
+    )
+
+    # Tokens to training batches.
+    config.data = ConfigDict(
+        {
+            # Positions in one row of a batch: the context of the model in training.
+            "sequence_length": 1024,
+            # Rows in one batch of one process.
+            "batch_size": 16,
+            # What the text segment says; {text}, {speaker}, {key} are filled in. "": audio without text.
+            "template": "{text}",
+            # Weight of predicting text (and where audio begins) in the loss; a code has weight 1.
+            "text_weight": 0.0,
+            # How often a training view leaves out the text; guidance needs some of these.
+            "drop_text": 0.1,
+            # How many leading codebooks are used; 0 takes all that the tokens have.
+            "codebooks": 0,
+            # Frames of the longest audio segment.
+            "max_frames": 750,
+            # Several documents in one row; False gives each a row of its own.
+            "packing": True,
+            # Leave out documents that are too long, and say how many; False refuses to train with them.
+            "drop_long": False,
+            # Another order of the documents in every epoch.
+            "shuffle": True,
+            # Processes that make batches; 0 makes them in a thread.
+            "num_workers": 0,
+            # Batches made ahead of the training step.
+            "prefetch": 4,
+        }
+    )
+
+    # The order on the codec grid. A strategy refuses options that it has no use for.
+    config.serialization = ConfigDict(
+        {
+            # flat, parallel, delay, coarse_first, hierarchical or masked.
+            "strategy": "delay",
+            # delay, coarse_first: steps by which each codebook lags, such as (0, 1, 2, 3); () is that.
+            "delays": (),
+            # masked: passes per codebook when sampling; () is 16, 1, 1, ... (SoundStorm).
+            "iterations": (),
+            # masked: what is still hidden after a share of the passes: cosine or linear.
+            "schedule": "cosine",
+            # hierarchical, masked: share of training rows that keep a clean prompt.
+            "prompt_fraction": 1.0,
+            # hierarchical: share of training rows that train the causal level.
+            "causal_fraction": 0.5,
+        }
+    )
+
+    # The transformer.
+    config.model = ConfigDict(
+        {
+            # Layers, and the width of the residual stream.
+            "layers": 4,
+            "width": 256,
+            # Query heads; key/value heads (a divisor of them); channels of one head (even).
+            "heads": 4,
+            "kv_heads": 2,
+            "head_width": 64,
+            # Width of the feed-forward part.
+            "ffn": 704,
+            # rmsnorm or layernorm.
+            "norm": "rmsnorm",
+            # gated (SwiGLU) or plain (GELU).
+            "mlp": "gated",
+            # Base of the rotary positions.
+            "rope_base": 10000.0,
+            # Dropout on the output of each attention and feed-forward part, in training.
+            "dropout": 0.0,
+            # The output matrix is the embedding table.
+            "tied": False,
+            # Of computation: auto (float32 on a CPU, else bfloat16), float32, bfloat16. Parameters are float32.
+            "dtype": "auto",
+            # Compute activations again in the backward pass instead of keeping them.
+            "remat": False,
+        }
+    )
+
+    # How arrays lie on several devices.
+    config.sharding = ConfigDict(
+        {
+            # data (copies of the model), fsdp (weights sharded) or fsdp_tensor (also heads, ffn, vocabulary).
+            "preset": "data",
+            # fsdp_tensor: devices along the tensor axis; the others go to data.
+            "tensor": 1,
+        }
+    )
+
+    # AdamW and its schedule.
+    config.optimizer = ConfigDict(
+        {
+            # Learning rate at the peak.
+            "learning_rate": 2e-3,
+            # cosine, constant, or wsd (stay at the peak, then fall linearly).
+            "schedule": "cosine",
+            # Steps until the peak.
+            "warmup": 20,
+            # wsd: the last share of the steps, in which the rate falls.
+            "decay_fraction": 0.3,
+            # Last learning rate, as a fraction of the peak.
+            "final": 0.05,
+            # Decay of the averages of gradients and of their squares, and the number that avoids 0/0.
+            "b1": 0.9,
+            "b2": 0.98,
+            "eps": 1e-8,
+            # Decoupled, on matrices only.
+            "weight_decay": 0.05,
+            # Global norm to which gradients are clipped; 0 does not clip.
+            "clip": 1.0,
+        }
+    )
+
+    # How codes are drawn. temperature, top_k and top_p hold one number, or one per codebook.
+    config.sampling = ConfigDict(
+        {
+            # 0 takes the most likely code.
+            "temperature": (1.0,),
+            # Only the k most likely codes; 0: all.
+            "top_k": (0,),
+            # Only the most likely codes that hold this much probability; 1: all.
+            "top_p": (1.0,),
+            # u + g (c - u), c with and u without the text; 1 is off.
+            "guidance": 1.0,
+            # Frames of the longest segment, the prompt included; 0: data.max_frames.
+            "max_frames": 0,
+            # Row b of a request draws from seed + b.
+            "seed": 0,
+            # Steps in one executable: what a stream waits for.
+            "chunk": 32,
+            # hierarchical, masked: temperature of codebooks that are made in a single bidirectional pass.
+            "one_pass_temperature": 0.0,
+            # masked: noise on the ranking of cells by confidence, sinking to 0 within a codebook.
+            "confidence_noise": 1.0,
+            # masked: share of the temperature that is gone in the last pass of a codebook.
+            "anneal": 0.0,
+            # masked: of the number of frames; 0 takes the most likely.
+            "length_temperature": 0.0,
         }
     )
     return config
