@@ -1,0 +1,49 @@
+"""What every codec refuses, said in one sentence each."""
+
+import numpy as np
+
+from audiolm_jax.errors import InputError
+
+
+def kept_codebooks(codebooks: int | None, available: int) -> int:
+    """How many leading codebooks to keep; None keeps all. Raises InputError outside 1..available."""
+    if codebooks is None:
+        return available
+    if not 1 <= codebooks <= available:
+        raise InputError(f"codec.codebooks: {codebooks} asked for, but this codec has 1 to {available}")
+    return int(codebooks)
+
+
+def waveform(waveform_BN, multiple_of: int | None = None) -> np.ndarray:
+    """`[B, N]` or `[N]` audio as float32, refused when empty, not finite or of another shape."""
+    audio = np.asarray(waveform_BN)
+    if audio.ndim not in (1, 2) or not np.issubdtype(audio.dtype, np.floating):
+        raise InputError(
+            f"audio: shape {audio.shape} of {audio.dtype}; a codec takes float samples in [-1, 1] shaped "
+            "[batch, samples] or [samples]"
+        )
+    if audio.size == 0:
+        raise InputError(f"audio: shape {audio.shape} holds no samples; at least one is needed")
+    if not np.isfinite(audio).all():
+        raise InputError("audio: holds NaN or infinite samples; only finite samples can be encoded")
+    if multiple_of and audio.shape[-1] % multiple_of:
+        raise InputError(f"audio: a streaming step of {audio.shape[-1]} samples; a multiple of {multiple_of} is needed")
+    return audio.astype(np.float32)
+
+
+def codes(codes_BTQ, codebooks: int, codebook_size: int) -> np.ndarray:
+    """`[B, T, q]` or `[T, q]` codes as int32, refused when empty, out of range or with q outside 1..codebooks."""
+    grid = np.asarray(codes_BTQ)
+    if grid.ndim not in (2, 3) or not np.issubdtype(grid.dtype, np.integer):
+        raise InputError(
+            f"codes: shape {grid.shape} of {grid.dtype}; a codec takes integer codes shaped [batch, frames, codebooks]"
+        )
+    if not 1 <= grid.shape[-1] <= codebooks:
+        raise InputError(f"codes: {grid.shape[-1]} codebooks in the last axis; this codec takes 1 to {codebooks}")
+    if grid.size == 0:
+        raise InputError(f"codes: shape {grid.shape} holds no frames; at least one is needed")
+    low, high = int(grid.min()), int(grid.max())
+    if low < 0 or high >= codebook_size:
+        wrong = low if low < 0 else high
+        raise InputError(f"codes: {wrong} is out of range; codes of this codec are 0 to {codebook_size - 1}")
+    return grid.astype(np.int32)

@@ -1,0 +1,231 @@
+"""The network of the default codec: a causal autoencoder whose layers all run at the frame rate.
+
+Axis letters: B batch, N samples, H half frames (two per frame), T frames, D width, Z latent width, Q codebooks,
+K codebook size. Only a Fourier transform and two matrix products ever touch samples; everything else is ConvNeXt
+blocks (Liu et al. 2022, arXiv:2201.03545, sections 2.4-2.6) made causal at 50 and 25 Hz, which is why it trains and
+runs on a CPU. The output is an inverse STFT of predicted magnitude and phase as in Vocos (Siuzdak 2023,
+arXiv:2306.00814, section 3.2); the quantiser is the residual VQ of SoundStream (Zeghidour et al. 2021,
+arXiv:2107.03312, section III-C).
+
+Every stage takes and returns its streaming state (the last inputs of each convolution, the last samples, the
+tail of the overlap-add), so the same functions train, encode whole utterances and stream.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+@dataclass(frozen=True)
+class FrameConfig:
+    """Shape of the codec. `hop` samples per frame; the network's half frames are hop / 2 samples."""
+
+    sample_rate: int = 16000
+    hop: int = 640
+    codebooks: int = 16
+    codebook_size: int = 1024
+    latent: int = 64
+    mels: int = 64
+    encoder_half_width: int = 192
+    encoder_half_blocks: int = 2
+    encoder_blocks: int = 3
+    width: int = 320
+    decoder_blocks: int = 3
+    decoder_half_width: int = 256
+    decoder_half_blocks: int = 4
+    expansion: int = 3
+    half_kernel: int = 7
+    kernel: int = 5
+    # How far the output lags its source. The last of a frame's four STFT frames reaches hop * 3/4 beyond its start;
+    # with this delay only the weak last quarter of its window lies beyond what the encoder has seen.
+    delay: int = 320
+
+    @property
+    def half(self) -> int:
+        return self.hop // 2
+
+    @property
+    def quarter(self) -> int:
+        return self.hop // 4
+
+
+def hann(samples: int) -> np.ndarray:
+    """The periodic Hann window `[samples]`."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(samples) / samples)).astype(np.float32)
+
+
+def mel_matrix(bins: int, mels: int, sample_rate: int) -> np.ndarray:
+    """Triangular filters `[bins, mels]` on the HTK mel scale (2595 log10(1 + f / 700)), each summing to one."""
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + sample_rate / 1400), mels + 2) / 2595) - 1)
+    hertz = np.linspace(0, sample_rate / 2, bins)[:, None]
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    # at low frequencies a filter is narrower than a bin: widen it to a bin so that none is empty
+    bin_width = sample_rate / 2 / (bins - 1)
+    low, high = np.minimum(low, centre - bin_width), np.maximum(high, centre + bin_width)
+    filters = np.maximum(0, np.minimum((hertz - low) / (centre - low), (high - hertz) / (high - centre)))
+    return (filters / filters.sum(0)).astype(np.float32)
+
+
+class Block(nnx.Module):
+    """Causal ConvNeXt block: depthwise convolution over time, LayerNorm, expand, GELU, contract, residual."""
+
+    def __init__(self, width: int, kernel: int, expansion: int, rngs: nnx.Rngs):
+        normal = jax.nn.initializers.normal
+        self.depthwise_KD = nnx.Param(normal(kernel**-0.5)(rngs.params(), (kernel, width)))
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.expand = nnx.Linear(width, width * expansion, rngs=rngs)
+        self.contract = nnx.Linear(width * expansion, width, kernel_init=normal(0.02), rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array, past_BKD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`past_BKD` holds the kernel - 1 inputs before x; returns the output and the new past."""
+        frames = x_BTD.shape[1]
+        taps_KD = self.depthwise_KD[...]
+        seen = jnp.concatenate([past_BKD, x_BTD], axis=1)
+        # a sum of shifted products: XLA's CPU backend fuses it, unlike a grouped convolution
+        mixed = sum(seen[:, k : k + frames] * taps_KD[k] for k in range(taps_KD.shape[0]))
+        hidden = jax.nn.gelu(linear(self.expand, self.norm(mixed)))
+        return x_BTD + linear(self.contract, hidden), seen[:, frames:]
+
+
+def linear(layer: nnx.Linear, x: jax.Array) -> jax.Array:
+    """The layer on one matrix of rows: XLA's CPU backend takes the gradient of a batched product 1.6 times slower."""
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def run_blocks(blocks, x_BTD: jax.Array, pasts: tuple) -> tuple[jax.Array, tuple]:
+    """The blocks one after another, each with its own past."""
+    new = []
+    for block, past in zip(blocks, pasts, strict=True):
+        x_BTD, past = block(x_BTD, past)
+        new.append(past)
+    return x_BTD, tuple(new)
+
+
+class Encoder(nnx.Module):
+    """Waveform -> latents. A half frame sees 2 half frames of windowed samples and two log-mel frames."""
+
+    def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        features = c.hop + 2 * c.mels
+        self.embed = nnx.Linear(features, c.encoder_half_width, rngs=rngs)
+        self.half_blocks = nnx.List(
+            [Block(c.encoder_half_width, c.half_kernel, c.expansion, rngs) for _ in range(c.encoder_half_blocks)]
+        )
+        self.merge = nnx.Linear(2 * c.encoder_half_width, c.width, rngs=rngs)
+        self.blocks = nnx.List([Block(c.width, c.kernel, c.expansion, rngs) for _ in range(c.encoder_blocks)])
+        self.norm = nnx.LayerNorm(c.width, rngs=rngs)
+        self.project = nnx.Linear(c.width, c.latent, rngs=rngs)
+
+    def features(self, seen_BN: jax.Array) -> jax.Array:
+        """Samples with hop - quarter samples of past in front -> `[B, H, hop + 2 mels]`."""
+        c = self.config
+        quarters = seen_BN.reshape(seen_BN.shape[0], -1, c.quarter)
+        count = quarters.shape[1] - 3
+        framed = jnp.concatenate([quarters[:, i : i + count] for i in range(4)], axis=-1) * hann(c.hop)
+        spectrum = jnp.fft.rfft(framed)
+        power = spectrum.real**2 + spectrum.imag**2
+        mel = jnp.log(power @ mel_matrix(c.hop // 2 + 1, c.mels, c.sample_rate) + 1e-4)
+        pairs = mel.reshape(mel.shape[0], -1, 2 * c.mels)
+        return jnp.concatenate([4 * framed[:, 1::2], 0.3 * pairs], axis=-1)
+
+    def __call__(self, waveform_BN: jax.Array, state: dict) -> tuple[jax.Array, dict]:
+        """Samples (a multiple of hop) -> latents `[B, T, Z]`, and the state for the samples that follow."""
+        seen = jnp.concatenate([state["samples"], waveform_BN], axis=1)
+        x, half_pasts = run_blocks(self.half_blocks, linear(self.embed, self.features(seen)), state["half_pasts"])
+        x = linear(self.merge, x.reshape(x.shape[0], -1, 2 * x.shape[-1]))
+        x, pasts = run_blocks(self.blocks, x, state["pasts"])
+        past_samples = self.config.hop - self.config.quarter
+        return linear(self.project, self.norm(x)), {
+            "samples": seen[:, -past_samples:],
+            "half_pasts": half_pasts,
+            "pasts": pasts,
+        }
+
+    def initial_state(self, batch: int) -> dict:
+        """The state before the first sample: silence."""
+        c = self.config
+        return {
+            "samples": jnp.zeros((batch, c.hop - c.quarter)),
+            "half_pasts": zero_pasts(batch, c.encoder_half_blocks, c.half_kernel, c.encoder_half_width),
+            "pasts": zero_pasts(batch, c.encoder_blocks, c.kernel, c.width),
+        }
+
+
+class Decoder(nnx.Module):
+    """Quantised latents -> waveform, four overlapping STFT frames (magnitude and phase) per frame."""
+
+    def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.embed = nnx.Linear(c.latent, c.width, rngs=rngs)
+        self.blocks = nnx.List([Block(c.width, c.kernel, c.expansion, rngs) for _ in range(c.decoder_blocks)])
+        self.split = nnx.Linear(c.width, 2 * c.decoder_half_width, rngs=rngs)
+        self.half_blocks = nnx.List(
+            [Block(c.decoder_half_width, c.half_kernel, c.expansion, rngs) for _ in range(c.decoder_half_blocks)]
+        )
+        self.norm = nnx.LayerNorm(c.decoder_half_width, rngs=rngs)
+        self.head = nnx.Linear(c.decoder_half_width, 2 * 2 * (c.hop // 2 + 1), rngs=rngs)
+
+    def __call__(self, latents_BTZ: jax.Array, state: dict) -> tuple[jax.Array, dict]:
+        """Latents `[B, T, Z]` -> `[B, T * hop]` samples that later frames leave alone, and the state."""
+        c = self.config
+        x, pasts = run_blocks(self.blocks, linear(self.embed, latents_BTZ), state["pasts"])
+        x = linear(self.split, x).reshape(x.shape[0], -1, c.decoder_half_width)
+        x, half_pasts = run_blocks(self.half_blocks, x, state["half_pasts"])
+        spectrum = linear(self.head, self.norm(x)).reshape(x.shape[0], 2 * x.shape[1], 2, -1)
+        magnitude = jnp.exp(jnp.minimum(spectrum[:, :, 0], 6.0))
+        phase = spectrum[:, :, 1]
+        framed = jnp.fft.irfft(jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase)))
+        framed = framed * (hann(c.hop) / 1.5)  # 1.5: what squared Hann windows sum to at four-fold overlap
+        # overlap-add: the quarter at place p is the sum over i of piece i of the STFT frame that began at p - i
+        pieces = framed.reshape(*framed.shape[:2], 4, c.quarter)
+        quarters = sum(jnp.pad(pieces[:, :, i], ((0, 0), (i, 3 - i), (0, 0))) for i in range(4))
+        quarters = quarters.at[:, :3].add(state["tail"])
+        waveform = quarters[:, :-3].reshape(x.shape[0], -1)
+        return waveform, {"pasts": pasts, "half_pasts": half_pasts, "tail": quarters[:, -3:]}
+
+    def initial_state(self, batch: int) -> dict:
+        """The state before the first frame."""
+        c = self.config
+        return {
+            "pasts": zero_pasts(batch, c.decoder_blocks, c.kernel, c.width),
+            "half_pasts": zero_pasts(batch, c.decoder_half_blocks, c.half_kernel, c.decoder_half_width),
+            "tail": jnp.zeros((batch, 3, c.quarter)),
+        }
+
+
+class FrameModel(nnx.Module):
+    """Encoder and decoder; the codebooks `[Q, K, Z]` are no parameters (they follow running means) and live apart."""
+
+    def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, rngs)
+        self.decoder = Decoder(config, rngs)
+
+
+def zero_pasts(batch: int, blocks: int, kernel: int, width: int) -> tuple:
+    """One past of kernel - 1 zero frames per block."""
+    return tuple(jnp.zeros((batch, kernel - 1, width)) for _ in range(blocks))
+
+
+def quantize(latents_BTZ: jax.Array, books_QKZ: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Residual VQ: each codebook takes the nearest row to what the earlier ones left over.
+
+    Returns codes `[B, T, Q]` int32, the chosen rows `[Q, B, T, Z]`, and what each codebook was given `[Q, B, T, Z]`.
+    """
+
+    def level(residual, book_KZ):
+        distance = (book_KZ**2).sum(-1) - 2 * residual @ book_KZ.T
+        code = distance.argmin(-1).astype(jnp.int32)
+        row = book_KZ[code]
+        return residual - row, (code, row, residual)
+
+    _, (codes_QBT, rows_QBTZ, given_QBTZ) = jax.lax.scan(level, latents_BTZ, books_QKZ)
+    return jnp.moveaxis(codes_QBT, 0, -1), rows_QBTZ, given_QBTZ
+
+
+def dequantize(codes_BTQ: jax.Array, books_QKZ: jax.Array) -> jax.Array:
+    """Sum of the chosen rows `[B, T, Z]`; a code of -1 stands for a codebook left out and adds nothing."""
+    rows = books_QKZ[jnp.arange(books_QKZ.shape[0]), jnp.maximum(codes_BTQ, 0)]
+    return jnp.where(codes_BTQ[..., None] < 0, 0, rows).sum(-2)
