@@ -1,0 +1,307 @@
+"""Negative log-likelihood of held-out audio in bits per second, the one number that compares every order.
+
+Every code counts once, tails included; no guidance, no padding, no temperature. The bits of the end of audio, of the
+length and of the text are kept apart. What is computed follows from the order:
+
+- Causal levels: one causal row. Where codebook 0 might have ended instead, -log p(code) splits without remainder into
+  -log p(no end), which counts as end bits, and -log p(code | no end), which counts as code bits.
+- Other levels, "exact": one row per pass of the order; the cells of that pass are scored, they and all later ones are
+  hidden. Cells of one pass are independent given the rest, so the product is a normalised model of the codes.
+- Other levels, "bound": where a level takes several passes, sampling reveals its cells in an order that depends on
+  the model's confidence, under which no likelihood is tractable. What is reported instead is the any-order bound (Uria
+  et al., arXiv 1310.1757, eq. 8; Hoogeboom et al., arXiv 2110.02037, eq. 4), for a level of n cells
+
+      -log p(level | coarser) <= E over k ~ U{1..n} of n/k * sum over a random k-subset, hidden, of -log p(cell | rest)
+
+  estimated by `draws` seeded subsets, the k of an utterance stratified over its draws, which leaves it unbiased.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.losses import target_logprobs
+from audiolm_jax.model import Transformer
+from audiolm_jax.serialization import Grid, LevelView, documents, layout
+from audiolm_jax.serialization.documents import Document, Row
+from audiolm_jax.sharding import shard_batch
+from audiolm_jax.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
+
+METHODS = ("auto", "exact", "bound")
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Bits of U utterances, kept per utterance so that any interval can be made from them."""
+
+    tag: str  # exact | bound
+    frame_rate: float  # frames per second
+    frames_U: np.ndarray
+    code_bits_UQ: np.ndarray
+    code_variance_UQ: np.ndarray  # of the estimate of code_bits_UQ over draws; 0 where exact, nan if there is one draw
+    end_bits_U: np.ndarray
+    length_bits_U: np.ndarray
+    text_bits_U: np.ndarray | None = None
+
+    @property
+    def seconds_U(self) -> np.ndarray:
+        return self.frames_U / self.frame_rate
+
+    @property
+    def bits_per_second(self) -> float:
+        """All code bits by all seconds: longer utterances weigh more, as in a corpus-level perplexity."""
+        return float(self.code_bits_UQ.sum() / self.seconds_U.sum())
+
+    @property
+    def bits_per_second_Q(self) -> np.ndarray:
+        return self.code_bits_UQ.sum(axis=0) / self.seconds_U.sum()
+
+    @property
+    def standard_error(self) -> float:
+        """Of `bits_per_second` over utterances, the draws' noise included; nan for one utterance.
+
+        The linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4).
+        """
+        count, seconds = len(self.frames_U), self.seconds_U.sum()
+        if count < 2:
+            return float("nan")
+        residual_U = self.code_bits_UQ.sum(axis=1) - self.bits_per_second * self.seconds_U
+        return float(np.sqrt(count / (count - 1) * np.square(residual_U).sum()) / seconds)
+
+    @property
+    def draws_error(self) -> float:
+        """Standard error of `bits_per_second` that comes from the random subsets alone; 0 if exact."""
+        return float(np.sqrt(self.code_variance_UQ.sum()) / self.seconds_U.sum())
+
+    def interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Percentile bootstrap interval of `bits_per_second` over utterances."""
+        rng = np.random.default_rng(seed)
+        pick_RU = rng.integers(0, len(self.frames_U), (resamples, len(self.frames_U)))
+        rates_R = self.code_bits_UQ.sum(axis=1)[pick_RU].sum(axis=1) / self.seconds_U[pick_RU].sum(axis=1)
+        low, high = np.quantile(rates_R, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def summary(self) -> dict:
+        """Plain numbers for a table or results.json; bits, seconds and their ratios."""
+        frames = int(self.frames_U.sum())
+        return {
+            "tag": self.tag,
+            "utterances": len(self.frames_U),
+            "seconds": float(self.seconds_U.sum()),
+            "bits_per_second": self.bits_per_second,
+            "standard_error": self.standard_error,
+            "interval_95": list(self.interval()),
+            "draws_error": self.draws_error,
+            "bits_per_second_by_codebook": self.bits_per_second_Q.tolist(),
+            "bits_per_code": float(self.code_bits_UQ.sum() / (frames * self.code_bits_UQ.shape[1])),
+            "bits_per_code_by_codebook": (self.code_bits_UQ.sum(axis=0) / frames).tolist(),
+            "end_bits_per_utterance": float(self.end_bits_U.mean()),
+            "length_bits_per_utterance": float(self.length_bits_U.mean()),
+            "text_bits_per_utterance": None if self.text_bits_U is None else float(self.text_bits_U.mean()),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A row to be scored and what its classes of predictions add to which utterance.
+
+    `counts` names the classes taken from this row: codebooks by number, then Q the end, Q + 1 the length, Q + 2 text.
+    `scale` is the weight of its codes.
+    """
+
+    row: Row
+    utterance: int
+    counts: tuple[int, ...]
+    scale: float = 1.0
+    draw: int = 0
+
+
+def likelihood(
+    model: Transformer,
+    grid: Grid,
+    vocab: Vocab,
+    utterances: Sequence[Document],
+    frame_rate: float,
+    method: str = "auto",
+    draws: int = 4,
+    seed: int = 0,
+    text: bool = False,
+    positions_per_batch: int = 4096,
+) -> Likelihood:
+    """Bits of each utterance, a document whose audio segments are scored given everything before them.
+
+    Args:
+      model: a mesh must be entered; parameters are those to be evaluated (EMA or not is the caller's choice).
+      frame_rate: of the codec, frames per second.
+      method: for levels without a causal pass. "exact": the fixed order of `grid`. "bound": the any-order bound.
+        "auto": exact if each of these levels takes one pass, which leaves no order to choose; else the bound.
+      draws: random subsets per utterance and level, for "bound".
+      text: also count the bits of the text (meaningful only if text was trained).
+      positions_per_batch: padded positions computed at once.
+
+    Raises InputError for no utterances, one without audio, an unknown method, no draws.
+    """
+    if method not in METHODS:
+        raise InputError(f"the likelihood method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if draws < 1:
+        raise InputError(f"{draws} draws were asked for; there must be at least 1")
+    if not utterances:
+        raise InputError("no utterances were given to evaluate; there must be at least 1")
+    for number, document in enumerate(utterances):
+        if not any(kind == "audio" for kind, _ in document):
+            raise InputError(f"utterance {number} of those to evaluate has no audio segment")
+    bound = method == "bound" or (method == "auto" and max(grid.iterations, default=1) > 1)
+    if grid.causal_levels == grid.codebooks:
+        bound = False
+    pieces = [
+        piece
+        for number, document in enumerate(utterances)
+        for piece in _pieces(number, document, grid, vocab, draws if bound else 0, seed, text)
+    ]
+    nats_NC = score(model, vocab, [piece.row for piece in pieces], positions_per_batch)
+
+    Q, draws = grid.codebooks, draws if bound else 1
+    bits_UCJ = np.zeros((len(utterances), Q + 3, draws))
+    for piece, nats_C in zip(pieces, nats_NC, strict=True):
+        counts = list(piece.counts)
+        scale_C = np.where(np.arange(Q + 3) < Q, piece.scale, 1)
+        bits_UCJ[piece.utterance, counts, piece.draw] += (scale_C * nats_C)[counts] / np.log(2)
+    variance_UC = np.zeros(bits_UCJ.shape[:2])
+    if bound:
+        sampled = slice(grid.causal_levels, Q)
+        spread_UCJ = bits_UCJ[:, sampled]
+        variance_UC[:, sampled] = spread_UCJ.var(axis=2, ddof=1) / draws if draws > 1 else np.nan
+        bits_UCJ[:, sampled] /= draws
+    bits_UC = bits_UCJ.sum(axis=2)
+    frames_U = [sum(len(codes) for kind, codes in document if kind == "audio") for document in utterances]
+    return Likelihood(
+        tag="bound" if bound else "exact",
+        frame_rate=frame_rate,
+        frames_U=np.array(frames_U),
+        code_bits_UQ=bits_UC[:, :Q],
+        code_variance_UQ=variance_UC[:, :Q],
+        end_bits_U=bits_UC[:, Q],
+        length_bits_U=bits_UC[:, Q + 1],
+        text_bits_U=bits_UC[:, Q + 2] if text else None,
+    )
+
+
+def _pieces(
+    number: int, document: Document, grid: Grid, vocab: Vocab, draws: int, seed: int, text: bool
+) -> Iterator[_Piece]:
+    """The rows of one utterance. `draws` 0 means the order's own passes."""
+    Q = grid.codebooks
+    end, length, words = Q, Q + 1, Q + 2
+    if grid.causal_levels:
+        counts = (*range(grid.causal_levels), end, *([words] if text else []))
+        yield _Piece(documents.causal_row(document, grid, vocab, 1.0), number, counts)
+    elif text:
+        yield _Piece(documents.clean_row(document, grid, vocab, 1.0), number, (words,))
+    for target, (kind, codes_TQ) in enumerate(document):
+        if kind != "audio":
+            continue
+        rng = np.random.default_rng([seed, number, target])
+        views = _subsets(len(codes_TQ), grid, draws, rng) if draws else _passes(len(codes_TQ), grid)
+        # The length is predicted at <audio>, which sees no frame: every row of the segment predicts the same.
+        length_too = (length,) if grid.causal_levels == 0 else ()
+        for level, hidden_T, scored_T, scale, draw in views:
+            row = documents.level_row(document, target, LevelView(level, hidden_T), grid, vocab, 1.0)
+            row["weights"][-len(codes_TQ) :, level] *= scored_T
+            yield _Piece(row, number, (level, *length_too), scale, draw)
+            length_too = ()
+
+
+def _passes(frames: int, grid: Grid) -> Iterator[tuple[int, np.ndarray, np.ndarray, float, int]]:
+    """The passes of the order over the levels without a causal pass: level, hidden_T, scored_T, scale, draw."""
+    step_TQ = layout.order_TQ(grid, frames)
+    for level in range(grid.causal_levels, grid.codebooks):
+        step_T = step_TQ[:, level]
+        for step in np.unique(step_T):
+            yield level, step_T >= step, step_T == step, 1.0, 0
+
+
+def _subsets(
+    frames: int, grid: Grid, draws: int, rng: np.random.Generator
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, float, int]]:
+    """Random subsets of each level, `draws` of them: level, hidden_T, scored_T, scale n/k, draw."""
+    for level in range(grid.causal_levels, grid.codebooks):
+        for draw in range(draws):
+            hidden = 1 + int((draw + rng.random()) / draws * frames)
+            hidden_T = rng.permutation(frames) < hidden
+            yield level, hidden_T, hidden_T, frames / hidden, draw
+
+
+def score(model: Transformer, vocab: Vocab, rows: Sequence[Row], positions_per_batch: int = 4096) -> np.ndarray:
+    """Nats of each row by class of prediction, `[rows, Q + 3]`: codebooks, the end, the length, text.
+
+    Predictions are weighted by the row's own `weights`. Rows are padded to a few lengths, each compiled once.
+    """
+    graph, state = nnx.split(model)
+    mesh = jax.sharding.get_mesh()
+    devices = 1 if model.rules.batch is None else mesh.shape[model.rules.batch]
+    lengths = sorted({_bucket(len(row["positions"])) for row in rows})
+    waiting: list[int] = []
+    done = []
+    for length in lengths:
+        waiting += [n for n, row in enumerate(rows) if _bucket(len(row["positions"])) == length]
+        size = devices * max(1, positions_per_batch // (length * devices))
+        while len(waiting) >= size or (waiting and length == lengths[-1]):
+            # A batch that would not be full waits for the next length: more padding, fewer empty rows.
+            members, waiting = waiting[:size], waiting[size:]
+            batch = _pad([rows[n] for n in members], length, size)
+            done.append((members, _score(graph, state, shard_batch(batch, mesh, model.rules), vocab)))
+    nats_NC = np.zeros((len(rows), vocab.codebooks + 3))
+    for members, nats_BC in done:
+        nats_NC[members] = np.asarray(nats_BC)[: len(members)]
+    return nats_NC
+
+
+def _bucket(length: int) -> int:
+    """The next of 32, 48, 64, 96, 128, 192, ...: at most a third of a row is padding, and shapes are few."""
+    size = 32
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def _pad(rows: Sequence[Row], length: int, size: int) -> dict[str, np.ndarray]:
+    """Rows -> a batch of `size` rows of `length` positions, segment 1 where there is something."""
+    names = {"tokens": "BLS", "targets": "BLS", "heads": "BLS", "weights": "BLS", "positions": "BL", "ahead": "BL"}
+    batch = {
+        f"{name}_{axes}": np.zeros((size, length, *rows[0][name].shape[1:]), rows[0][name].dtype)
+        for name, axes in names.items()
+    }
+    batch["segments_BL"] = np.zeros((size, length), np.int32)
+    for b, row in enumerate(rows):
+        count = len(row["positions"])
+        batch["segments_BL"][b, :count] = 1
+        for name, axes in names.items():
+            batch[f"{name}_{axes}"][b, :count] = row[name]
+    return batch
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _score(graph: nnx.GraphDef, state: nnx.State, batch: dict[str, jax.Array], vocab: Vocab) -> jax.Array:
+    """Nats of each row by class of prediction, [B, Q + 3]."""
+    model = nnx.merge(graph, state)
+    heads_BLS = batch["heads_BLS"]
+    hidden_BLD = model(batch["tokens_BLS"], batch["positions_BL"], batch["segments_BL"], batch["ahead_BL"])
+    out = target_logprobs(hidden_BLD, model.output_DV(), batch["targets_BLS"], heads_BLS, vocab, model.rules)
+    nats_BLS = -batch["weights_BLS"] * (out["logprob_BLS"] - out["end_BLS"])  # 0 where the target is the end
+    end_B = -jnp.sum(batch["weights_BLS"] * out["end_BLS"], axis=(1, 2))
+    book_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, 0, heads_BLS - HEAD_CODE)
+    of_code_BLS = heads_BLS >= HEAD_CODE
+
+    def total(member_BLS: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(member_BLS, nats_BLS, 0), axis=(1, 2))
+
+    codes_QB = [total(of_code_BLS & (book_BLS == q)) for q in range(vocab.codebooks)]
+    rest = [end_B, total(heads_BLS == HEAD_LENGTH), total(heads_BLS == HEAD_TEXT)]
+    nats_BC = jnp.stack(codes_QB + rest, axis=1)
+    return jax.sharding.reshard(nats_BC, jax.sharding.PartitionSpec(None, None))

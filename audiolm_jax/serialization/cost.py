@@ -1,0 +1,161 @@
+"""What an order costs: passes, positions, FLOPs, cache bytes and look-ahead, derived from the order alone.
+
+Generating one audio segment is a list of sequential passes of the network. The prompt's pass comes first; it predicts
+step 0 of the causal levels, or the number of frames where there is none. Then one position per further step of the
+causal pass, then `iterations` passes over all frames for every other codebook. The keys and values of the prompt are
+computed once. Nothing here asks for a strategy by name.
+
+FLOPs (a multiply-add counts as two; norms, softmax, rotations and the embedding's sum are left out, as is usual: Kaplan
+et al., arXiv 2001.08361, section 2.1; PaLM, arXiv 2204.02311, appendix B):
+
+    forward  = positions * 2 * block weights  +  pairs * 4 * layers * heads * head_width  +  predictions * 2 * D * V
+    training = 3 * forward                                                      (recomputation is not counted)
+
+where `pairs` counts (query, key) pairs that are visible, so a causal row of L positions has L (L + 1) / 2: attention
+that is computed and thrown away is no useful work. `model` below is a ModelConfig (or anything with its sizes).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from audiolm_jax.serialization import Grid, layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One pass of the network over one row.
+
+    `positions` are computed, their queries see `pairs` keys in all, and `predictions` positions have logits.
+    """
+
+    positions: int
+    pairs: int
+    predictions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of generating `frames` frames of audio after a prompt. Counts are those of one row."""
+
+    frames: int
+    steps: int  # of the order, the end of audio included
+    passes: int  # sequential passes of the network, the prompt's included
+    look_ahead: int  # frames after frame 0 that hold a cell by the time frame 0 is complete
+    first_passes: int  # passes until frame 0 is complete
+    positions: int  # computed in all passes
+    flops: int  # forward FLOPs of all passes
+    cache_bytes: int  # keys and values kept between passes
+
+
+def causal_steps(grid: Grid, frames: int) -> int:
+    """Steps of the causal pass, the end of audio included; 0 if no codebook has one."""
+    return len(layout.causal_cells(grid, frames)[0]) if grid.causal_levels else 0
+
+
+def generation(grid: Grid, frames: int, prompt: int) -> list[Work]:
+    """The sequential passes that generate `frames` frames after `prompt` positions (BOS, text, <audio>).
+
+    Raises InputError for a segment of no frames.
+    """
+    layout.require_frames(frames)
+    passes = [Work(prompt, _triangle(prompt), 1)]
+    passes += [Work(1, prompt + i, 1) for i in range(1, causal_steps(grid, frames))]
+    passes += [Work(frames, frames * (prompt + frames), frames)] * sum(grid.iterations)
+    return passes
+
+
+def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Work]:
+    """The kinds of rows a strategy trains on, "causal" and "level", for one segment after `prompt` positions."""
+    layout.require_frames(frames)
+    rows = {}
+    if grid.causal_levels:
+        length = prompt + causal_steps(grid, frames)
+        rows["causal"] = Work(length, _triangle(length), length)
+    if grid.causal_levels < grid.codebooks:
+        length = prompt + frames
+        rows["level"] = Work(length, _triangle(prompt) + frames * length, length)
+    return rows
+
+
+def look_ahead(grid: Grid, frames: int) -> tuple[int, int]:
+    """(frames after frame 0 that hold a cell once frame 0 is complete, steps until then)."""
+    step_TQ = layout.order_TQ(grid, frames)
+    last = int(step_TQ[0].max())
+    touched = np.flatnonzero((step_TQ <= last).any(axis=1))
+    return int(touched[-1]), last + 1
+
+
+def cost(grid: Grid, frames: int, prompt: int, model, vocab_size: int, bytes_per_value: int = 4) -> Cost:
+    """Everything at once, for one segment of `frames` frames after `prompt` positions.
+
+    Raises InputError for a segment of no frames.
+    """
+    passes = generation(grid, frames, prompt)
+    steps = causal_steps(grid, frames) + sum(grid.iterations)
+    ahead, first_steps = look_ahead(grid, frames)
+    kept = prompt + causal_steps(grid, frames)
+    return Cost(
+        frames=frames,
+        steps=steps,
+        passes=len(passes),
+        look_ahead=ahead,
+        first_passes=first_steps + len(passes) - steps,
+        positions=sum(work.positions for work in passes),
+        flops=sum(forward_flops(model, vocab_size, work) for work in passes),
+        cache_bytes=kept * cache_bytes_per_position(model, bytes_per_value),
+    )
+
+
+def block_weights(model) -> int:
+    """Weights of all layers that multiply every position: queries, keys, values, output, feed-forward."""
+    parts = 2 if model.mlp == "gated" else 1
+    attention = model.width * model.head_width * (2 * model.heads + 2 * model.kv_heads)
+    return model.layers * (attention + (parts + 1) * model.width * model.ffn)
+
+
+def cache_bytes_per_position(model, bytes_per_value: int) -> int:
+    return 2 * model.layers * model.kv_heads * model.head_width * bytes_per_value
+
+
+def forward_flops(model, vocab_size: int, work: Work) -> int:
+    """Forward FLOPs of one pass; the formula at the top of this file."""
+    return (
+        2 * work.positions * block_weights(model)
+        + 4 * work.pairs * model.layers * model.heads * model.head_width
+        + 2 * work.predictions * model.width * vocab_size
+    )
+
+
+def training_flops_per_step(model, vocab_size: int, batch: int, length: int) -> int:
+    """FLOPs of one training step on `batch` causal rows of `length` positions: forward and twice that backward.
+
+    This is the numerator of MFU and what "equal training FLOPs" means. Padding and packed documents count as if a
+    row were one document; level rows, whose frames see ahead, are counted as causal too: equal batches are equal work.
+    """
+    return 3 * batch * forward_flops(model, vocab_size, Work(length, _triangle(length), length))
+
+
+def seconds_of_passes(
+    passes: list[Work],
+    model,
+    vocab_size: int,
+    flops_per_second: float,
+    bytes_per_second: float,
+    bytes_per_value: int = 4,
+    batch: int = 1,
+) -> np.ndarray:
+    """Predicted time of each pass, a roofline: the slower of arithmetic and of reading weights, keys and values.
+
+    Roofline model of Williams et al. 2009 (doi 10.1145/1498765.1498785). No launch overhead, no codec: a floor.
+    """
+    weights = bytes_per_value * (block_weights(model) + model.width * vocab_size)
+    per_pair = cache_bytes_per_position(model, bytes_per_value)
+    flops = np.array([batch * forward_flops(model, vocab_size, work) for work in passes], float)
+    # Every position of a pass reads the same keys, so keys read are those one query sees.
+    moved = np.array([weights + batch * per_pair * work.pairs / work.positions for work in passes])
+    return np.maximum(flops / flops_per_second, moved / bytes_per_second)
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2
