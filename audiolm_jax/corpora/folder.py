@@ -79,6 +79,8 @@ def load(path: str, config: CorpusConfig, reason: str = "") -> tuple[np.ndarray,
         raise Reject(f"cannot be opened: {error.strerror}") from error
     except soundfile.SoundFileError as error:
         detail = getattr(error, "error_string", str(error)).strip(" .")
+        if detail.startswith("File does not exist"):  # what libsndfile says of noise it took for mp3
+            detail = "Format not recognised"
         raise Reject(f"not readable as audio: {detail or 'damaged or cut off'}") from error
 
 

@@ -305,7 +305,8 @@ def finish(speech, text: str, sample_rate: int) -> tuple[np.ndarray, list[tuple[
 
     Returns:
       waveform float32 [samples], root mean square RMS (less where its peak would pass PEAK), and (word, start, end)
-      in seconds. A word ends where the next one starts; the synthesiser reports starts only.
+      in seconds. A word ends where the next one starts; the synthesiser reports starts only. What it speaks as one
+      word, such as "on the", is one entry.
     """
     import soxr
 
