@@ -151,7 +151,7 @@ def locate(directory: str | Path) -> Path:
         return directory
     found = sorted(path.parent for path in directory.glob("*/*/dataset_info.json"))
     if len(found) != 1:
-        names = "none" if not found else ", ".join(map(str, found))
+        names = ", ".join(map(str, found)) or "none (`audiolm prepare` makes one)"
         raise InputError(f"{directory}: one finished token dataset was expected here, found {names}")
     return found[0]
 
