@@ -21,8 +21,9 @@ from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel, dequantize, 
 from audiolm_jax.errors import InputError
 
 WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
-BLOCK = 32  # frames per call of the network; longer input goes block by block through the streaming state
-ROWS = 64  # rows per call
+SIZES = (32, 8, 1)  # frames per call of the network: input goes piece by piece through the streaming state, so that
+BLOCK = SIZES[0]  # few shapes are ever compiled
+ROWS = 64  # rows per call, or fewer by a power of two
 
 
 class FrameCodec:
@@ -37,7 +38,8 @@ class FrameCodec:
         self.block = BLOCK
         self.fingerprint = fingerprint
         self.graph, self.params = nnx.split(model)
-        self.books_QKZ = jnp.asarray(books_QKZ)[: self.codebooks]
+        with own_mesh():
+            self.books_QKZ = jnp.asarray(books_QKZ)[: self.codebooks]
 
     def frames(self, samples: int) -> int:
         """Frames that cover so many samples."""
@@ -71,20 +73,23 @@ class FrameCodec:
 
     def encode_init(self, batch: int) -> dict:
         """The streaming state before the first sample."""
-        return nnx.merge(self.graph, self.params).encoder.initial_state(batch)
+        with own_mesh():
+            return nnx.merge(self.graph, self.params).encoder.initial_state(batch)
 
     def encode_step(self, state: dict, waveform_BN) -> tuple[np.ndarray, dict]:
         """The next `[B, N]` samples (N a multiple of hop) -> (their codes `[B, T, Q]`, state)."""
         audio, chunks = checks.waveform(waveform_BN, multiple_of=self.hop), []
         for start, stop in pieces(audio.shape[1] // self.hop):
             piece = audio[:, start * self.hop : stop * self.hop]
-            codes, state = _encode(self.graph, self.params, self.books_QKZ, piece, state)
+            with own_mesh():
+                codes, state = _encode(self.graph, self.params, self.books_QKZ, piece, state)
             chunks.append(np.asarray(codes))
         return np.concatenate(chunks, axis=1), state
 
     def decode_init(self, batch: int) -> dict:
         """The streaming state before the first frame."""
-        return nnx.merge(self.graph, self.params).decoder.initial_state(batch)
+        with own_mesh():
+            return nnx.merge(self.graph, self.params).decoder.initial_state(batch)
 
     def decode_step(self, state: dict, codes_BTQ) -> tuple[np.ndarray, dict]:
         """The next frames `[B, T, q <= Q]` -> (their samples `[B, T * hop]`, state)."""
@@ -92,9 +97,16 @@ class FrameCodec:
         absent = self.codebooks - grid.shape[-1]
         grid = np.pad(grid, [(0, 0), (0, 0), (0, absent)], constant_values=-1)
         for start, stop in pieces(grid.shape[1]):
-            waveform, state = _decode(self.graph, self.params, self.books_QKZ, grid[:, start:stop], state)
+            with own_mesh():
+                waveform, state = _decode(self.graph, self.params, self.books_QKZ, grid[:, start:stop], state)
             chunks.append(np.asarray(waveform))
         return np.concatenate(chunks, axis=1), state
+
+
+def own_mesh():
+    """The first local device by itself. A codec works on one device, whatever mesh its caller has entered."""
+    device = jax.local_devices()[:1]
+    return jax.set_mesh(jax.make_mesh((1,), ("codec",), (jax.sharding.AxisType.Auto,), devices=device))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -110,17 +122,17 @@ def _decode(graph, params, books_QKZ, codes_BTQ, state):
 
 
 def pieces(frames: int) -> list[tuple[int, int]]:
-    """Cuts so many frames into whole blocks and then powers of two, so that few shapes are ever compiled."""
+    """Cuts so many frames into (start, stop) of the compiled sizes, the largest first."""
     cuts, start = [], 0
-    while start < frames:
-        size = min(BLOCK, 1 << ((frames - start).bit_length() - 1))
-        cuts.append((start, start + size))
-        start += size
+    for size in SIZES:
+        while frames - start >= size:
+            cuts.append((start, start + size))
+            start += size
     return cuts
 
 
 def row_groups(array: np.ndarray) -> list[np.ndarray]:
-    """Groups of at most ROWS rows, the last one padded by repeating a row to a power of two, for the same reason."""
+    """Groups of at most ROWS rows, the last one padded by repeating a row to a power of two."""
     groups = [array[start : start + ROWS] for start in range(0, len(array), ROWS)]
     size = 1 << (len(groups[-1]) - 1).bit_length()
     groups[-1] = np.pad(groups[-1], [(0, size - len(groups[-1]))] + [(0, 0)] * (array.ndim - 1), mode="edge")
@@ -165,6 +177,13 @@ def _read(path: Path, modified: int) -> tuple:
     for name, array in arrays.items():
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
 
+    with own_mesh():
+        model, books_QKZ = _fill(path, config, arrays)
+    return config, model, books_QKZ, digest.hexdigest()
+
+
+def _fill(path: Path, config: FrameConfig, arrays: dict[str, np.ndarray]) -> tuple[FrameModel, jax.Array]:
+    """The model and codebooks of a configuration with these arrays in them."""
     graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, nnx.Rngs(0))))
     flat = dict(nnx.to_flat_state(params))
     shapes = {name: flat[key].shape for name, key in names(params).items()}
@@ -176,8 +195,7 @@ def _read(path: Path, modified: int) -> tuple:
         )
     for name, key in names(params).items():
         flat[key] = flat[key].replace(jnp.asarray(arrays[name], jnp.float32))
-    model = nnx.merge(graph, nnx.from_flat_state(flat))
-    return config, model, jnp.asarray(arrays["books_QKZ"], jnp.float32), digest.hexdigest()
+    return nnx.merge(graph, nnx.from_flat_state(flat)), jnp.asarray(arrays["books_QKZ"], jnp.float32)
 
 
 def load(path: str | Path | None = None, codebooks: int | None = None) -> FrameCodec:
