@@ -166,13 +166,16 @@ def loss_and_sums(
     of codebook 0 that could have been the end counts in both: its end part under `end`, the rest under its
     codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311, section 5).
     """
-    out = target_logprobs(hidden_BLD, out_DV, batch["targets_BLS"], batch["heads_BLS"], vocab, rules)
-    heads, weights = batch["heads_BLS"], batch["weights_BLS"]
+    targets, heads, weights = (
+        jax.sharding.reshard(batch[name], rules.spec("batch", None, None))
+        for name in ("targets_BLS", "heads_BLS", "weights_BLS")
+    )
+    out = target_logprobs(hidden_BLD, out_DV, targets, heads, vocab, rules)
     total = -jnp.sum(weights * out["logprob_BLS"])
     if z_loss:
         total += z_loss * jnp.sum(weights * jnp.square(out["lse_BLS"]))
     either = heads == vocab.head_code_or_end
-    is_end = either & (batch["targets_BLS"] == END_AUDIO)
+    is_end = either & (targets == END_AUDIO)
     scored = weights > 0
     kind = jnp.where(either, HEAD_CODE, heads) - HEAD_TEXT  # text, length, codebooks: 0, 1, 2..
     own = jnp.where(either, out["logprob_BLS"] - out["end_BLS"], out["logprob_BLS"])

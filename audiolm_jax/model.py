@@ -185,14 +185,19 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Sum over streams of the rows of tokens `[B, ..., S]` -> `[B, ..., D]`; id 0 (PAD) counts as zero."""
+        tokens = self._rows(tokens)
         table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
         spec = self.rules.spec("batch", *(None,) * tokens.ndim)
         rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
         summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
         return summed.astype(self.config.compute_dtype)
 
+    def _rows(self, x: jax.Array | None) -> jax.Array | None:
+        """An input laid out with its rows over the batch axis, whatever layout it came in."""
+        return None if x is None else jax.sharding.reshard(x, self.rules.spec("batch", *(None,) * (jnp.ndim(x) - 1)))
+
     def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return attention.rope_table(positions, self.config.head_width, self.config.rope_base)
+        return attention.rope_table(self._rows(positions), self.config.head_width, self.config.rope_base)
 
     def __call__(
         self,
@@ -208,7 +213,8 @@ class Transformer(nnx.Module):
         padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None.
         """
         x_BLD = self.embed(tokens_BLS)
-        rope, visible_BLM = self.rope(positions_BL), attention.visible(segments_BL, ahead_BL)
+        rope = self.rope(positions_BL)
+        visible_BLM = attention.visible(self._rows(segments_BL), self._rows(ahead_BL))
         keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
 
         def layer(x_BLD: jax.Array, block_and_key: tuple) -> tuple[jax.Array, None]:
@@ -258,7 +264,8 @@ class Transformer(nnx.Module):
         Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end.
         """
         x_BPD = self.embed(tokens_BPS)
-        rope, visible_BPM = self.rope(positions_BP), attention.visible(segments_BP, ahead_BP)
+        rope = self.rope(positions_BP)
+        visible_BPM = attention.visible(self._rows(segments_BP), self._rows(ahead_BP))
         cache = []
         for block in self._blocks():
             q, k, v = block.qkv(x_BPD, rope)
@@ -292,6 +299,7 @@ class Transformer(nnx.Module):
         `lax.scan`/`fori_loop` with a static trip count, and compile with `decode_compiler_options()`.
         """
         x_BD = self.embed(tokens_BS)
+        prompt_valid_BP = self._rows(prompt_valid_BP)
         rope = self.rope(positions_B)
         written = []
         for block, prompt, old in zip(self._blocks(), prompt_cache, cache, strict=True):

@@ -1,10 +1,15 @@
 """Eight CPU devices for the whole suite, and a mesh that is always entered."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# Tests that start a run again would otherwise compile the same step again.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 from audiolm_jax import sharding  # noqa: E402  (devices must be configured before anything asks for them)
 

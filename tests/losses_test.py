@@ -71,7 +71,9 @@ def test_illegal_ids_get_no_gradient():
     heads, targets = predictions()
     for head in range(1, VOCAB.heads):
         only = np.where(heads == head, head, 0)
-        grad = jax.grad(lambda o: losses.target_logprobs(hidden, o, targets, only, VOCAB)["logprob_BLS"].sum())(out)
+        grad = jax.grad(lambda o, h: losses.target_logprobs(hidden, o, targets, h, VOCAB)["logprob_BLS"].sum())(
+            out, only
+        )
         legal = np.append(VOCAB.legal_HV[head], np.zeros(out.shape[1] - VOCAB.size, bool))
         assert np.all(np.asarray(grad)[:, ~legal] == 0)
         assert np.all(np.any(np.asarray(grad)[:, legal] != 0, axis=0))

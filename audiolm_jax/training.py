@@ -1,0 +1,381 @@
+"""The train step, a pure function of (state, batch), and the loop around it.
+
+The workdir is the run: started again with the same configuration it resumes from its latest checkpoint and ends as if
+it had never stopped, bit for bit, data position and keys included. Exit codes: SIGINT and SIGTERM save after the
+current step and end the process with 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises
+`Diverged` and leaves the latest checkpoint, which is always of a finite step, alone.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from audiolm_jax import checkpoints, losses, recording
+from audiolm_jax import optimizer as optimizers
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import ModelConfig, Transformer
+from audiolm_jax.sharding import Rules, ShardingConfig, make_mesh, shard_batch
+from audiolm_jax.vocab import CODE_START, MASK, Vocab
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient of a step was NaN or infinite."""
+
+
+class Interrupted(SystemExit):
+    """SIGINT or SIGTERM, after the state was saved; the exit code is 128 + the signal's number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how averaged, how often to tell and to save; all intervals in steps."""
+
+    steps: int = 200
+    accumulate: int = 1  # microbatches per step: the batch's rows are split into as many parts
+    ema: float = 0.0  # decay of the moving average of the parameters; 0: none
+    z_loss: float = 0.0
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep: int = 1  # checkpoints kept
+    probe_every: int = 0  # audio samples and other probes; 0: none
+    peak_tflops: float = 0.0  # per device, for the MFU; 0: from a table, or measured
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training.{name}={getattr(self, name)} must be at least 1")
+        for name in ("z_loss", "probe_every", "peak_tflops"):
+            if getattr(self, name) < 0:
+                raise InputError(f"training.{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"training.ema={self.ema} must be in [0, 1)")
+
+
+# For an executable that runs once: random numbers take XLA far longer to optimise than to draw.
+_RUN_ONCE = {"xla_backend_optimization_level": 0}
+
+# Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
+MAY_CHANGE = ("sharding.", "training.checkpoint_every", "training.keep", "training.probe_every", "training.peak_tflops")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step: updates made, int32. ema: like params, or {}. key: raw key data of the run; step n uses
+    fold_in(key, n). sums: metrics since the last logged step (in the state, so that a resume loses none)."""
+
+    step: jax.Array
+    params: dict
+    ema: dict
+    opt_state: Any
+    key: jax.Array
+    sums: dict
+
+
+def init_state(
+    config: TrainingConfig, params: dict, tx: optax.GradientTransformation, vocab: Vocab, key: jax.Array
+) -> TrainState:
+    """State before the first step; optimizer state and average are laid out like the parameters."""
+    classes = jnp.zeros(len(losses.class_names(vocab)))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params) if config.ema else {},
+        opt_state=tx.init(params),
+        key=jax.random.key_data(key),
+        sums={"nll_X": classes, "count_X": classes} | {k: jnp.zeros(()) for k in ("total", "weight", "frames")},
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    graph: Any,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: TrainingConfig,
+    vocab: Vocab,
+    rules: Rules,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. batch: arrays [accumulate, rows, ...]; every prediction of the step weighs by its weight over the
+    sum of all weights, whichever microbatch it is in. Metrics: loss, grad_norm, learning_rate, sums."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    weight = jnp.maximum(jnp.sum(batch["weights_BLS"]), 1e-9)
+
+    def loss(params: dict, rows: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graph, params)
+        hidden_BLD = model(rows["tokens_BLS"], rows["positions_BL"], rows["segments_BL"], rows["ahead_BL"], key)
+        total, sums = losses.loss_and_sums(hidden_BLD, model.output_DV(), rows, vocab, rules, config.z_loss)
+        tokens = rows["tokens_BLS"]
+        coarse = (tokens >= CODE_START) & (tokens < CODE_START + vocab.codebook_size)
+        frames = jnp.sum(jnp.any(coarse, axis=-1) | (tokens[..., 0] == MASK), dtype=jnp.float32)
+        return total / weight, {"total": total, "frames": frames, **sums}
+
+    gradient = jax.grad(loss, has_aux=True)
+    if config.accumulate == 1:
+        grads, sums = gradient(state.params, jax.tree.map(lambda x: x[0], batch), key)
+    else:
+
+        def add(carry: tuple, rows_and_key: tuple) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, carry, gradient(state.params, *rows_and_key)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (state.params, state.sums))
+        (grads, sums), _ = jax.lax.scan(add, zeros, (batch, jax.random.split(key, config.accumulate)))
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if config.ema:
+        # Early on the average covers only what there is (as in TensorFlow's ExponentialMovingAverage).
+        decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+    fresh = state.step % config.log_every == 0
+    interval = jax.tree.map(lambda old, new: jnp.where(fresh, 0, old) + new, state.sums, sums)
+    metrics = {
+        "loss": sums["total"] / weight,
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        "sums": interval,
+    }
+    return TrainState(state.step + 1, params, ema, opt_state, state.key, interval), metrics
+
+
+def train(
+    workdir: str | Path,
+    batches: Iterator[dict[str, np.ndarray]],
+    vocab: Vocab,
+    model: ModelConfig,
+    sharding: ShardingConfig,
+    optimizer: optimizers.OptimizerConfig,
+    training: TrainingConfig,
+    *,
+    seed: int = 0,
+    about: dict[str, Any] | None = None,
+    frame_rate: float = 1.0,
+    probe: Callable[[int, Transformer], dict[str, Any]] | None = None,
+    progress: bool = True,
+    devices: list[jax.Device] | None = None,
+) -> TrainState:
+    """Trains to `training.steps`, resuming from the workdir's latest checkpoint; returns the final state.
+
+    batches: infinite iterator of this process's rows (the batch dict of `data.py`), with `get_state`/`set_state`
+    like a grain iterator. about: plain JSON values to keep with the weights and to compare on resume (serialization,
+    codec fingerprint, data). frame_rate: frames per second of audio. probe: given (step, model) returns name ->
+    number or (waveform, sample rate) for TensorBoard.
+
+    Raises InputError for a workdir of another configuration (naming the keys), one that cannot be written, a batch
+    that does not fit the mesh; `Diverged`; `Interrupted`.
+    """
+    workdir = Path(workdir)
+    about = checkpoints.describe(model, vocab, **(about or {}))
+    sections = {"sharding": sharding, "optimizer": optimizer, "training": training}
+    claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
+    mesh = make_mesh(sharding, devices)
+    with jax.set_mesh(mesh), checkpoints.manager(workdir, training.keep) as manager, _signals() as received:
+        tx = optimizers.make(optimizer, training.steps)
+        graph, init = _initialiser(model, vocab, sharding.rules, training, tx)
+        key = jax.random.key(seed)
+        start = manager.latest_step() or 0
+        if start:
+            state, position = _restore(manager, start, jax.eval_shape(init, key), mesh, bool(training.ema))
+            batches.set_state(_mine(position["iterators"], workdir))
+        else:
+            state, position = jax.jit(init, compiler_options=_RUN_ONCE)(key), {"seconds": 0.0}
+        if start >= training.steps:
+            return state
+        step_fn = jax.jit(
+            functools.partial(
+                train_step,
+                graph=graph,
+                tx=tx,
+                schedule=optimizers.schedule(optimizer, training.steps),
+                config=training,
+                vocab=vocab,
+                rules=sharding.rules,
+            ),
+            donate_argnums=0,
+        )
+        recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
+        peak = recording.peak_flops(training.peak_tflops)
+        with contextlib.closing(recorder):
+
+            def finish(step: int, metrics: dict, shape: tuple[int, ...]) -> None:
+                """Reads the metrics of a step (waiting for it) and writes them if they are due."""
+                metrics = jax.device_get(metrics)
+                if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+                    last = manager.latest_step()
+                    raise Diverged(
+                        f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; "
+                        + (f"checkpoint {last} is intact" if last else "there is no checkpoint yet")
+                    )
+                recorder.bar.update(1)
+                if step % training.log_every == 0 or step == training.steps:
+                    interval = (step - 1) % training.log_every + 1
+                    rows, positions = shape[0] * shape[1] * jax.process_count() * interval, shape[2]
+                    flops = recording.train_flops(model, vocab, rows, positions, metrics["sums"]["count_X"])
+                    recorder.log(step, metrics, flops, peak, frame_rate)
+
+            pending = None
+            for step in range(start + 1, training.steps + 1):
+                batch = _split(next(batches), training.accumulate, mesh.shape["data"])
+                where = batches.get_state()
+                state, metrics = step_fn(state, shard_batch(batch, mesh, sharding.rules, leading=1))
+                if pending is not None:
+                    finish(*pending)  # of the step before, while this one runs
+                pending = (step, metrics, batch["tokens_BLS"].shape)
+                probing = probe is not None and training.probe_every and step % training.probe_every == 0
+                saving = step % training.checkpoint_every == 0 or step == training.steps or received
+                if saving or probing:
+                    finish(*pending)
+                    pending = None
+                if saving:
+                    params, rest = _for_inference(state)
+                    position = {"iterators": _everyone(where), "seconds": recorder.seconds}
+                    checkpoints.save(manager, step, params, rest, position, about)
+                if probing:
+                    recorder.probe(step, probe(step, nnx.merge(graph, _for_inference(state)[0])))
+                if received and step < training.steps:
+                    manager.wait_until_finished()
+                    raise Interrupted(128 + received[0])
+        return state
+
+
+def _initialiser(
+    model: ModelConfig, vocab: Vocab, rules: Rules, training: TrainingConfig, tx: optax.GradientTransformation
+) -> tuple[Any, Callable[[jax.Array], TrainState]]:
+    """The model's static part and the function key -> first state; jitted, weights are born sharded."""
+
+    def build(key: jax.Array) -> Transformer:
+        return Transformer(model, vocab.size, nnx.Rngs(params=key), rules)
+
+    graph = nnx.split(jax.eval_shape(lambda: build(jax.random.key(0))))[0]
+
+    def init(key: jax.Array) -> TrainState:
+        params = checkpoints.params_of(build(key))
+        return init_state(training, params, tx, vocab, jax.random.fold_in(key, 1))
+
+    return graph, init
+
+
+def _for_inference(state: TrainState) -> tuple[dict, dict]:
+    """(parameters for inference, everything else) as plain trees; together they are the state."""
+    rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "sums": state.sums}
+    return (state.ema, rest | {"params": state.params}) if state.ema else (state.params, rest)
+
+
+def _restore(manager: Any, step: int, state: TrainState, mesh: Any, ema: bool) -> tuple[TrainState, dict]:
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = x.sharding.spec if x.sharding else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    params, rest = _for_inference(jax.tree.map(place, state))
+    params, rest, position = checkpoints.restore(manager, step, params, rest)
+    if ema:
+        return TrainState(params=rest.pop("params"), ema=params, **rest), position
+    return TrainState(params=params, ema={}, **rest), position
+
+
+def _split(batch: dict[str, np.ndarray], parts: int, devices: int) -> dict[str, np.ndarray]:
+    """[rows, ...] -> [parts, rows / parts, ...]."""
+    rows = len(batch["tokens_BLS"])
+    if rows % parts or (rows // parts * jax.process_count()) % devices:
+        raise InputError(
+            f"a batch of {rows} rows per process cannot be split into training.accumulate={parts} parts over "
+            f"{devices} devices; choose a multiple of {parts * max(devices // jax.process_count(), 1)} rows"
+        )
+    rows_of = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that data.py adds
+    return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in rows_of.items()}
+
+
+def _everyone(where: Any) -> list[str]:
+    """The iterator state of every process, in process order."""
+    mine = checkpoints.pack_position(where)
+    if jax.process_count() == 1:
+        return [mine]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(mine.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(data)]))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(data)] = data
+    texts = multihost_utils.process_allgather(padded)
+    return [bytes(row[:n]).decode() for row, n in zip(texts, lengths[:, 0], strict=True)]
+
+
+def _mine(iterators: list[str], workdir: Path) -> Any:
+    if len(iterators) != jax.process_count():
+        raise InputError(
+            f"{workdir} was trained by {len(iterators)} processes and cannot be resumed by {jax.process_count()}"
+        )
+    return checkpoints.unpack_position(iterators[jax.process_index()])
+
+
+def claim(workdir: Path, config: dict[str, Any]) -> None:
+    """Makes `workdir` the folder of the run of `config`, or checks that it already is.
+
+    Raises InputError naming every key that differs (but those of MAY_CHANGE), or that it cannot be written.
+    """
+    config = json.loads(json.dumps(config))
+    path = workdir / "config.json"
+    if path.exists():
+        ours, theirs = _flat(config), _flat(json.loads(path.read_text(encoding="utf-8")))
+        different = [
+            f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key, "absent") != theirs.get(key, "absent") and not key.startswith(MAY_CHANGE)
+        ]
+        if different:
+            raise InputError(f"{workdir} is the run of another config: {'; '.join(different)}; name another folder")
+        return
+    if jax.process_index() == 0:
+        with checkpoints.readable_errors(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name("config.json.tmp")
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in tree.items():
+        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return out
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that receives the first SIGINT or SIGTERM; the next one acts as if nobody listened."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
