@@ -8,12 +8,16 @@ import argparse
 import difflib
 import errno
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
+from audiolm_jax.stages import write_json
 
 OVERRIDES = """
 overrides:
@@ -133,6 +137,7 @@ def build_parser() -> Parser:
     sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--text", default="", help="what to say")
     sub.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
+    sub.add_argument("--speaker", default="", help="fills {speaker} in the text template of the run, if it has one")
     sub.add_argument("--prompt-text", default="", metavar="TEXT", help="what is said in the prompt")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav file to write")
     length = sub.add_mutually_exclusive_group()
@@ -172,33 +177,130 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    config = load_config(options)
+    from audiolm_jax import runs
+
+    metadata = runs.prepare(config, writable(options.data, "--data"))
+    for split, found in metadata["splits"].items():
+        print(f"{split:8s} {found['utterances']:6d} utterances, {found['seconds'] / 3600:.3f} hours")
+    if metadata["rejects"]:
+        print(f"{metadata['rejects']} recordings were left out: see {options.data / 'tokens' / 'rejects.jsonl'}")
+    print(f"tokens: {options.data / 'tokens'}")
 
 
 def train(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    config = load_config(options)
+    from audiolm_jax import runs
+
+    data = data_folder(options)
+    runs.train(config, data, writable(options.workdir, "--workdir"))
+    print(f"trained: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... --out out.wav")
 
 
 def generate(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    config = load_config(options, only=("sampling",))
+    if options.out.suffix != ".wav":
+        raise InputError(f"--out={options.out}: the name must end in .wav")
+    run_folder(options.workdir)
+    import soundfile
+
+    from audiolm_jax import generate as module
+
+    generator = module.load(options.workdir, configs.section(config, "sampling"))
+    voice = None if options.prompt is None else recording(options.prompt, generator.codec.sample_rate)
+    wanted = {
+        "prompts": [voice],
+        "prompt_texts": [options.prompt_text],
+        "speakers": options.speaker,
+        "frames": options.frames,
+        "seconds": options.seconds,
+    }
+    stream = generator.stream([options.text], **wanted)
+    writable(options.out.parent, "--out")
+    temporary = options.out.with_name(f".{options.out.name}.{os.getpid()}.wav")
+    try:
+        with soundfile.SoundFile(temporary, "w", generator.codec.sample_rate, 1, subtype="PCM_16") as file:
+            while True:
+                try:
+                    [samples] = next(stream)
+                except StopIteration as finished:
+                    [result] = finished.value
+                    break
+                file.write(samples)
+                if options.stream:
+                    file.flush()
+                    print(f"{file.frames / generator.codec.sample_rate:6.2f} s of audio", flush=True)
+        os.replace(temporary, options.out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    seconds = len(result.waveform) / result.sample_rate
+    print(f"{options.out}: {seconds:.2f} s of audio in {result.seconds:.2f} s and {result.passes} passes")
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    config = load_config(options, only=("evaluation", "sampling"))
+    run_folder(options.workdir)
+    from audiolm_jax import measures
+
+    evaluation, sampling = (configs.section(config, name) for name in ("evaluation", "sampling"))
+    found = measures.evaluate(options.workdir, data_folder(options), evaluation, sampling)
+    write_json(options.workdir / "evaluation.json", found)
+    bound = "at most " if found["likelihood"] == "bound" else ""
+    print(f"bits per second of audio   {bound}{found['bits_per_second']:.1f} +- {found['bits_per_second_se']:.1f}")
+    print(f"  of unigram codes         {found['unigram_bits_per_second']:.1f}")
+    print(
+        f"character error rate       {found['cer']['value']:.3f} ({found['cer']['low']:.3f} .. {found['cer']['high']:.3f})"
+    )
+    print(f"real-time factor           {found['speed']['rtf']:.3f}")
+    print(f"first audio after          {found['speed']['first_audio_seconds']:.3f} s")
+    print(f"all numbers: {options.workdir / 'evaluation.json'}; what was spoken: {options.workdir / 'speech'}")
 
 
 def compare(options: argparse.Namespace) -> None:
+    config = load_config(options)
     from audiolm_jax import compare as module
 
-    config = load_config(options)
-    command = " ".join(["audiolm", *options.arguments])
-    module.run(config, writable(options.workdir, "--workdir"), command)
+    module.run(
+        config, writable(options.workdir, "--workdir"), " ".join(["audiolm", *map(shlex.quote, options.arguments)])
+    )
 
 
-def load_config(options: argparse.Namespace):
-    config = configs.load(options.config, options.overrides)
+def recording(path: Path, sample_rate: int):
+    """A prompt, float32 [samples] at `sample_rate`. Raises InputError if it cannot be used."""
+    from audiolm_jax import corpora
+    from audiolm_jax.corpora import folder
+
+    try:
+        return folder.load(str(path), corpora.CorpusConfig(name="folder", sample_rate=sample_rate))[0]
+    except corpora.Reject as reason:
+        raise InputError(f"--prompt={path}: {reason}; give a wav, flac, ogg or mp3 recording of speech") from None
+
+
+def load_config(options: argparse.Namespace, only: Sequence[str] = ()) -> ConfigDict:
+    """The checked configuration; a command on a trained run (`only`) takes overrides of some sections alone."""
+    for override in options.overrides if only else ():
+        if override.partition(".")[0] not in only:
+            raise InputError(
+                f"--config.{override}: a trained run keeps its configuration; {options.command} takes only keys of "
+                f"{' and '.join(only)}"
+            )
+    config = configs.load("default" if only else options.config, options.overrides)
     configs.check(config)
     return config
+
+
+def data_folder(options: argparse.Namespace) -> Path:
+    data = options.data or options.workdir / "data"
+    if not (data / "tokens").is_dir():
+        raise InputError(f"--data={data}: there are no tokens there; make them with: audiolm prepare --data {data}")
+    return data
+
+
+def run_folder(workdir: Path) -> None:
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(
+            f"--workdir={workdir}: there is no trained run; make one with: audiolm train --workdir {workdir}"
+        )
 
 
 def writable(directory: Path, flag: str) -> Path:
@@ -230,6 +332,14 @@ def main(arguments: list[str]) -> int:
         said = str(interrupt) or "stopped; what was finished is kept, and the same command again goes on from there"
         print(f"\naudiolm: {said}", file=sys.stderr)
         return 130
+    except SystemExit as stop:  # --help, or a signal during training, which saves first
+        if stop.code in (130, 143):
+            print(
+                "\naudiolm: stopped; the last step is saved, and the same command again goes on from there",
+                file=sys.stderr,
+            )
+            return stop.code
+        raise
     except BrokenPipeError:  # `audiolm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -42,7 +42,7 @@ SECTIONS = {
     "optimizer": "audiolm_jax.optimizer:OptimizerConfig",
     "training": "audiolm_jax.training:TrainingConfig",
     "sampling": "audiolm_jax.sampling:SamplingConfig",
-    "evaluation": "audiolm_jax.evaluation:EvaluationConfig",
+    "evaluation": "audiolm_jax.measures:EvaluationConfig",
     "compare": "audiolm_jax.compare:CompareConfig",
 }
 

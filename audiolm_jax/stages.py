@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,36 @@ def digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def run(directory: Path, name: str, inputs: Any, make: Callable[[], dict]) -> dict:
-    """`make()`, or what it gave when it was run before with the same inputs.
+class Stages:
+    """The stages of one folder: `kept[name]` holds {"name", "inputs", "digest", "seconds", "result"} of each."""
 
-    Returns {"name", "inputs": their digest, "digest": of inputs and result, "seconds": of the run, "result"}; later
-    stages put the digest among their inputs, so that they are made again when this one is.
-    """
-    path = directory / f"{name}.json"
-    wanted = digest(inputs)
-    if path.exists():
-        kept = json.loads(path.read_text())
-        if kept["inputs"] == wanted:
-            print(f"-- {name}: done before", flush=True)
-            return kept
-    print(f"-- {name}", flush=True)
-    start = time.monotonic()
-    result = json.loads(json.dumps(make()))
-    seconds = time.monotonic() - start
-    print(f"-- {name}: {seconds:.1f} s", flush=True)
-    kept = {"name": name, "inputs": wanted, "seconds": round(seconds, 2), "result": result}
-    kept["digest"] = digest([wanted, name])
-    write_json(path, kept)
-    return kept
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+        self.kept: dict[str, dict] = {}
+
+    def run(self, name: str, make: Callable[[], Any], *inputs: Any, after: Sequence[str] = ()) -> Any:
+        """`make()`, or what it gave when it was run before with equal `inputs` after the same earlier stages."""
+        path = self.directory / f"{name}.json"
+        wanted = digest([inputs, [self.kept[earlier]["digest"] for earlier in after]])
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["inputs"] == wanted:
+                print(f"-- {name}: done before", flush=True)
+                self.kept[name] = kept
+                return kept["result"]
+        print(f"-- {name}", flush=True)
+        start = time.monotonic()
+        result = json.loads(json.dumps(make()))
+        kept = {"name": name, "inputs": wanted, "digest": digest([wanted, name])}
+        self.kept[name] = kept | {"seconds": round(time.monotonic() - start, 2), "result": result}
+        write_json(path, self.kept[name])
+        return result
+
+    def table(self) -> str:
+        """Seconds of every stage, those done before in an earlier start included."""
+        rows = [f"   {name:24s} {kept['seconds']:8.1f} s" for name, kept in self.kept.items()]
+        total = sum(kept["seconds"] for kept in self.kept.values())
+        return "\n".join([*rows, f"   {'all stages':24s} {total:8.1f} s"])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,6 @@
 """Every key there is, with its meaning. Other configurations change a few of these.
 
-    audiolm train --config configs/default.py --workdir runs/mine --config.model.layers=6
+audiolm train --config configs/default.py --workdir runs/mine --config.model.layers=6
 """
 
 from ml_collections import ConfigDict
@@ -196,6 +196,27 @@ def get_config() -> ConfigDict:
         }
     )
 
+    # How long, how often to tell and to save; intervals in steps.
+    config.training = ConfigDict(
+        {
+            "steps": 200,
+            # Parts into which the rows of a batch are split, one after the other.
+            "accumulate": 1,
+            # Decay of the moving average of the parameters, which is then what inference uses; 0: none.
+            "ema": 0.0,
+            # Weight of the squared log-normalisers in the loss.
+            "z_loss": 0.0,
+            "log_every": 10,
+            "checkpoint_every": 100,
+            # Checkpoints kept.
+            "keep": 1,
+            # Audio samples for TensorBoard; 0: none.
+            "probe_every": 0,
+            # Peak of one device, for the MFU; 0: from a table, or measured.
+            "peak_tflops": 0.0,
+        }
+    )
+
     # How codes are drawn. temperature, top_k and top_p hold one number, or one per codebook.
     config.sampling = ConfigDict(
         {
@@ -221,6 +242,39 @@ def get_config() -> ConfigDict:
             "anneal": 0.0,
             # masked: of the number of frames; 0 takes the most likely.
             "length_temperature": 0.0,
+        }
+    )
+    # What is measured on a trained run.
+    config.evaluation = ConfigDict(
+        {
+            "split": "test",
+            # Utterances scored by likelihood, spread evenly over the split; 0: all.
+            "utterances": 0,
+            # masked: "bound" (any order), "exact" (the fixed order), "auto" (bound where there is a choice).
+            "method": "auto",
+            # Random subsets per utterance and codebook, for the bound.
+            "draws": 4,
+            # Held-out sentences that are spoken and listened to.
+            "sentences": 24,
+            # Sentences that are spoken at once.
+            "batch": 8,
+            # Sentences that are spoken alone, with a clock.
+            "timed": 3,
+            # Sentences to listen to in the report.
+            "heard": 4,
+            # Weights of the recogniser that listens; "": those that ship with the package.
+            "recogniser": "",
+        }
+    )
+
+    # audiolm compare.
+    config.compare = ConfigDict(
+        {
+            "strategies": ("flat", "delay", "hierarchical", "masked"),
+            # Training FLOPs of every strategy; 0: what training.steps steps take.
+            "flops": 0.0,
+            # Largest difference of parameters and of FLOPs between strategies, as a fraction.
+            "tolerance": 0.05,
         }
     )
     return config

@@ -1,0 +1,268 @@
+"""What is measured on a trained run, and what it is compared with: `audiolm evaluate`, and the stages of compare.py.
+
+Every function gives plain JSON values with the keys of `report/schema.py`.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from audiolm_jax import checkpoints, corpora, data, encoding, generate, serialization, sharding, tokens
+from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import intelligibility, likelihood, recogniser
+from audiolm_jax.sampling import SamplingConfig
+from audiolm_jax.serialization import cost
+from audiolm_jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Which held-out speech, and how much of it."""
+
+    split: str = "test"
+    utterances: int = 0  # scored by likelihood, spread evenly over the split; 0: all
+    method: str = (
+        "auto"  # masked: "bound" (any order), "exact" (the fixed order), "auto" (bound where there is a choice)
+    )
+    draws: int = 4  # random subsets per utterance and codebook, for the bound
+    sentences: int = 24  # held-out sentences that are spoken and listened to
+    batch: int = 8  # sentences that are spoken at once
+    timed: int = 3  # sentences that are spoken alone, with a clock
+    heard: int = 4  # sentences to listen to in the report
+    recogniser: str = ""  # weights of the recogniser; "": those that ship with the package
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "sentences", "batch", "timed"):
+            if getattr(self, name) < 1:
+                raise InputError(f"evaluation.{name}={getattr(self, name)} must be at least 1")
+        for name in ("utterances", "heard"):
+            if getattr(self, name) < 0:
+                raise InputError(f"evaluation.{name}={getattr(self, name)} must not be negative")
+        if self.method not in likelihood.METHODS:
+            raise InputError(f"evaluation.method={self.method!r}; it must be one of {', '.join(likelihood.METHODS)}")
+
+
+def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling: SamplingConfig) -> dict:
+    """Everything about one run; what it says is written below RUN/speech."""
+    generator, judge = generate.load(run, sampling), load_judge(evaluation)
+    config, vocab, fingerprint = generator.data_config, generator.vocab, generator.codec.fingerprint
+    examples = held_out(directory, config, evaluation, vocab, fingerprint, evaluation.sentences)
+    return (
+        {"split": evaluation.split}
+        | unigram(directory, config, evaluation, fingerprint)
+        | bits(run, directory, evaluation, sharding.ShardingConfig())
+        | speech(generator, examples, judge, evaluation, run / "speech" / evaluation.split)
+        | speed(generator, examples, evaluation)
+    )
+
+
+def load_judge(evaluation: EvaluationConfig) -> recogniser.Recogniser:
+    return recogniser.load(*([evaluation.recogniser] if evaluation.recogniser else []))
+
+
+def unigram(directory: Path, config: data.DataConfig, evaluation: EvaluationConfig, fingerprint: str) -> dict:
+    """Bits per second of held-out codes under uniform codes, and under each codebook's frequencies in training.
+
+    Frequencies are counted over the split "train", every code once more than it occurs (Laplace).
+    """
+    train = tokens.open_split(directory / "tokens", "train", fingerprint)
+    vocab = data.make_vocab(train.metadata, config)
+    counts_QK = np.ones((vocab.codebooks, vocab.codebook_size))
+    for index in range(len(train)):
+        for q, codes_T in enumerate(np.asarray(train[index]["codes"])[:, : vocab.codebooks].T):
+            counts_QK[q] += np.bincount(codes_T, minlength=vocab.codebook_size)
+    bits_QK = -np.log2(counts_QK / counts_QK.sum(axis=1, keepdims=True))
+    held = np.concatenate([example["codes"] for example in held_out(directory, config, evaluation, vocab, fingerprint)])
+    rate = train.metadata["frame_rate"]
+    per_Q = [float(rate * bits_QK[q, held[:, q]].mean()) for q in range(vocab.codebooks)]
+    return {
+        "uniform_bits_per_second": float(rate * vocab.codebooks * np.log2(vocab.codebook_size)),
+        "unigram_bits_per_second": sum(per_Q),
+        "per_codebook_unigram_bits_per_second": per_Q,
+    }
+
+
+def held_out(
+    directory: Path, config: data.DataConfig, evaluation: EvaluationConfig, vocab: Vocab, fingerprint: str, limit=None
+) -> list[dict]:
+    """The examples that are scored, or `limit` of the same split."""
+    source = tokens.open_split(directory / "tokens", evaluation.split, fingerprint)
+    return data.evaluation_examples(source, config, vocab, evaluation.utterances if limit is None else limit)
+
+
+def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: sharding.ShardingConfig) -> dict:
+    """Likelihood of held-out speech under the run's latest checkpoint."""
+    with jax.set_mesh(sharding.make_mesh(shards)):
+        model, about = checkpoints.restore_params(run)
+        vocab, grid, config = described(about)
+        source = tokens.open_split(directory / "tokens", evaluation.split, about["codec"]["fingerprint"])
+        examples = data.evaluation_examples(source, config, vocab, evaluation.utterances)
+        found = likelihood.likelihood(
+            model,
+            grid,
+            vocab,
+            [example["document"] for example in examples],
+            source.metadata["frame_rate"],
+            evaluation.method,
+            evaluation.draws,
+        ).summary()
+    single = found["utterances"] == 1  # which has no standard error over utterances
+    return {
+        "likelihood": found["tag"],
+        "bits_per_second": found["bits_per_second"],
+        "bits_per_second_se": 0.0 if single else found["standard_error"],
+        "bits_per_second_per_codebook": found["bits_per_second_by_codebook"],
+        "end_bits_per_utterance": found["end_bits_per_utterance"] if grid.causal_levels else None,
+        "length_bits_per_utterance": None if grid.causal_levels else found["length_bits_per_utterance"],
+    }
+
+
+def described(about: dict) -> tuple[Vocab, serialization.Grid, data.DataConfig]:
+    """Vocabulary, order and data section of a run, from what its checkpoint says about itself."""
+    vocab = Vocab(**about["vocab"])
+    order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
+    grid = serialization.bind(serialization.SerializationConfig(**order), vocab.codebooks)
+    return vocab, grid, data.DataConfig(**about["data"])
+
+
+def speech(
+    generator: generate.Generator,
+    examples: Sequence[dict],
+    judge: recogniser.Recogniser,
+    evaluation: EvaluationConfig,
+    folder: Path,
+) -> dict:
+    """The texts of `examples` spoken by a run, written below `folder`, and what the recogniser heard."""
+    waveforms = []
+    for start in range(0, len(examples), evaluation.batch):
+        some = examples[start : start + evaluation.batch]
+        some = [*some, *some[:1] * (evaluation.batch - len(some))]  # one shape: the last batch is filled up
+        texts, speakers = ([example[key] for example in some] for key in ("text", "speaker"))
+        options = [dataclasses.replace(generator.sampling, seed=start + generator.sampling.seed)] * len(some)
+        waveforms += [r.waveform for r in generator.generate(texts, speakers=speakers, sampling=options)]
+    return listen(waveforms[: len(examples)], examples, generator.codec.sample_rate, judge, evaluation, folder)
+
+
+def ceilings(
+    utterances: Sequence[corpora.Utterance],
+    examples: Sequence[dict],
+    codec: Any,
+    judge: recogniser.Recogniser,
+    evaluation: EvaluationConfig,
+    folder: Path,
+) -> dict:
+    """What the recogniser hears in the recordings themselves, and in them after the codec."""
+    recorded = {(item.split, item.key): item for item in utterances}
+    real = []
+    for example in examples:
+        waveform_N, rate = recorded[evaluation.split, example["key"]].load()
+        real.append(encoding.resample(waveform_N, rate, codec.sample_rate))
+    coded = [codec.decode(example["codes"]) for example in examples]
+    return {
+        name: listen(waveforms, examples, codec.sample_rate, judge, evaluation, folder / name)
+        for name, waveforms in (("real", real), ("codec", coded))
+    }
+
+
+def listen(
+    waveforms: Sequence[np.ndarray],
+    examples: Sequence[dict],
+    sample_rate: int,
+    judge: recogniser.Recogniser,
+    evaluation: EvaluationConfig,
+    folder: Path,
+) -> dict:
+    """Error rate over all waveforms; the first `heard` of them written as FOLDER/0.wav ..., named relative to the
+    folder above the one that `folder` is in."""
+    import soundfile
+
+    texts = [example["text"] for example in examples]
+    found = intelligibility.measure(judge, texts, waveforms, sample_rate)
+    transcripts = found.pop("transcripts")
+    errors, lengths = intelligibility.character_errors(texts, transcripts)
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = []
+    for index, waveform in enumerate(waveforms[: evaluation.heard]):
+        path = folder / f"{index}.wav"
+        temporary = path.with_name(f"{index}.tmp.wav")
+        soundfile.write(temporary, waveform, sample_rate)
+        temporary.replace(path)
+        samples.append(
+            {
+                "sentence": index,
+                "file": f"{folder.parent.name}/{folder.name}/{index}.wav",
+                "transcript": transcripts[index],
+                "cer": float(errors[index] / max(lengths[index], 1)),
+                "seconds": len(waveform) / sample_rate,
+            }
+        )
+    return {"cer": found, "samples": samples}
+
+
+def speed(generator: generate.Generator, examples: Sequence[dict], evaluation: EvaluationConfig) -> dict:
+    """Sentences spoken one at a time: passes as the order predicts and as they were, seconds on a warm machine.
+
+    {"cost": ..., "speed": ...} of the report; `first_audio_seconds` is the time until a stream yields.
+    """
+    some = [(example["text"], example["speaker"]) for example in examples[: evaluation.timed]]
+    results, first, whole = [], [], []
+    for text, speaker in [some[0], *some]:  # the first one compiles
+        began = time.perf_counter()
+        stream, yielded = generator.stream([text], speakers=speaker), None
+        while True:
+            try:
+                next(stream)
+                yielded = yielded or time.perf_counter() - began
+            except StopIteration as finished:
+                results.append(finished.value[0])
+                break
+        whole.append(time.perf_counter() - began)
+        first.append(yielded or whole[-1])
+    results, first, whole = results[1:], first[1:], whole[1:]
+    audio = sum(len(result.waveform) for result in results) / generator.codec.sample_rate
+    longest = max(results, key=lambda result: len(result.codes_TQ))
+    said = some[results.index(longest)]
+    request = generator.requests([said[0]], speakers=said[1])[0]
+    frames, prompt = len(longest.codes_TQ), 2 + sum(len(ids) for _, ids in request.document)
+    model = generator.model.config
+    predicted = cost.cost(generator.grid, frames, prompt, model, generator.vocab.size)
+    per_pass = sum(whole) / sum(result.passes for result in results)
+    return {
+        "cost": {
+            "frames": frames,
+            "predicted_passes": predicted.passes,
+            "measured_passes": longest.passes,
+            "lookahead_frames": predicted.look_ahead,
+            "first_audio_passes": predicted.first_passes,
+            "positions": predicted.positions,
+            "flops": predicted.flops,
+            "kv_bytes": predicted.cache_bytes,
+        },
+        "speed": {
+            "rtf": sum(whole) / max(audio, 1e-9),
+            "generation_seconds": sum(whole),
+            "first_audio_seconds": float(np.median(first)),
+            "first_audio_predicted_seconds": predicted.first_passes * per_pass,
+        },
+    }
+
+
+def training_log(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl (recording.py)."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def training_curve(run: Path, frame_rate: float) -> list[list[float]]:
+    """[[step, bits per second of audio on training batches], ...]: where every codebook was trained in an interval."""
+    curve = []
+    for line in training_log(run):
+        codebooks = [value for name, value in line["bits"].items() if name.startswith("codebook_")]
+        curve.append((len(codebooks), line["step"], frame_rate * sum(codebooks)))
+    most = max(count for count, *_ in curve)
+    return [[step, value] for count, step, value in curve if count == most]

@@ -1,0 +1,77 @@
+"""From a configuration to prepared data and to a trained run: what `audiolm prepare` and `audiolm train` do.
+
+DATA/corpus              the synthetic corpus, if that is what is used
+DATA/tokens              the token data set and rejects.jsonl
+RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, RUN/tensorboard (training.py)
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from audiolm_jax import config as configs
+from audiolm_jax import corpora, data, serialization, tokens, training
+from audiolm_jax.vocab import Vocab
+
+
+def utterances(config: ConfigDict, directory: Path, progress: bool = True) -> list[corpora.Utterance]:
+    """The recordings of the configured corpus; a synthetic one is made below `directory` first."""
+    return corpora.utterances(configs.section(config, "corpus"), directory / "corpus", progress)
+
+
+def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
+    """Corpus and tokens below `directory`; returns the metadata of the token data set (`tokens.info`).
+
+    Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
+    """
+    codec, section = configs.section(config, "codec"), configs.section(config, "corpus")
+    found = utterances(config, directory, progress)
+    tokens.write(found, codec, directory / "tokens", configs.section(config, "tokens"), section, progress)
+    return tokens.info(directory / "tokens")
+
+
+def about(config: ConfigDict, metadata: dict) -> dict[str, Any]:
+    """What must be known to use the weights of a run besides the model: order, codec, tokens, text."""
+    return {
+        "serialization": dataclasses.asdict(configs.section(config, "serialization")),
+        "codec": {**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]},
+        "data": dataclasses.asdict(configs.section(config, "data")),
+        "tokens": metadata["fingerprint"],
+    }
+
+
+def vocabulary(config: ConfigDict, metadata: dict) -> Vocab:
+    return data.make_vocab(metadata, configs.section(config, "data"))
+
+
+def train(config: ConfigDict, directory: Path, workdir: Path, probe=None, progress: bool = True) -> None:
+    """Trains the run `workdir` on the tokens below `directory`, or goes on with it.
+
+    Raises InputError if there are no tokens, or those of another codec, or `workdir` is another run.
+    """
+    codec = configs.section(config, "codec")
+    source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
+    order = configs.section(config, "serialization")
+    vocab = vocabulary(config, source.metadata)
+    serialization.bind(order, vocab.codebooks)
+    process = jax.process_index(), jax.process_count()
+    batches = data.training_batches(source, configs.section(config, "data"), order, vocab, config.seed, *process)
+    with contextlib.closing(batches):
+        training.train(
+            workdir,
+            batches,
+            vocab,
+            configs.section(config, "model"),
+            configs.section(config, "sharding"),
+            configs.section(config, "optimizer"),
+            configs.section(config, "training"),
+            seed=config.seed,
+            about=about(config, source.metadata),
+            frame_rate=source.metadata["frame_rate"],
+            probe=probe,
+            progress=progress,
+        )
