@@ -1,0 +1,1 @@
+"""Likelihood in bits per second of audio, intelligibility, and speed."""

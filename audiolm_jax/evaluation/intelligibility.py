@@ -1,0 +1,145 @@
+"""How much of the text can be heard: character error rate (CER), with intervals and a second opinion.
+
+    CER = (substitutions + deletions + insertions) / characters of the references
+
+over all utterances together (Levenshtein distance, by jiwer). It can pass 1 where a recogniser hears more than was
+to be said. A waveform in which nothing can be heard (empty, very short, silent, NaN) counts as all deletions.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from audiolm_jax.errors import InputError
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def normalise(text: str) -> str:
+    """What is compared: lower case, no accents, letters, digits, apostrophes, single spaces.
+
+    Compatibility forms and accents are resolved (Unicode NFKD, combining marks dropped), typographic apostrophes
+    become plain ones, every other character becomes a space. Digits stay digits: a recogniser that spells words
+    is charged for them, so references should be written out.
+    """
+    text = unicodedata.normalize("NFKD", text.replace("\u2019", "'").lower())
+    text = "".join(c for c in text if not unicodedata.combining(c))
+    return " ".join("".join(c if c.isalnum() or c == "'" else " " for c in text).split())
+
+
+def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Per utterance: (character errors int64 [B], reference characters int64 [B]), after `normalise`.
+
+    Raises:
+      InputError: unequal numbers of references and hypotheses.
+    """
+    import jiwer
+
+    if len(references) != len(hypotheses):
+        raise InputError(f"{len(references)} references but {len(hypotheses)} hypotheses: one for each is needed")
+    errors_B = np.zeros(len(references), np.int64)
+    lengths_B = np.zeros(len(references), np.int64)
+    for index, (reference, hypothesis) in enumerate(zip(references, hypotheses)):
+        reference, hypothesis = normalise(reference), normalise(hypothesis)
+        lengths_B[index] = len(reference)
+        if not reference or not hypothesis:  # jiwer takes no empty reference
+            errors_B[index] = len(reference) + len(hypothesis)
+        else:
+            found = jiwer.process_characters(reference, hypothesis)
+            errors_B[index] = found.substitutions + found.deletions + found.insertions
+    return errors_B, lengths_B
+
+
+def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """CER over all utterances together, a fraction (0 is perfect).
+
+    Raises:
+      InputError: unequal numbers, or references without any character to find.
+    """
+    errors_B, lengths_B = character_errors(references, hypotheses)
+    if lengths_B.sum() == 0:
+        raise InputError("the references hold no letters or digits, so there is no error rate to give")
+    return float(errors_B.sum() / lengths_B.sum())
+
+
+def with_interval(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    seed: int = 0,
+    samples: int = 2000,
+    confidence: float = 0.95,
+) -> dict[str, float]:
+    """{"value", "low", "high"}: CER with the percentile bootstrap interval over utterances (Efron 1979).
+
+    The interval speaks of other utterances of the same kind by the same model, not of another training run.
+
+    Raises:
+      InputError: see `character_error_rate`.
+    """
+    value = character_error_rate(references, hypotheses)
+    errors_B, lengths_B = character_errors(references, hypotheses)
+    drawn = np.random.default_rng(seed).integers(0, len(references), (samples, len(references)))
+    totals = lengths_B[drawn].sum(1)
+    rates = errors_B[drawn].sum(1)[totals > 0] / totals[totals > 0]
+    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def measure(recogniser, references: Sequence[str], waveforms: Sequence[np.ndarray], sample_rate: int) -> dict:
+    """Listens to waveforms [samples] that should say `references`.
+
+    Returns:
+      {"value", "low", "high", "utterances", "second_opinion" (CER of `second_opinion`, or None)} of numbers, and
+      "transcripts", what was heard, in order.
+
+    Raises:
+      InputError: see `character_error_rate` and `Recogniser.transcribe`.
+    """
+    transcripts = recogniser.transcribe(waveforms, sample_rate)
+    heard = second_opinion(references, waveforms, sample_rate)
+    return {
+        **with_interval(references, transcripts),
+        "utterances": len(references),
+        "second_opinion": None if heard is None else character_error_rate(references, heard),
+        "transcripts": transcripts,
+    }
+
+
+def second_opinion(references: Sequence[str], waveforms: Sequence[np.ndarray], sample_rate: int) -> list[str] | None:
+    """Transcripts by pocketsphinx under a grammar of digit words (one or more, in any order).
+
+    The grammar only ever hears digit words, so a string of wrong words of the right length already gets credit:
+    noise scores near 0.8, not 1. An independent recogniser, trained on real speech; weak on formant synthesis.
+
+    Returns:
+      None where pocketsphinx is not installed (extra `eval`) or a reference holds a word outside the grammar.
+    """
+    if not all(word in DIGITS for reference in references for word in normalise(reference).split()):
+        return None
+    try:
+        import pocketsphinx
+    except ImportError:
+        return None
+    import soxr
+
+    decoder = pocketsphinx.Decoder(lm=None, samprate=16_000, loglevel="FATAL")
+    grammar = f"#JSGF V1.0; grammar digits; public <digits> = ( {' | '.join(DIGITS)} )+ ;"
+    decoder.add_jsgf_string("digits", grammar)
+    decoder.activate_search("digits")
+    transcripts = []
+    for waveform in waveforms:
+        waveform = np.asarray(waveform, np.float32)
+        if len(waveform) < 0.1 * sample_rate or not np.all(np.isfinite(waveform)):
+            transcripts.append("")
+            continue
+        if sample_rate != 16_000:
+            waveform = soxr.resample(waveform, sample_rate, 16_000)
+        quiet = np.zeros(1600, np.float32)  # the decoder expects silence around the words
+        samples = np.clip(np.concatenate([quiet, waveform, quiet]), -1, 1)
+        decoder.start_utt()
+        decoder.process_raw((samples * 32767).astype("<i2").tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = decoder.hyp()
+        transcripts.append(found.hypstr if found else "")
+    return transcripts
