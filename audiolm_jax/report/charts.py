@@ -1,0 +1,189 @@
+"""Inline SVG charts without a library: lines and points over nice axes, coloured by the page's CSS classes.
+
+A series is {"name", "index" (of the strategy: decides colour and marker), "points": [(x, y), ...]}, a point series may
+carry "hollow" and "errors". The numbers under the pointer are read off `data-points` by page.js.
+"""
+
+import html
+import json
+import math
+from collections.abc import Sequence
+
+WIDTH, HEIGHT = 520, 330
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 46
+MARKERS = ("circle", "square", "diamond", "triangle", "down", "cross", "plus")
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) that lie in [low, high]."""
+    if not high > low:
+        high = low + (abs(low) or 1)
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten in [low, high]; fewer where that makes too many."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**p for p in powers for m in multiples if low <= m * 10.0**p <= high]
+        if len(ticks) <= 7:
+            break
+    return ticks
+
+
+def number(value: float) -> str:
+    """Short: 1200 -> "1,200", 0.05 -> "0.05", 2.5e12 -> "2.5e12"."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-4:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.4g}"
+
+
+class _Axes:
+    """Maps data to the drawing; linear or logarithmic in x, linear in y."""
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float], log_x: bool):
+        self.log_x = log_x
+        low, high = min(xs), max(xs)
+        if log_x:
+            self.x = (low / 1.6, high * 1.6)
+        else:
+            self.x = (low, high if high > low else low + 1)
+        spread = (max(ys) - min(ys)) or abs(max(ys)) * 0.1 or 1
+        self.y = (min(ys) - 0.08 * spread, max(ys) + 0.08 * spread)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        low, high = self.x
+        if self.log_x:
+            share = math.log(x / low) / math.log(high / low)
+        else:
+            share = (x - low) / (high - low)
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return (
+            round(_LEFT + share * (WIDTH - _LEFT - _RIGHT), 1),
+            round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1),
+        )
+
+    def frame(self, x_label: str, y_label: str) -> str:
+        parts = []
+        bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+        for tick in nice_ticks(*self.y):
+            y = self.at(self.x[0], tick)[1]
+            parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
+            parts.append(f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{number(tick)}</text>')
+        for tick in log_ticks(*self.x) if self.log_x else nice_ticks(*self.x):
+            x = self.at(tick, self.y[0])[0]
+            parts.append(f'<line class="tick" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
+            parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        middle = (_LEFT + right) / 2
+        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{_e(x_label)}</text>')
+        middle = (_TOP + bottom) / 2
+        parts.append(
+            f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
+            f"{_e(y_label)}</text>"
+        )
+        return "".join(parts)
+
+
+def marker(index: int, x: float, y: float, size: float = 5, hollow: bool = False) -> str:
+    """The marker of strategy number `index`: its shape tells strategies apart where colour does not."""
+    shape = MARKERS[index % len(MARKERS)]
+    kind = f'class="mark s{index % 7}{" hollow" if hollow else ""}"'
+    r = size
+    if shape == "circle":
+        return f'<circle {kind} cx="{x}" cy="{y}" r="{r}"/>'
+    outline = {
+        "square": [(-r, -r), (r, -r), (r, r), (-r, r)],
+        "diamond": [(0, -1.35 * r), (1.35 * r, 0), (0, 1.35 * r), (-1.35 * r, 0)],
+        "triangle": [(0, -1.2 * r), (1.2 * r, r), (-1.2 * r, r)],
+        "down": [(0, 1.2 * r), (1.2 * r, -r), (-1.2 * r, -r)],
+        "cross": [(-r, -r / 2), (-r / 2, -r), (r, r / 2), (r / 2, r)],
+        "plus": [(-r / 3, -r), (r / 3, -r), (r / 3, r), (-r / 3, r)],
+    }[shape]
+    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outline)
+    return f'<polygon {kind} points="{points}"/>'
+
+
+def line_chart(series: list[dict], x_label: str, y_label: str, title: str) -> str:
+    """Lines over a linear x axis; a title for screen readers. "" where there is nothing to draw."""
+    series = [one for one in series if len(one["points"]) > 1]
+    if not series:
+        return ""
+    ys = [y for one in series for _, y in one["points"]]
+    axes = _Axes([x for one in series for x, _ in one["points"]], ys, log_x=False)
+    parts, readout = [axes.frame(x_label, y_label)], []
+    for one in series:
+        at = [axes.at(x, y) for x, y in one["points"]]
+        path = "M" + "L".join(f"{x},{y}" for x, y in at)
+        dashed = " dashed" if one.get("dashed") else ""
+        parts.append(f'<path class="line s{one["index"] % 7}{dashed}" d="{path}"/>')
+        parts.append(marker(one["index"], *at[-1], size=4))
+        readout.append(_readout(one, at))
+    return _svg(parts, readout, title, x_label, y_label)
+
+
+def scatter_chart(series: list[dict], x_label: str, y_label: str, title: str) -> str:
+    """One labelled point per series over a logarithmic x axis, with error bars and the line of those not beaten.
+
+    A point is beaten where another one is at most as large in x and in y, and smaller in one of them.
+    """
+    if not series:
+        return ""
+    points = [one["points"][0] for one in series]
+    ys = [y + sign * one.get("error", 0) for one, (_, y) in zip(series, points) for sign in (-1, 1)]
+    axes = _Axes([x for x, _ in points], ys, log_x=True)
+    parts, readout = [axes.frame(x_label, y_label)], []
+    front = sorted(p for p in points if not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in points))
+    if len(front) > 1:
+        path = "M" + "L".join("{},{}".format(*axes.at(*p)) for p in front)
+        parts.append(f'<path class="front" d="{path}"/>')
+    taken: list[tuple[float, float, float]] = []
+    for one, (px, py) in zip(series, points):
+        x, y = axes.at(px, py)
+        if one.get("error"):
+            top, low = axes.at(px, py + one["error"])[1], axes.at(px, py - one["error"])[1]
+            parts.append(f'<line class="error s{one["index"] % 7}" x1="{x}" x2="{x}" y1="{top}" y2="{low}"/>')
+        parts.append(marker(one["index"], x, y, 6, one.get("hollow", False)))
+        parts.append(_label(one["name"], x, y, taken))
+        readout.append(_readout(one, [(x, y)]))
+    return _svg(parts, readout, title, x_label, y_label)
+
+
+def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
+    """A name beside its point, on the first of six places that no other label covers."""
+    width = 7.2 * len(name)
+    places = [(11, 4), (-11 - width, 4), (-width / 2, -13), (-width / 2, 22), (11, -12), (11, 20)]
+    for dx, dy in places:
+        left, base = x + dx, y + dy
+        inside = left > _LEFT and left + width < WIDTH and _TOP < base < HEIGHT - _BOTTOM
+        free = all(abs(base - b) > 14 or left + width < l or left > l + w for l, b, w in taken)
+        if inside and free:
+            break
+    taken.append((left, base, width))
+    return f'<text class="name" x="{left:.1f}" y="{base:.1f}">{_e(name)}</text>'
+
+
+def _readout(one: dict, at: list[tuple[float, float]]) -> dict:
+    rows = [[x, y, number(px), number(py)] for (x, y), (px, py) in zip(at, one["points"])]
+    return {"name": one["name"], "index": one["index"] % 7, "at": rows}
+
+
+def _svg(parts: list[str], readout: list[dict], title: str, x_label: str, y_label: str) -> str:
+    data = html.escape(json.dumps({"x": x_label, "y": y_label, "series": readout}), quote=True)
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_e(title)}" '
+        f'data-points="{data}">{"".join(parts)}<g class="hover"></g></svg>'
+    )
+
+
+def _e(text: str) -> str:
+    return html.escape(text, quote=True)

@@ -1,0 +1,61 @@
+"use strict";
+// One clip at a time; the line over its spectrogram is the playing position.
+for (const button of document.querySelectorAll(".play")) {
+  const audio = button.parentElement.querySelector("audio");
+  const head = button.querySelector(".head");
+  const width = parseFloat(button.dataset.width);
+  const draw = () => {
+    if (audio.paused) return;
+    head.style.left = (width * audio.currentTime) / (audio.duration || 1) + "%";
+    requestAnimationFrame(draw);
+  };
+  button.addEventListener("click", () => {
+    if (!audio.paused) { audio.pause(); return; }
+    for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
+    audio.currentTime = 0;
+    audio.play();
+  });
+  audio.addEventListener("play", () => { button.classList.add("on"); draw(); });
+  for (const end of ["pause", "ended"]) audio.addEventListener(end, () => button.classList.remove("on"));
+}
+
+// The numbers nearest to the pointer, for every series of a chart.
+const tip = document.getElementById("tip");
+for (const chart of document.querySelectorAll("svg.chart")) {
+  const { x, y, series } = JSON.parse(chart.dataset.points);
+  const hover = chart.querySelector(".hover");
+  const escape = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
+  const scatter = series.every((one) => one.at.length === 1);
+  chart.addEventListener("pointermove", (event) => {
+    const box = chart.getBoundingClientRect();
+    const view = chart.viewBox.baseVal;
+    const px = ((event.clientX - box.left) / box.width) * view.width;
+    const py = ((event.clientY - box.top) / box.height) * view.height;
+    let found = series.map((one) => {
+      let best = one.at[0], distance = Infinity;
+      for (const point of one.at) {
+        const d = scatter ? Math.hypot(point[0] - px, point[1] - py) : Math.abs(point[0] - px);
+        if (d < distance) { distance = d; best = point; }
+      }
+      return { one, best, distance };
+    });
+    if (scatter) found = [found.reduce((a, b) => (a.distance < b.distance ? a : b))];
+    hover.innerHTML = found.map(({ one, best }) => `<circle class="s${one.index}" cx="${best[0]}" cy="${best[1]}" r="5"/>`).join("");
+    tip.innerHTML = scatter
+      ? `<b>${escape(found[0].one.name)}</b><br>${escape(x)}: ${found[0].best[2]}<br>${escape(y)}: ${found[0].best[3]}`
+      : `${escape(x)}<br>` + found.map(({ one, best }) => `<b>${escape(one.name)}</b> ${best[3]} <small>at ${best[2]}</small>`).join("<br>");
+    tip.style.display = "block";
+    const left = Math.min(event.pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8);
+    tip.style.left = Math.max(8, left) + "px";
+    tip.style.top = event.pageY + 16 + "px";
+  });
+  chart.addEventListener("pointerleave", () => { tip.style.display = "none"; hover.innerHTML = ""; });
+}
+
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.parentElement.querySelector("pre").textContent);
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 1500);
+  });
+}

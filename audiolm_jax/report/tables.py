@@ -1,0 +1,233 @@
+"""The numbers of the page: the results table, the verdict in one line, and the bits of every codebook."""
+
+import html
+import math
+
+from audiolm_jax.report.charts import marker
+
+NONE = '<span class="none">–</span>'
+
+
+def escape(text: str) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def count(value: float) -> str:
+    """1234567 -> "1.23 M"; below a thousand as it is."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}" if value != int(value) else f"{int(value)}"
+
+
+def flops(value: float) -> str:
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}FLOP"
+    return f"{value:.3g} FLOP"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def seconds(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+
+
+def key(index: int, hollow: bool = False) -> str:
+    """The marker that stands for strategy number `index` on the whole page."""
+    return f'<svg class="key" viewBox="-7 -7 14 14" aria-hidden="true">{marker(index, 0, 0, 5, hollow)}</svg>'
+
+
+def verdict(results: dict) -> str:
+    """One sentence of plain text: fewest bits and by how much, best understood, fastest."""
+    ranked = sorted(results["strategies"], key=lambda s: s["bits_per_second"])
+    first = ranked[0]
+    unigram = results["baselines"]["unigram_bits_per_second"]
+    kind = " (a bound)" if first["likelihood"] == "bound" else ""
+    share = 100 * (1 - first["bits_per_second"] / unigram)
+    side = "below" if share >= 0 else "above"
+    parts = [
+        (
+            f"{first['name']} needs the fewest bits: {first['bits_per_second']:.0f} per second of audio{kind}, "
+            f"{abs(share):.0f} % {side} the unigram baseline"
+        )
+    ]
+    if len(ranked) > 1:
+        second = ranked[1]
+        gap = second["bits_per_second"] - first["bits_per_second"]
+        error = math.hypot(first["bits_per_second_se"], second["bits_per_second_se"])
+        level = ", within the noise of" if gap < 2 * error else ", ahead of"
+        parts[0] += f"{level} {second['name']} ({gap:.1f} ± {error:.1f})"
+    heard = min(results["strategies"], key=lambda s: s["cer"]["value"])
+    real = results["ceilings"]["real"]["cer"]["value"]
+    parts.append(
+        f"{heard['name']} is understood best, {percent(heard['cer']['value'])} % of characters wrong "
+        f"(real speech {percent(real)} %)"
+    )
+    fast = min(results["strategies"], key=lambda s: s["speed"]["rtf"])
+    parts.append(f"{fast['name']} is fastest, {fast['speed']['rtf']:.2f} s of work for a second of audio")
+    return "; ".join(parts) + "."
+
+
+def facts(results: dict) -> str:
+    """The four numbers to take home, as tiles."""
+    strategies = results["strategies"]
+    bits = min(strategies, key=lambda s: s["bits_per_second"])
+    heard = min(strategies, key=lambda s: s["cer"]["value"])
+    fast = min(strategies, key=lambda s: s["speed"]["rtf"])
+    soon = min(strategies, key=lambda s: s["speed"]["first_audio_seconds"])
+    unigram = results["baselines"]["unigram_bits_per_second"]
+    codec = results["ceilings"]["codec"]["cer"]["value"]
+    rows = [
+        (f"{bits['bits_per_second']:.0f} bits/s", f"{bits['name']}: fewest bits; unigram {unigram:.0f}"),
+        (f"{percent(heard['cer']['value'])} % CER", f"{heard['name']}: best understood; codec {percent(codec)} %"),
+        (f"{fast['speed']['rtf']:.2f} × real time", f"{fast['name']}: fastest; below 1 keeps up with playing"),
+        (f"{1000 * soon['speed']['first_audio_seconds']:.0f} ms to audio", f"{soon['name']}: first sound soonest"),
+    ]
+    tiles = "".join(f'<div class="fact"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in rows)
+    return f'<div class="facts">{tiles}</div>'
+
+
+def _cer(cer: dict, best: bool = False) -> str:
+    value = f"{percent(cer['value'])}"
+    value = f'<span class="best">{value}</span>' if best else value
+    return f"{value} <small>{percent(cer['low'])}–{percent(cer['high'])}</small>"
+
+
+def _opinion(cer: dict) -> str:
+    return NONE if cer["second_opinion"] is None else percent(cer["second_opinion"])
+
+
+_RESULTS = (
+    ("Bits on held-out speech", (
+        ("Codes", "bits/s ± s.e."), ("Below", "unigram, %"), ("End", "bits/utt."), ("Length", "bits/utt."))),
+    ("Character errors", (("CER", "%, 95 % interval"), ("2nd opinion", "%"))),
+    ("Training", (("Parameters", ""), ("Compute", ""), ("Steps", ""))),
+)  # fmt: skip
+_SPEED = (
+    ("Generation", (("RTF", "s per s of audio"), ("Positions", "per s of audio"))),
+    ("Sequential passes", (("Frames", ""), ("Predicted", ""), ("Measured", ""))),
+    ("First audio", (("Look-ahead", "frames"), ("Passes", "predicted"), ("Predicted", "s"), ("Measured", "s"))),
+)
+
+
+def results_table(results: dict) -> str:
+    """Likelihood and intelligibility: one row per strategy, then the baselines and the ceilings."""
+    strategies, base = results["strategies"], results["baselines"]
+    uniform, unigram = base["uniform_bits_per_second"], base["unigram_bits_per_second"]
+    best_bits = min(s["bits_per_second"] for s in strategies)
+    best_cer = min(s["cer"]["value"] for s in strategies)
+    rows = []
+    for index, one in enumerate(strategies):
+        bits = one["bits_per_second"]
+        cells = [
+            _bits(one, bits == best_bits),
+            percent(1 - bits / unigram),
+            NONE if one["end_bits_per_utterance"] is None else f"{one['end_bits_per_utterance']:.2f}",
+            NONE if one["length_bits_per_utterance"] is None else f"{one['length_bits_per_utterance']:.2f}",
+            _cer(one["cer"], one["cer"]["value"] == best_cer),
+            _opinion(one["cer"]),
+            count(one["parameters"]),
+            flops(one["training_flops"]),
+            f"{one['training_steps']:,}",
+        ]
+        rows.append((_title(index, one), cells, False))
+    for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
+        below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
+        rows.append((name, [f"{bits:.1f}", below] + [""] * 7, True))
+    for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
+        cer = results["ceilings"][ceiling]["cer"]
+        rows.append((name, [""] * 4 + [_cer(cer), _opinion(cer)] + [""] * 3, True))
+    return _table(_RESULTS, rows, "Likelihood and intelligibility")
+
+
+def speed_table(results: dict) -> str:
+    """What generating takes: real-time factor, sequential passes and time to first audio, predicted and measured."""
+    strategies = results["strategies"]
+    best_rtf = min(s["speed"]["rtf"] for s in strategies)
+    best_first = min(s["speed"]["first_audio_seconds"] for s in strategies)
+    rows = []
+    for index, one in enumerate(strategies):
+        speed, cost = one["speed"], one["cost"]
+        cells = [
+            _best(f"{speed['rtf']:.3f}", speed["rtf"] == best_rtf),
+            f"{one['positions_per_second']:.4g}",
+            f"{cost['frames']}",
+            f"{cost['predicted_passes']:.5g}",
+            f"{cost['measured_passes']:.5g}",
+            f"{cost['lookahead_frames']:.4g}",
+            f"{cost['first_audio_passes']:.4g}",
+            seconds(speed["first_audio_predicted_seconds"]),
+            _best(seconds(speed["first_audio_seconds"]), speed["first_audio_seconds"] == best_first),
+        ]
+        rows.append((_title(index, one), cells, False))
+    return _table(_SPEED, rows, "Speed")
+
+
+def _bits(one: dict, is_best: bool) -> str:
+    value = _best(f"{one['bits_per_second']:.1f}", is_best)
+    tag = f'<span class="tag {one["likelihood"]}">{one["likelihood"]}</span>'
+    return f"{value} <small>± {one['bits_per_second_se']:.1f}</small> {tag}"
+
+
+def _title(index: int, one: dict) -> str:
+    return key(index, one["likelihood"] == "bound") + escape(one["name"])
+
+
+def _best(text: str, is_best: bool) -> str:
+    return f'<span class="best">{text}</span>' if is_best else text
+
+
+def _table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str) -> str:
+    """`groups` of columns (name, unit); rows of (title, cells, whether it is only there to compare with)."""
+    starts, position = set(), 0
+    for _, columns in groups:
+        starts.add(position)
+        position += len(columns)
+    columns = [column for _, part in groups for column in part]
+    head = "".join(f'<th class="group" colspan="{len(part)}">{name}</th>' for name, part in groups)
+    names = "".join(
+        f'<th scope="col"{_group(i in starts)}>{name}<span class="unit">{unit}</span></th>'
+        for i, (name, unit) in enumerate(columns)
+    )
+    body = "".join(_row(title, cells, starts, reference) for title, cells, reference in rows)
+    return (
+        f'<div class="card scroll" tabindex="0" role="region" aria-label="{label}"><table class="results"><thead>'
+        f'<tr class="groups"><th class="first"></th>{head}</tr>'
+        f'<tr><th class="first" scope="col">Strategy</th>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _group(starts: bool) -> str:
+    return ' class="group"' if starts else ""
+
+
+def _row(title: str, cells: list[str], starts: set[int], reference: bool) -> str:
+    columns = "".join(f"<td{_group(i in starts)}>{cell}</td>" for i, cell in enumerate(cells))
+    kind = ' class="reference"' if reference else ""
+    return f'<tr{kind}><th class="first" scope="row">{title}</th>{columns}</tr>'
+
+
+def codebook_bars(results: dict) -> str:
+    """Bits per second of every codebook, one bar per strategy, all on the scale of the unigram baseline."""
+    base = results["baselines"]
+    per_unigram = base["per_codebook_unigram_bits_per_second"]
+    rows = [(escape(s["name"]), s["bits_per_second_per_codebook"], i) for i, s in enumerate(results["strategies"])]
+    rows.append(("unigram", per_unigram, None))
+    scale = max(sum(values) for _, values, _ in rows)
+    lines = []
+    for name, values, index in rows:
+        kind = "reference" if index is None else f"s{index % 7}"
+        segments = "".join(
+            f'<i style="flex-grow:{value / scale:.5f};--mix:{70 - 46 * q / max(len(values) - 1, 1):.0f}%" '
+            f'title="codebook {q + 1}: {value:.1f} bits/s">{f"{value:.0f}" if value > 0.035 * scale else ""}</i>'
+            for q, value in enumerate(values)
+        )
+        rest = f'<i style="flex-grow:{max(1 - sum(values) / scale, 0):.5f};background:none"></i>'
+        lines.append(
+            f'<span class="name {kind}">{name}</span><span class="bar {kind}">{segments}{rest}</span>'
+            f'<span class="total">{sum(values):.0f}</span>'
+        )
+    return f'<div class="bars">{"".join(lines)}</div>'
