@@ -39,10 +39,11 @@ def name(options):
 
 def sharp_model(vocab, seed=0):
     """A random model whose predictions are far from uniform, so that a missing or doubled factor shows."""
-    model = Transformer(MODEL, vocab.size, nnx.Rngs(seed))
-    for leaf in (model.embedding_VD, model.unembedding_DV):
-        leaf[...] = 6 * leaf[...]
-    return model
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: Transformer(MODEL, vocab.size, nnx.Rngs(0))))
+    rng = np.random.default_rng(seed)
+    everywhere = jax.NamedSharding(jax.sharding.get_mesh(), jax.P())
+    leaves = [rng.normal(size=leaf.shape).astype(np.float32) for leaf in jax.tree.leaves(shapes)]
+    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(shapes), jax.device_put(leaves, everywhere)))
 
 
 def grids(frames, codebooks, size):
@@ -63,7 +64,7 @@ def test_the_probabilities_of_all_grids_of_a_length_sum_to_one(options, frames, 
     vocab = Vocab(codebooks, size, max_frames=4)
     grid = bind(SerializationConfig(**options), codebooks)
     code_nats, _, _ = nats_of(sharp_model(vocab), grid, vocab, list(grids(frames, codebooks, size)), method="exact")
-    assert np.ptp(code_nats) > 2  # far from uniform
+    assert np.ptp(code_nats) > 2
     assert np.exp(-code_nats).sum() == pytest.approx(1, abs=1e-4)
 
 
@@ -166,13 +167,13 @@ def test_the_bound_is_the_mean_over_all_orders_and_bounds_a_normalised_model():
 
 
 def test_one_draw_is_unbiased_over_seeds_and_stratified_draws_too():
-    vocab = Vocab(1, 3, max_frames=8)
-    grid, model = bind(SerializationConfig("masked"), 1), sharp_model(vocab)
-    codes_TQ = np.array([[0], [2], [1], [1]], np.int32)
+    vocab = Vocab(2, 2, max_frames=4)
+    grid, model = bind(SerializationConfig("masked"), 2), sharp_model(vocab)
+    codes_TQ = np.array([[0, 0], [1, 1], [1, 0], [0, 0]], np.int32)
     exact = any_order_bound(model, grid, vocab, codes_TQ) / np.log(2)
     for draws in (1, 3):
         many = likelihood(model, grid, vocab, [(WORDS, ("audio", codes_TQ))] * 300, RATE, draws=draws)
-        bits_U = many.code_bits_UQ[:, 0]
+        bits_U = many.code_bits_UQ.sum(axis=1)
         assert bits_U.mean() == pytest.approx(exact, abs=4 * bits_U.std() / np.sqrt(300))
 
 
@@ -225,17 +226,17 @@ def test_several_segments_of_a_document_all_count():
 def test_few_shapes_are_compiled_and_all_rows_are_scored_once():
     vocab = Vocab(1, 3, max_frames=60)
     grid, model = bind(SerializationConfig("flat"), 1), sharp_model(vocab)
-    utterances = [(("audio", np.zeros((T, 1), np.int32)),) for T in range(1, 60, 3)]
+    utterances = [(("audio", np.zeros((T, 1), np.int32)),) for T in range(1, 45, 2)]
     before = likelihoods._score._cache_size()
-    result = likelihood(model, grid, vocab, utterances, RATE, positions_per_batch=256)
+    result = likelihood(model, grid, vocab, utterances, RATE, positions_per_batch=128)
     assert (result.code_bits_UQ > 0).all()
-    assert likelihoods._score._cache_size() - before <= 3  # 32, 48, 64
+    assert likelihoods._score._cache_size() - before <= 2  # 32 and 48 positions
 
 
 def test_batches_spread_over_devices():
     from audiolm_jax import sharding
 
-    vocab = Vocab(2, 4, max_frames=16)
+    vocab = Vocab(2, 4, max_frames=64)
     grid, model = bind(SerializationConfig("delay"), 2), sharp_model(vocab)
     rng = np.random.default_rng(2)
     many = [(("audio", rng.integers(0, 4, (5, 2)).astype(np.int32)),) for _ in range(9)]
@@ -247,7 +248,7 @@ def test_batches_spread_over_devices():
 
 
 def test_errors_and_intervals():
-    vocab = Vocab(2, 4, max_frames=16)
+    vocab = Vocab(2, 4, max_frames=64)
     grid, model = bind(SerializationConfig("masked"), 2), sharp_model(vocab)
     rng = np.random.default_rng(3)
     many = [(("audio", rng.integers(0, 4, (T, 2)).astype(np.int32)),) for T in rng.integers(2, 16, 30)]
@@ -272,7 +273,7 @@ def test_errors_and_intervals():
     ],
 )
 def test_bad_requests_are_named(arguments, sentence):
-    vocab = Vocab(2, 4, max_frames=16)
+    vocab = Vocab(2, 4, max_frames=64)
     given = {"utterances": [(("audio", np.zeros((2, 2), np.int32)),)], "frame_rate": RATE} | arguments
     with pytest.raises(InputError, match=sentence):
         likelihood(sharp_model(vocab), bind(SerializationConfig("masked"), 2), vocab, **given)
