@@ -1,0 +1,230 @@
+"""The causal loop: one jitted program for every strategy with a causal pass, driven by its order alone.
+
+At step s of a row, the cells (t, q) with order(t, q, T) = s are drawn from the last hidden state, each from its
+legal set; cells that the grid already holds (a prompt) are taken as they are; their ids are the next input. The end
+of audio is the cell (T, 0): drawing it fixes T, the other codebooks then finish their tails. Until it is drawn T
+stands at the limit, where the end is forced.
+
+Axes: B rows; M rows of the model (B, or 2B with guidance); F frames of the grid; C cells of a step, one per stream
+that has one; Q codebooks; K codes.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from audiolm_jax import vocab as ids
+from audiolm_jax.model import Transformer, decode_compiler_options
+from audiolm_jax.sampling import plan
+from audiolm_jax.sampling.rules import LogitRules, choose, guide
+from audiolm_jax.serialization import Grid
+from audiolm_jax.vocab import Vocab
+
+
+class State(NamedTuple):
+    """What a step changes. `frames_B` is T once the end was drawn, the limit before."""
+
+    codes_BFQ: jax.Array  # int32, -1: not made yet
+    frames_B: jax.Array
+    step_B: jax.Array  # the step whose cells come next; after the last one it stands
+    done_B: jax.Array
+    slot: jax.Array  # generated positions so far, the same for all rows
+    hidden_MD: jax.Array  # of the last position: predicts the cells of step_B
+
+
+class Fixed(NamedTuple):
+    """What a step reads."""
+
+    end_from_B: jax.Array  # the first frame that may be the end
+    keys_B: jax.Array
+    rules: LogitRules  # [B, Q]
+    guidance_B: jax.Array | None
+    length_M: jax.Array  # positions of the prompt
+    valid_MP: jax.Array
+    prompt_cache: tuple
+
+
+def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
+    """Which cells of a grid of `frames` rows are made at step_B: (here_BFQ bool over 0..frames, end_B bool).
+
+    Q is the number of causal codebooks. `end_B`: the cell (T, 0), which is the end of audio, is among them.
+    """
+    t = np.arange(frames + 1)[:, None]
+    q = np.arange(grid.causal_levels)
+    T = frames_B[:, None, None]
+    here_BFQ = (grid.order(t, q, T) == step_B[:, None, None]) & ((t < T) | ((t == T) & (q == 0)))
+    end_B = jnp.any(here_BFQ[:, :, 0] & (t[:, 0] == T[:, :, 0]), axis=1)
+    return here_BFQ, end_B
+
+
+def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: State) -> tuple[State, jax.Array]:
+    """Draws the cells of one step: the state with them, `hidden_MD` still the old one, and the next tokens_MS."""
+    batch, frames, _ = state.codes_BFQ.shape
+    K = vocab.codebook_size
+    here_BFQ, forced_end_B = cells(grid, state.step_B, state.frames_B, frames)
+    frame_BC = jnp.argmax(here_BFQ, axis=1).astype(jnp.int32)
+    present_BC = jnp.any(here_BFQ, axis=1)
+    book_BC = jnp.broadcast_to(jnp.arange(grid.causal_levels, dtype=jnp.int32), present_BC.shape)
+    if grid.streams == 1:  # at most one cell, of a codebook that differs between rows
+        book_BC = jnp.argmax(present_BC, axis=1, keepdims=True).astype(jnp.int32)
+        frame_BC = jnp.take_along_axis(frame_BC, book_BC, axis=1)
+        present_BC = jnp.any(present_BC, axis=1, keepdims=True)
+
+    candidates_BCN = _candidates(model, grid, vocab, state.hidden_MD, book_BC, fixed.guidance_B)
+    may_end_BC = (book_BC == 0) & (frame_BC >= fixed.end_from_B[:, None])
+    candidates_BCN = candidates_BCN.at[:, :, K].set(jnp.where(may_end_BC, candidates_BCN[:, :, K], -jnp.inf))
+    gumbel_BCN = jax.vmap(lambda key, step: jax.random.gumbel(jax.random.fold_in(key, step), candidates_BCN.shape[1:]))(
+        fixed.keys_B, state.step_B
+    )
+    chosen_BC = choose(candidates_BCN, fixed.rules.at(book_BC), gumbel_BCN)
+    row_B1 = jnp.arange(batch)[:, None]
+    known_BC = state.codes_BFQ[row_B1, jnp.minimum(frame_BC, frames - 1), book_BC]
+    chosen_BC = jnp.where((known_BC >= 0) & (frame_BC < frames), known_BC, chosen_BC)
+    chosen_BC = jnp.where(forced_end_B[:, None] & (book_BC == 0), K, chosen_BC)
+
+    is_end_BC = present_BC & (chosen_BC == K)
+    frames_B = jnp.where(jnp.any(is_end_BC, axis=1), frame_BC[:, 0], state.frames_B)
+    # A select over the grid, not a scatter: rows of different frames, and narrow updates rewrite buffers on a CPU.
+    written_BFQ = here_BFQ[:, :frames] & (chosen_BC != K)[:, None, :]
+    made_BFQ = jnp.where(written_BFQ, chosen_BC[:, None, :], state.codes_BFQ[:, :, : grid.causal_levels])
+    codes_BFQ = jnp.concatenate([made_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
+
+    code_ids_BC = jnp.where(chosen_BC == K, ids.END_AUDIO, ids.CODE_START + book_BC * K + chosen_BC)
+    tokens_BC = jnp.where(present_BC, code_ids_BC, ids.PAD).astype(jnp.int32)
+    tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
+    tokens_MS = jnp.tile(tokens_BS, (len(state.hidden_MD) // batch, 1))
+    step_B = jnp.where(state.done_B, state.step_B, state.step_B + 1)
+    done_B = step_B >= plan.steps_of(frames_B, grid)
+    return State(codes_BFQ, frames_B, step_B, done_B, state.slot, state.hidden_MD), tokens_MS
+
+
+def _candidates(model, grid, vocab, hidden_MD, book_BC, guidance_B) -> jax.Array:
+    """Logits [B, C, K + 1] of the codes of each cell's codebook and, last, of the end of audio."""
+    # Sampling is not sharded: a few numbers per row, on every device the same.
+    logits_MV = jax.sharding.reshard(model.logits(hidden_MD), P())
+    count, K = grid.causal_levels, vocab.codebook_size
+    codes_MQK = logits_MV[:, ids.CODE_START : ids.CODE_START + count * K].reshape(-1, count, K)
+    batch = len(book_BC)
+    if grid.streams == 1:
+        book_MC = jnp.tile(book_BC, (len(hidden_MD) // batch, 1))
+        codes_MQK = jnp.take_along_axis(codes_MQK, book_MC[:, :, None], axis=1)
+    end_MC1 = jnp.broadcast_to(logits_MV[:, None, ids.END_AUDIO, None], (*codes_MQK.shape[:2], 1))
+    candidates_MCN = jnp.concatenate([codes_MQK, end_MC1], axis=-1)
+    if guidance_B is None:
+        return candidates_MCN
+    return guide(candidates_MCN[:batch], candidates_MCN[batch:], guidance_B[:, None])
+
+
+def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: State, cache) -> tuple[State, tuple]:
+    """`steps` steps for every row, finished ones idle. Pure; `chunk_program` is its compiled form."""
+
+    def step(_, carry):
+        state, cache = carry
+        state, tokens_MS = advance(model, grid, vocab, fixed, state)
+        hidden_MD, cache = model.step(
+            tokens_MS, fixed.length_M + state.slot, state.slot, fixed.prompt_cache, fixed.valid_MP, cache
+        )
+        return state._replace(hidden_MD=hidden_MD, slot=state.slot + 1), cache
+
+    return jax.lax.fori_loop(0, steps, step, (state, cache))
+
+
+def run_prefill(
+    model: Transformer, tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M
+) -> tuple[jax.Array, tuple]:
+    """The prompts (`plan.Prompts`) in one pass: (hidden_MD of each row's last position, prompt cache)."""
+    hidden_MPD, prompt_cache = model.prefill(tokens_MPS, positions_MP, segments_MP, ahead_MP)
+    return jnp.take_along_axis(hidden_MPD, (length_M - 1)[:, None, None], axis=1)[:, 0], prompt_cache
+
+
+@functools.cache
+def prefill_program():
+    """One executable per (rows, prompt bucket)."""
+    return jax.jit(run_prefill)
+
+
+@functools.cache
+def chunk_program():
+    """One executable per (rows, prompt bucket, cache bucket), the cache donated and updated in place."""
+    return jax.jit(
+        run_chunk,
+        static_argnames=("grid", "vocab", "steps"),
+        donate_argnames=("cache",),
+        compiler_options=decode_compiler_options(),
+    )
+
+
+@functools.cache
+def grow_program():
+    """More slots for a cache that is full: one executable per pair of sizes."""
+
+    def grow(cache, slots):
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, slots - x.shape[1]), (0, 0), (0, 0))), cache)
+
+    return jax.jit(grow, static_argnames=("slots",))
+
+
+def cache_sizes(steps: int, chunk: int) -> list[int]:
+    """Slots of the generated cache, one size per chunk: what is attended to grows with what was made, by doubling."""
+    sizes, size = [], 4 * chunk
+    for made in range(chunk, steps + chunk, chunk):
+        while size < made:
+            size *= 2
+        sizes.append(size)
+    return sizes
+
+
+def start(
+    model: Transformer, grid: Grid, vocab: Vocab, requests: Sequence[plan.Request], context: int | None = None
+) -> tuple[Fixed, State]:
+    """Prefill: the prompts of all requests, ready for the first chunk."""
+    guidance_B = plan.guidance(requests)
+    prompts = plan.prompts(requests, grid, vocab, causal=True, guided=guidance_B is not None)
+    hidden_MD, prompt_cache = prefill_program()(model, *plan.place(prompts))
+    bounds = [plan.limits(request, grid, vocab, context) for request in requests]
+    limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
+    first_B = np.array([plan.prefilled_steps(len(r.prompt_TQ), grid) for r in requests], np.int32)
+    codes_BFQ = plan.prompt_grid(requests, plan.bucket(int(limit_B.max())), grid.codebooks)
+    done_B = np.zeros(len(requests), bool)
+    keys_B = plan.keys(requests, plan.CAUSAL)
+    rules = plan.rules(requests, grid.codebooks)
+    valid_MP = prompts.segments_MP > 0
+    fixed = Fixed(*plan.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, valid_MP)), prompt_cache)
+    state = State(*plan.place((codes_BFQ, limit_B, first_B, done_B, np.int32(0))), hidden_MD)
+    return fixed, state
+
+
+def generate(
+    model: Transformer, grid: Grid, vocab: Vocab, requests: Sequence[plan.Request], context: int | None = None
+) -> Iterator[tuple[Fixed, State]]:
+    """The state after every chunk, until all rows are done. Reading it is the only transfer to the host.
+
+    `model` is unstacked (`model.unstack`); a mesh is entered.
+    """
+    fixed, state = start(model, grid, vocab, requests, context)
+    chunk = requests[0].sampling.chunk
+    steps = int(np.max(plan.steps_of(np.asarray(state.frames_B), grid) - np.asarray(state.step_B)))
+    cache = None
+    for slots in cache_sizes(steps, chunk):
+        if cache is None:
+            cache = model.init_cache(len(fixed.length_M), slots)
+        elif cache[0]["k"].shape[1] < slots:
+            cache = grow_program()(cache, slots)
+        state, cache = chunk_program()(model, grid, vocab, chunk, fixed, state, cache)
+        yield fixed, state
+        if np.asarray(state.done_B).all():
+            return
+
+
+def complete_frames(state: State, grid: Grid) -> np.ndarray:
+    """[B]: how many leading frames of each row have all their causal cells, and so can be decoded."""
+    T_B = np.asarray(state.frames_B)
+    t, q = np.arange(state.codes_BFQ.shape[1])[:, None], np.arange(grid.causal_levels)
+    T = T_B[:, None, None]
+    made_BF = (grid.order(t, q, T) < np.asarray(state.step_B)[:, None, None]).all(axis=-1)
+    return np.minimum(np.logical_and.accumulate(made_BF, axis=1).sum(axis=1), T_B)
