@@ -1,0 +1,115 @@
+"""What the codes cost without a network: uniform, unigram and bigram codes, in bits per second of audio.
+
+A model that is not far below the unigram has learnt nothing about time. Each codebook has a table of its own, counted
+on the training split; how much it is smoothed is chosen there too, by the leave-one-out likelihood (every code is
+predicted from the counts of all others; Ney, Essen and Kneser 1995, doi 10.1109/34.476512), so that nothing is fitted
+to the speech it is evaluated on.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation.likelihood import Likelihood
+
+# Candidates for the weight of what is smoothed towards.
+SMOOTHING = np.geomspace(1e-3, 1e4, 57)
+
+
+def uniform_bits_per_second(codebooks: int, codebook_size: int, frame_rate: float) -> float:
+    """The codec's own bit rate: every code equally likely."""
+    return float(codebooks * np.log2(codebook_size) * frame_rate)
+
+
+def unigram(
+    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int, frame_rate: float
+) -> Likelihood:
+    """Each code by its frequency in its codebook, additively smoothed.
+
+    Args:
+      train, held_out: codes [T, Q] of each utterance.
+
+    Raises InputError for no training frames, no held-out utterances, codes out of range.
+    """
+    pooled_NQ = _pooled(train, held_out, codebook_size)
+    nats_KQ = np.stack([-np.log(_frequencies(codes_N, codebook_size)) for codes_N in pooled_NQ.T], axis=1)
+    nats_UQ = [np.take_along_axis(nats_KQ, codes_TQ, axis=0).sum(axis=0) for codes_TQ in held_out]
+    return _likelihood(nats_UQ, held_out, frame_rate)
+
+
+def bigram(
+    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int, frame_rate: float
+) -> Likelihood:
+    """Each code given the one before it in the same codebook, smoothed towards the unigram; the first by the unigram.
+
+    Arguments and errors as in `unigram`.
+    """
+    pooled_NQ = _pooled(train, held_out, codebook_size)
+    nats_UQ = np.zeros((len(held_out), pooled_NQ.shape[1]))
+    for q, codes_N in enumerate(pooled_NQ.T):
+        unigram_K = _frequencies(codes_N, codebook_size)
+        pairs = np.concatenate([_pairs(codes_TQ[:, q], codebook_size) for codes_TQ in train])
+        seen_P, count_P = np.unique(pairs, return_counts=True)
+        before_K = np.bincount(pairs // codebook_size, minlength=codebook_size)
+        weight = _smoothing(count_P, before_K[seen_P // codebook_size], unigram_K[seen_P % codebook_size])
+        for u, codes_TQ in enumerate(held_out):
+            codes_T = codes_TQ[:, q]
+            found = _pairs(codes_T, codebook_size)
+            count = np.zeros(len(found))
+            if len(seen_P):
+                at = np.minimum(np.searchsorted(seen_P, found), len(seen_P) - 1)
+                count = np.where(seen_P[at] == found, count_P[at], 0)
+            likely = (count + weight * unigram_K[codes_T[1:]]) / (before_K[codes_T[:-1]] + weight)
+            nats_UQ[u, q] = -np.log(unigram_K[codes_T[0]]) - np.log(likely).sum()
+    return _likelihood(nats_UQ, held_out, frame_rate)
+
+
+def _pooled(train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int) -> np.ndarray:
+    if not sum(len(codes_TQ) for codes_TQ in train):
+        raise InputError("no training frames were given to count codes in; there must be at least 1")
+    if not held_out or not all(len(codes_TQ) for codes_TQ in held_out):
+        raise InputError("no held-out utterances, or one without frames, were given; each must have at least 1 frame")
+    for codes_TQ in (*train, *held_out):
+        if len(codes_TQ) and not 0 <= codes_TQ.min() <= codes_TQ.max() < codebook_size:
+            bad = codes_TQ.min() if codes_TQ.min() < 0 else codes_TQ.max()
+            raise InputError(f"code {bad} is out of range; codes must lie in 0..{codebook_size - 1}")
+    # Token data sets keep codes in 16 bits, too few for the number of a pair.
+    return np.concatenate(list(train)).astype(np.int64)
+
+
+def _pairs(codes_T: np.ndarray, codebook_size: int) -> np.ndarray:
+    """One number for each two neighbours."""
+    codes_T = codes_T.astype(np.int64)
+    return codes_T[:-1] * codebook_size + codes_T[1:]
+
+
+def _frequencies(codes_N: np.ndarray, codebook_size: int) -> np.ndarray:
+    """[K] probabilities: counts plus one number for every code."""
+    count_K = np.bincount(codes_N, minlength=codebook_size)
+    uniform = 1 / codebook_size
+    seen = count_K > 0
+    weight = _smoothing(count_K[seen], np.full(seen.sum(), len(codes_N)), np.full(seen.sum(), uniform))
+    return (count_K + weight * uniform) / (len(codes_N) + weight)
+
+
+def _smoothing(count_P: np.ndarray, total_P: np.ndarray, prior_P: np.ndarray) -> float:
+    """The weight w of a prior under which (count - 1 + w prior) / (total - 1 + w) is likeliest, summed over counts."""
+    scores = [
+        (count_P * np.log((count_P - 1 + w * prior_P) / np.maximum(total_P - 1 + w, 1e-12))).sum() for w in SMOOTHING
+    ]
+    return float(SMOOTHING[int(np.argmax(scores))])
+
+
+def _likelihood(nats_UQ: Sequence[np.ndarray], held_out: Sequence[np.ndarray], frame_rate: float) -> Likelihood:
+    bits_UQ = np.asarray(nats_UQ) / np.log(2)
+    nothing_U = np.zeros(len(held_out))
+    return Likelihood(
+        tag="exact",
+        frame_rate=frame_rate,
+        frames_U=np.array([len(codes_TQ) for codes_TQ in held_out]),
+        code_bits_UQ=bits_UQ,
+        code_variance_UQ=np.zeros_like(bits_UQ),
+        end_bits_U=nothing_U,
+        length_bits_U=nothing_U,
+    )
