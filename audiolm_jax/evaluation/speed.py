@@ -1,0 +1,180 @@
+"""How long generation takes: real-time factor, time to first audio and sequential passes, measured beside predicted.
+
+One utterance at a time, compiled beforehand, the codec included, medians over repeats of the same request. The
+prediction is a roofline over the passes that the order needs (serialization/cost.py), with the arithmetic and memory
+rates that this machine shows in two small probes: a floor without the codec or any overhead.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.serialization import cost, documents
+
+if TYPE_CHECKING:
+    from audiolm_jax.generate import Generator
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Of one request; seconds are medians over repeats."""
+
+    frames: int
+    audio_seconds: float
+    seconds: float  # until everything was there
+    first_audio_seconds: float  # until the stream yielded its first samples
+    passes: int  # sequential passes of the network, as counted by the loop
+    predicted: cost.Cost
+    predicted_seconds: float  # of the network alone, from the roofline
+    predicted_first_audio_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What a machine can do at best."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+
+def measure(
+    generator: "Generator",
+    texts: Sequence[str],
+    speakers: Sequence[str] | str = "",
+    repeats: int = 3,
+    warmups: int = 1,
+    rates: Rates | None = None,
+    **options,
+) -> list[Timing]:
+    """One Timing per text, each spoken alone.
+
+    Args:
+      repeats: timed runs of each text after `warmups` untimed ones, which compile. All have the same seed, so they
+        do the same work.
+      rates: of this machine (None: `probe()`).
+      options: further arguments of `Generator.requests`, one value for all texts.
+
+    Raises InputError for no texts or no repeats, and what `Generator.requests` raises.
+    """
+    if not texts or repeats < 1:
+        raise InputError(f"{len(texts)} texts and {repeats} repeats were given to time; there must be at least 1 each")
+    speakers = [speakers] * len(texts) if isinstance(speakers, str) else speakers
+    dtype = generator.model.config.compute_dtype
+    rates = rates or probe(dtype)
+    timings = []
+    for text, speaker in zip(texts, speakers, strict=True):
+        [request] = generator.requests([text], speakers=[speaker], **options)
+        for _ in range(warmups):
+            _stream(generator, request)
+        runs = [_stream(generator, request) for _ in range(repeats)]
+        result = runs[0][2]
+        grid, config, size = generator.grid, generator.model.config, generator.vocab.size
+        row = documents.prompt_row(request.document, grid, generator.vocab, causal=grid.causal_levels > 0)
+        prompt, frames = len(row["positions"]), len(result.codes_TQ)
+        predicted = cost.cost(grid, frames, prompt, config, size, dtype.itemsize)
+        seconds_P = cost.seconds_of_passes(
+            cost.generation(grid, frames, prompt),
+            config,
+            size,
+            rates.flops_per_second,
+            rates.bytes_per_second,
+            dtype.itemsize,
+        )
+        timings.append(
+            Timing(
+                frames=frames,
+                audio_seconds=len(result.waveform) / result.sample_rate,
+                seconds=float(np.median([whole for whole, _, _ in runs])),
+                first_audio_seconds=float(np.median([first for _, first, _ in runs])),
+                passes=result.passes,
+                predicted=predicted,
+                predicted_seconds=float(seconds_P.sum()),
+                predicted_first_audio_seconds=float(seconds_P[: predicted.first_passes].sum()),
+            )
+        )
+    return timings
+
+
+def real_time_factor(timings: Sequence[Timing]) -> float:
+    """Seconds of work per second of audio, over all requests together; below 1 is faster than real time."""
+    return sum(one.seconds for one in timings) / sum(one.audio_seconds for one in timings)
+
+
+def summary(timings: Sequence[Timing]) -> dict:
+    """Plain numbers over all requests: totals, and medians where a request is what counts."""
+    return {
+        "requests": len(timings),
+        "real_time_factor": real_time_factor(timings),
+        "generation_seconds": sum(one.seconds for one in timings),
+        "audio_seconds": sum(one.audio_seconds for one in timings),
+        "first_audio_seconds": float(np.median([one.first_audio_seconds for one in timings])),
+        "passes": sum(one.passes for one in timings),
+        "predicted_passes": sum(one.predicted.passes for one in timings),
+        "predicted_seconds": sum(one.predicted_seconds for one in timings),
+        "predicted_first_audio_seconds": float(np.median([one.predicted_first_audio_seconds for one in timings])),
+    }
+
+
+def _stream(generator: "Generator", request) -> tuple[float, float, object]:
+    """(seconds until everything was there, until the first samples, the Result)."""
+    began = time.perf_counter()
+    stream, first = generator.run_stream([request]), None
+    while True:
+        try:
+            next(stream)
+            first = first or time.perf_counter() - began
+        except StopIteration as finished:
+            whole = time.perf_counter() - began
+            return whole, first or whole, finished.value[0]
+
+
+def probe(dtype=jnp.float32, size: int = 1024, repeats: int = 5) -> Rates:
+    """The best of a few matrix products, and of a few sums over 64 MB, on the first device."""
+    matrix = jnp.ones((size, size), dtype)
+    array = jnp.ones(2**26 // jnp.dtype(dtype).itemsize, dtype)
+    multiply, total = jax.jit(jnp.matmul), jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
+    product = min(_timed(multiply, matrix, matrix) for _ in range(repeats + 1))
+    read = min(_timed(total, array) for _ in range(repeats + 1))
+    return Rates(2 * size**3 / product, array.nbytes / read)
+
+
+def _timed(function, *arguments) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - began
+
+
+def hardware() -> dict[str, str | float]:
+    """What the times were measured on, and how busy it was: processor, devices, versions, load."""
+    device = jax.devices()[0]
+    load = {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 0,
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **load,
+    }
+
+
+def _processor() -> str:
+    listed = Path("/proc/cpuinfo")
+    if listed.exists():
+        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
