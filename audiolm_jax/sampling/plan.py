@@ -79,7 +79,7 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
     needed = positions(request, prompt + 1, grid, vocab)
     if needed > context:
         raise InputError(
-            f"the prompt (text, earlier audio and {prompt} frames) takes {needed} positions; "
+            f"the prompt (text, earlier audio and {prompt} frames) and one frame more take {needed} positions; "
             f"the context of this model has {context}: shorten the prompt or the text"
         )
     if request.frames is not None and positions(request, request.frames, grid, vocab) > context:

@@ -1,0 +1,303 @@
+"""From text and voice to audio: what a person, a notebook, the command line and the evaluation call.
+
+    generator = generate.load("runs/delay")
+    [result] = generator.generate(["three one four"])
+    soundfile.write("three.wav", result.waveform, result.sample_rate)
+
+    for [samples] in generator.stream(["three one four"]):    # the same samples, while they are being made
+        play(samples)
+
+`generate` drains `stream`: both run the same executables on the same shapes, so their samples are equal bit for bit.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from audiolm_jax import checkpoints, codecs, data, serialization, sharding, text
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import Transformer, unstack
+from audiolm_jax.sampling import SamplingConfig, causal, masked, plan
+from audiolm_jax.sampling.plan import Request
+from audiolm_jax.serialization import Grid, SerializationConfig
+from audiolm_jax.vocab import Vocab
+
+# Frames go through the codec in multiples of this (but for the last ones), so that it compiles few shapes.
+DECODE_FRAMES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One finished row. The frames of the prompt are its first ones; `waveform` holds them only if asked for."""
+
+    codes_TQ: np.ndarray  # int32, prompt included
+    prompt_frames: int
+    waveform: np.ndarray  # float32 [samples]
+    sample_rate: int  # Hz
+    ended: bool  # the model ended it; False: it was cut at the limit, or the length was given
+    passes: int  # sequential passes of the network that this row took, the prompt's included
+    seconds: float  # of computing, the whole batch, codec included
+
+
+@dataclasses.dataclass
+class Progress:
+    """What exists after a chunk: the grid, how many leading frames of each row are final, and the passes so far."""
+
+    codes_BFQ: np.ndarray
+    complete_B: np.ndarray
+    frames_B: np.ndarray  # the number of frames once it is known, the limit before
+    done_B: np.ndarray
+    passes_B: np.ndarray
+
+
+class Generator:
+    """A trained model with its order, codec and text template.
+
+    context: positions the model was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever
+    the model was trained); the weights are copied there, so training may go on.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        grid: Grid,
+        vocab: Vocab,
+        codec: Any,
+        data_config: data.DataConfig | None = None,
+        sampling: SamplingConfig | None = None,
+        context: int | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        if codec.codebooks < vocab.codebooks or codec.codebook_size != vocab.codebook_size:
+            raise InputError(
+                f"the codec has {codec.codebooks} codebooks of {codec.codebook_size} codes; "
+                f"this model needs {vocab.codebooks} of {vocab.codebook_size}"
+            )
+        self.grid, self.vocab, self.codec = grid, vocab, codec
+        self.mesh = mesh or sharding.single_device_mesh()
+        self.data_config = data_config or data.DataConfig()
+        self.sampling, self.context = sampling or SamplingConfig(), context
+        self.model = for_decoding(model, self.mesh)
+
+    def requests(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[np.ndarray | None] | None = None,
+        prompt_texts: Sequence[str] | None = None,
+        speakers: Sequence[str] | str = "",
+        frames: Sequence[int | None] | int | None = None,
+        seconds: Sequence[float | None] | float | None = None,
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Request]:
+        """Checked requests, one per text; a single value stands for all of them.
+
+        prompts: per row None, codes (integers [frames, Q]) or a waveform (floats [samples], at the codec's rate) to
+        continue, and whose voice to take. prompt_texts: what is said in it; the text follows it. frames, seconds:
+        length of the whole segment, prompt included (None: the model ends it). seeds: sampling.seed + row number.
+
+        Raises InputError for an empty text without a prompt, no or too many frames, a prompt that leaves no room,
+        codes out of range, lists of unequal lengths.
+        """
+        count = len(texts)
+        if count == 0:
+            raise InputError("no text was given; at least one is needed (an empty one, with an audio prompt)")
+
+        def rows(name: str, values: Any) -> list:
+            if values is None or isinstance(values, (str, int, float, SamplingConfig)):
+                return [values] * count
+            if len(values) != count:
+                raise InputError(
+                    f"{len(values)} {name} were given for {count} texts; give one for each, or one for all"
+                )
+            return list(values)
+
+        if frames is not None and seconds is not None:
+            raise InputError("both frames and seconds were given; give one of them")
+        lengths = rows("lengths", frames) if seconds is None else rows("lengths", seconds)
+        if seconds is not None:
+            lengths = [None if s is None else self.frames_of(s) for s in lengths]
+        spoken = rows("prompt texts", "" if prompt_texts is None else prompt_texts)
+        voices, options = rows("prompts", prompts), rows("sampling configs", sampling or self.sampling)
+        numbers = rows("seeds", seeds) if seeds is not None else [o.seed + b for b, o in enumerate(options)]
+        made = []
+        for said, prompt, before, speaker, length, option, seed in zip(
+            texts, voices, spoken, rows("speakers", speakers), lengths, options, numbers, strict=True
+        ):
+            document = self._document(f"{before} {said}".strip(), speaker, prompt is not None)
+            request = Request(document, self._prompt(prompt), length, seed, option)
+            plan.check(request, self.grid, self.vocab, self.context)
+            made.append(request)
+        return made
+
+    def frames_of(self, seconds: float) -> int:
+        """Frames of so many seconds. Raises InputError for less than one frame."""
+        frames = round(seconds * self.codec.frame_rate) if np.isfinite(seconds) else 0
+        if frames < 1:
+            raise InputError(
+                f"{seconds} seconds were asked for; one frame, {1 / self.codec.frame_rate} s, is the least"
+            )
+        return frames
+
+    def generate(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> list[Result]:
+        """One Result per text; `options` are those of `requests`."""
+        return self.run(self.requests(texts, **options), include_prompt)
+
+    def stream(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> Iterator[list[np.ndarray]]:
+        """Yields what became final, a list of float32 [samples] (perhaps none) per text; returns the Results.
+
+        Flat, parallel and delay yield while they are made; the other orders complete their first frame late.
+        """
+        return self.run_stream(self.requests(texts, **options), include_prompt)
+
+    def run(self, requests: Sequence[Request], include_prompt: bool = False) -> list[Result]:
+        """`generate` for requests, which may hold whole documents."""
+        stream = self.run_stream(requests, include_prompt)
+        while True:
+            try:
+                next(stream)
+            except StopIteration as finished:
+                return finished.value
+
+    def run_stream(self, requests: Sequence[Request], include_prompt: bool = False) -> Iterator[list[np.ndarray]]:
+        """`stream` for requests."""
+        started = time.perf_counter()
+        Q, hop = self.vocab.codebooks, self.codec.hop
+        states = [self.codec.decode_init(1) for _ in requests]
+        made: list[list[np.ndarray]] = [[] for _ in requests]
+        decoded_B = np.zeros(len(requests), int)
+        progress = None
+        for progress in self.progress(requests):
+            fresh = []
+            for b, request in enumerate(requests):
+                until = int(progress.complete_B[b])
+                if not progress.done_B[b]:
+                    until -= until % DECODE_FRAMES
+                new = np.zeros(0, np.float32)
+                if until > decoded_B[b]:
+                    codes_1TQ = progress.codes_BFQ[b : b + 1, decoded_B[b] : until, :Q]
+                    samples, states[b] = self.codec.decode_step(states[b], codes_1TQ)
+                    skip = 0 if include_prompt else max(0, len(request.prompt_TQ) - decoded_B[b]) * hop
+                    new, decoded_B[b] = np.asarray(samples)[0, skip:], until
+                made[b].append(new)
+                fresh.append(new)
+            if any(len(new) for new in fresh):
+                yield fresh
+        seconds = time.perf_counter() - started
+        return [
+            Result(
+                progress.codes_BFQ[b, : progress.frames_B[b], :Q].copy(),
+                len(request.prompt_TQ),
+                np.concatenate(made[b]),
+                self.codec.sample_rate,
+                request.frames is None
+                and bool(progress.frames_B[b] < plan.limits(request, self.grid, self.vocab, self.context)[0]),
+                int(progress.passes_B[b]),
+                seconds,
+            )
+            for b, request in enumerate(requests)
+        ]
+
+    def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
+        """Codes alone, chunk by chunk; the last one holds the finished grid."""
+        grid, count = self.grid, len(requests)
+        common = (self.model, grid, self.vocab, requests)
+        coarse, passes_B = None, np.ones(count, int)
+        if grid.causal_levels:
+            chunks = causal.generate(*common, context=self.context)
+            first_B = np.array([plan.prefilled_steps(len(request.prompt_TQ), grid) for request in requests])
+            while (coarse_now := self._next(chunks)) is not None:
+                coarse, state = coarse_now, coarse_now[1]
+                # The prompt's pass predicts the first step, so steps and passes are equal in number.
+                passes_B = np.asarray(state.step_B) - first_B
+                if grid.causal_levels == grid.codebooks:
+                    complete_B = causal.complete_frames(state, grid)
+                    arrays = (np.asarray(x) for x in (state.codes_BFQ, state.frames_B, state.done_B))
+                    codes_BFQ, frames_B, done_B = arrays
+                    yield Progress(codes_BFQ, complete_B, frames_B, done_B, passes_B)
+        if grid.causal_levels < grid.codebooks:
+            with jax.set_mesh(self.mesh):
+                codes_BFQ, frames_B = masked.generate(*common, coarse=coarse, context=self.context)
+            passes_B = passes_B + sum(grid.iterations)
+            yield Progress(codes_BFQ, frames_B, frames_B, np.ones(count, bool), passes_B)
+
+    def _next(self, chunks: Iterator) -> Any:
+        # Entered for each chunk: between them this thread is the caller's.
+        with jax.set_mesh(self.mesh):
+            return next(chunks, None)
+
+    def _document(self, said: str, speaker: str, has_prompt: bool) -> tuple:
+        if not said.strip():
+            if self.data_config.template and not has_prompt:
+                raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
+            return ()
+        if not self.data_config.template:
+            raise InputError(f"a text was given, {said!r}, but this model was trained without text (data.template)")
+        return (("text", text.encode(data.prompt_text(self.data_config, said, speaker))),)
+
+    def _prompt(self, prompt: np.ndarray | None) -> np.ndarray:
+        Q = self.vocab.codebooks
+        if prompt is None:
+            return np.zeros((0, Q), np.int32)
+        prompt = np.asarray(prompt)
+        if np.issubdtype(prompt.dtype, np.integer):
+            return prompt.astype(np.int32)
+        if prompt.ndim != 1:
+            raise InputError(
+                f"a prompt has shape {prompt.shape}; a waveform is [samples], codes are integers [frames, {Q}]"
+            )
+        return np.asarray(self.codec.encode(prompt))[:, :Q]
+
+
+def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
+    """A copy on `mesh` with a Block per layer, its matrices in the compute dtype: cast once, not in every step."""
+    dtype = model.config.compute_dtype
+
+    def move(x: jax.Array) -> jax.Array:
+        spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
+        return jax.device_put(x, NamedSharding(mesh, spec), may_alias=False)
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if x.ndim > 1 else x
+
+    with jax.set_mesh(mesh):
+        model = unstack(jax.tree.map(move, model))
+        model.layers = jax.tree.map(cast, model.layers)
+        if not model.config.tied:
+            model.unembedding_DV = jax.tree.map(cast, model.unembedding_DV)
+    return model
+
+
+def load(
+    source: str | Path, sampling: SamplingConfig | None = None, step: int | None = None, codec: Any = None
+) -> Generator:
+    """The generator of a run: its folder, or a safetensors file exported from it.
+
+    step: which checkpoint (None: the latest). codec: an open codec instead of the one the run names.
+    Raises InputError if there is no checkpoint, or the codec is not the one the model was trained on.
+    """
+    path = Path(source)
+    if path.is_file():
+        model, about = checkpoints.load_safetensors(path)
+    else:
+        model, about = checkpoints.restore_params(path, step)
+    vocab = Vocab(**about["vocab"])
+    named = dict(about["codec"])
+    fingerprint = named.pop("fingerprint")
+    codec = codec or codecs.load(**named)
+    if codec.fingerprint != fingerprint:
+        raise InputError(
+            f"{path}: the model was trained on codes of codec {named['name']!r} with fingerprint {fingerprint[:12]}, "
+            f"this one has {codec.fingerprint[:12]}; give the weights it was trained on (codec.path)"
+        )
+    order = {key: tuple(v) if isinstance(v, list) else v for key, v in about["serialization"].items()}
+    grid = serialization.bind(SerializationConfig(**order), vocab.codebooks)
+    data_config = data.DataConfig(**about["data"])
+    return Generator(model, grid, vocab, codec, data_config, sampling, data_config.sequence_length)
