@@ -167,8 +167,8 @@ class Recogniser:
         self.config = config
         self.card = card or {}
         self.fingerprint = fingerprint(config, weights)
-        graph, state = nnx.split(Network(config, rngs=nnx.Rngs(0)))
-        self._state = from_weights(state, weights)
+        graph, state = nnx.split(nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0))))
+        self.state = from_weights(state, weights)
 
         def best_path(state, waveform_BN, samples_B):
             mel_BFM = log_mel(waveform_BN, config)
@@ -202,7 +202,7 @@ class Recogniser:
                 for row, index in enumerate(batch):
                     samples_B[row] = len(prepared[index])
                     waveform_BN[row, : samples_B[row]] = prepared[index]
-                best_BT, lengths_B = map(np.asarray, self._best_path(self._state, waveform_BN, samples_B))
+                best_BT, lengths_B = map(np.asarray, self._best_path(self.state, waveform_BN, samples_B))
                 for row, index in enumerate(batch):
                     transcripts[index] = greedy(best_BT[row, : lengths_B[row]], self.config.alphabet)
         return transcripts
@@ -244,12 +244,12 @@ def fingerprint(config: RecogniserConfig, weights: dict[str, np.ndarray]) -> str
 
 def save(path: Path, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict) -> None:
     """Writes float16 weights to `path`; architecture and `card` (how it was made, scores) to the .json."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     weights = {name: value.astype(np.float16) for name, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(weights, temporary)
+    temporary.write_bytes(to_bytes(weights))
     text = {"config": asdict(config), "fingerprint": fingerprint(config, weights), **card}
     temporary_json = path.with_name(path.stem + ".json.tmp")
     temporary_json.write_text(json.dumps(text, indent=1) + "\n")
