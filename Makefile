@@ -50,5 +50,11 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+bench: $(VENV)/.package
+	$(VENV)/bin/python experiments/speed/bench.py
+
+pictures: $(VENV)/.package
+	$(VENV)/bin/python docs/draw.py
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

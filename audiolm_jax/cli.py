@@ -7,6 +7,7 @@ on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit 
 import argparse
 import difflib
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -248,9 +249,8 @@ def evaluate(options: argparse.Namespace) -> None:
     bound = "at most " if found["likelihood"] == "bound" else ""
     print(f"bits per second of audio   {bound}{found['bits_per_second']:.1f} +- {found['bits_per_second_se']:.1f}")
     print(f"  of unigram codes         {found['unigram_bits_per_second']:.1f}")
-    print(
-        f"character error rate       {found['cer']['value']:.3f} ({found['cer']['low']:.3f} .. {found['cer']['high']:.3f})"
-    )
+    cer = found["cer"]
+    print(f"character error rate       {cer['value']:.3f} ({cer['low']:.3f} .. {cer['high']:.3f})")
     print(f"real-time factor           {found['speed']['rtf']:.3f}")
     print(f"first audio after          {found['speed']['first_audio_seconds']:.3f} s")
     print(f"all numbers: {options.workdir / 'evaluation.json'}; what was spoken: {options.workdir / 'speech'}")
@@ -317,13 +317,23 @@ def writable(directory: Path, flag: str) -> Path:
     return directory
 
 
-def main(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+def main(arguments: list[str], keep_executables: bool = False) -> int:
+    """Runs one command and returns its exit code: 0; 2 for bad input; 130, 143 for a signal; 1 for a run that diverged.
+
+    keep_executables: what is compiled is kept in the workdir, so that the next start is quick. It is a setting of the
+    whole process.
+    """
     options = argparse.Namespace()
+    logging.getLogger("absl").addFilter(not_orbax)
     try:
         rest, overrides = split_overrides(arguments)
         options = build_parser().parse(rest)
         options.overrides, options.arguments = overrides, arguments
+        if keep_executables and "workdir" in options and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            import jax
+
+            jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         options.function(options)
         return 0
     except InputError as error:
@@ -344,10 +354,18 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if type(error).__name__ == "Diverged":  # training.py, not imported for its name alone
+            complain(f"training stopped: {error}")
+            return 1
         sentence = environment(error)
         if sentence is None:
             raise
         return complain(sentence)
+
+
+def not_orbax(record: logging.LogRecord) -> bool:
+    """What orbax logs about an error before raising it would stand, as a traceback, above the one sentence."""
+    return "orbax" not in record.pathname
 
 
 def complain(sentence: str) -> int:
@@ -362,7 +380,7 @@ def environment(error: BaseException) -> str | None:
         if isinstance(seen, OSError) and seen.errno in ENVIRONMENT:
             where = f"{seen.filename}: " if seen.filename else ""
             return f"{where}{seen.strerror}; what was finished is kept: mend this and run the same command again"
-        for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             if os.strerror(known).lower() in str(seen).lower():
                 return f"{os.strerror(known)}; what was finished is kept: mend this and run the same command again"
         seen = seen.__cause__ or seen.__context__
@@ -371,4 +389,4 @@ def environment(error: BaseException) -> str | None:
 
 def run() -> None:
     """Entry point of the console script."""
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], keep_executables=True))

@@ -17,7 +17,6 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import os
 import platform
 import subprocess
 from functools import partial
@@ -31,8 +30,9 @@ from ml_collections import ConfigDict
 from audiolm_jax import config as configs
 from audiolm_jax import generate, measures, report, runs, serialization, sharding, tokens, training
 from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import speed
 from audiolm_jax.model import ModelConfig, Transformer
-from audiolm_jax.serialization import Grid, SerializationConfig, cost
+from audiolm_jax.serialization import Grid, SerializationConfig, cost, picture
 from audiolm_jax.stages import Stages, digest
 from audiolm_jax.vocab import Vocab
 
@@ -104,22 +104,27 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
         return measures.ceilings(recordings(), examples, configs.section(config, "codec"), judge, evaluation, speech)
 
     ceilings = stages.run("ceilings", listen_to_recordings, *held, judge.fingerprint, after=["tokens"])
-    strategies = []
-    for name, share in shares.items():
-        trained, after = workdir / "runs" / name, [f"train-{name}"]
-        load = functools.cache(partial(generate.load, trained, configs.section(config, "sampling")))
+
+    def measure(name: str) -> dict:
+        run_folder, after = workdir / "runs" / name, [f"train-{name}"]
+        load = functools.cache(partial(generate.load, run_folder, configs.section(config, "sampling")))
+
+        def speak() -> dict:
+            return measures.speech(load(), examples, judge, evaluation, speech / name)
+
+        def clock() -> dict:
+            return measures.clocked(load(), examples, evaluation)
+
+        bits = partial(measures.bits, run_folder, folder, evaluation, configs.section(config, "sharding"))
         drawn = [*held, used["sampling"], judge.fingerprint]
-        bits = partial(measures.bits, trained, folder, evaluation, configs.section(config, "sharding"))
-        speak = lambda load=load, name=name: measures.speech(load(), examples, judge, evaluation, speech / name)  # noqa: E731
-        clock = lambda load=load: measures.speed(load(), examples, evaluation)  # noqa: E731
-        strategies.append(
-            {"name": name}
-            | share
-            | stages.kept[f"train-{name}"]["result"]
-            | stages.run(f"likelihood-{name}", bits, *held, after=after)
+        return (
+            stages.run(f"likelihood-{name}", bits, *held, after=after)
             | stages.run(f"speech-{name}", speak, *drawn, after=after)
             | stages.run(f"speed-{name}", clock, *drawn, after=after)
         )
+
+    trained = {name: stages.kept[f"train-{name}"]["result"] for name in shares}
+    strategies = [{"name": name} | share | trained[name] | measure(name) for name, share in shares.items()]
     splits = metadata["splits"].items()
     results = {
         **environment(command),
@@ -149,8 +154,9 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
         "strategies": strategies,
         "notes": notes(config),
     }
-    report.write_results(results, workdir)
-    path = report.write_report(results, workdir)
+    grids = {name: configs.section(part, "serialization") for name, part in parts.items()}
+    pictures = {name: picture.svg(serialization.bind(grid, vocab.codebooks)) for name, grid in grids.items()}
+    path = report.write_report(results, workdir, pictures)
     print(f"\n{table(results)}\n\n{stages.table()}\n\nreport: {Path(path).resolve()}", flush=True)
     return path
 
@@ -245,17 +251,12 @@ def environment(command: str) -> dict[str, Any]:
             commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    device = jax.devices()[0]
     return {
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "versions": versions,
-        "hardware": {
-            "devices": f"{jax.device_count()} x {device.device_kind}",
-            "cores": os.cpu_count() or 0,
-            "machine": platform.machine(),
-        },
+        "hardware": speed.hardware(),
     }
 
 

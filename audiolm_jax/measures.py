@@ -5,7 +5,6 @@ Every function gives plain JSON values with the keys of `report/schema.py`.
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import numpy as np
 
 from audiolm_jax import checkpoints, corpora, data, encoding, generate, serialization, sharding, tokens
 from audiolm_jax.errors import InputError
-from audiolm_jax.evaluation import intelligibility, likelihood, recogniser
+from audiolm_jax.evaluation import baselines, intelligibility, likelihood, recogniser, speed
 from audiolm_jax.sampling import SamplingConfig
-from audiolm_jax.serialization import cost
 from audiolm_jax.vocab import Vocab
 
 
@@ -34,11 +32,12 @@ class EvaluationConfig:
     sentences: int = 24  # held-out sentences that are spoken and listened to
     batch: int = 8  # sentences that are spoken at once
     timed: int = 3  # sentences that are spoken alone, with a clock
+    repeats: int = 3  # times each of them is clocked, after one that is not
     heard: int = 4  # sentences to listen to in the report
     recogniser: str = ""  # weights of the recogniser; "": those that ship with the package
 
     def __post_init__(self) -> None:
-        for name in ("draws", "sentences", "batch", "timed"):
+        for name in ("draws", "sentences", "batch", "timed", "repeats"):
             if getattr(self, name) < 1:
                 raise InputError(f"evaluation.{name}={getattr(self, name)} must be at least 1")
         for name in ("utterances", "heard"):
@@ -58,7 +57,7 @@ def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling:
         | unigram(directory, config, evaluation, fingerprint)
         | bits(run, directory, evaluation, sharding.ShardingConfig())
         | speech(generator, examples, judge, evaluation, run / "speech" / evaluation.split)
-        | speed(generator, examples, evaluation)
+        | clocked(generator, examples, evaluation)
     )
 
 
@@ -67,24 +66,16 @@ def load_judge(evaluation: EvaluationConfig) -> recogniser.Recogniser:
 
 
 def unigram(directory: Path, config: data.DataConfig, evaluation: EvaluationConfig, fingerprint: str) -> dict:
-    """Bits per second of held-out codes under uniform codes, and under each codebook's frequencies in training.
-
-    Frequencies are counted over the split "train", every code once more than it occurs (Laplace).
-    """
+    """Bits per second of the held-out codes without a network (evaluation/baselines.py)."""
     train = tokens.open_split(directory / "tokens", "train", fingerprint)
-    vocab = data.make_vocab(train.metadata, config)
-    counts_QK = np.ones((vocab.codebooks, vocab.codebook_size))
-    for index in range(len(train)):
-        for q, codes_T in enumerate(np.asarray(train[index]["codes"])[:, : vocab.codebooks].T):
-            counts_QK[q] += np.bincount(codes_T, minlength=vocab.codebook_size)
-    bits_QK = -np.log2(counts_QK / counts_QK.sum(axis=1, keepdims=True))
-    held = np.concatenate([example["codes"] for example in held_out(directory, config, evaluation, vocab, fingerprint)])
-    rate = train.metadata["frame_rate"]
-    per_Q = [float(rate * bits_QK[q, held[:, q]].mean()) for q in range(vocab.codebooks)]
+    vocab, rate = data.make_vocab(train.metadata, config), train.metadata["frame_rate"]
+    seen = [np.asarray(train[index]["codes"])[:, : vocab.codebooks] for index in range(len(train))]
+    held = [example["codes"] for example in held_out(directory, config, evaluation, vocab, fingerprint)]
+    found = baselines.unigram(seen, held, vocab.codebook_size, rate)
     return {
-        "uniform_bits_per_second": float(rate * vocab.codebooks * np.log2(vocab.codebook_size)),
-        "unigram_bits_per_second": sum(per_Q),
-        "per_codebook_unigram_bits_per_second": per_Q,
+        "uniform_bits_per_second": baselines.uniform_bits_per_second(vocab.codebooks, vocab.codebook_size, rate),
+        "unigram_bits_per_second": found.bits_per_second,
+        "per_codebook_unigram_bits_per_second": found.bits_per_second_Q.tolist(),
     }
 
 
@@ -205,37 +196,16 @@ def listen(
     return {"cer": found, "samples": samples}
 
 
-def speed(generator: generate.Generator, examples: Sequence[dict], evaluation: EvaluationConfig) -> dict:
-    """Sentences spoken one at a time: passes as the order predicts and as they were, seconds on a warm machine.
-
-    {"cost": ..., "speed": ...} of the report; `first_audio_seconds` is the time until a stream yields.
-    """
-    some = [(example["text"], example["speaker"]) for example in examples[: evaluation.timed]]
-    results, first, whole = [], [], []
-    for text, speaker in [some[0], *some]:  # the first one compiles
-        began = time.perf_counter()
-        stream, yielded = generator.stream([text], speakers=speaker), None
-        while True:
-            try:
-                next(stream)
-                yielded = yielded or time.perf_counter() - began
-            except StopIteration as finished:
-                results.append(finished.value[0])
-                break
-        whole.append(time.perf_counter() - began)
-        first.append(yielded or whole[-1])
-    results, first, whole = results[1:], first[1:], whole[1:]
-    audio = sum(len(result.waveform) for result in results) / generator.codec.sample_rate
-    longest = max(results, key=lambda result: len(result.codes_TQ))
-    said = some[results.index(longest)]
-    request = generator.requests([said[0]], speakers=said[1])[0]
-    frames, prompt = len(longest.codes_TQ), 2 + sum(len(ids) for _, ids in request.document)
-    model = generator.model.config
-    predicted = cost.cost(generator.grid, frames, prompt, model, generator.vocab.size)
-    per_pass = sum(whole) / sum(result.passes for result in results)
+def clocked(generator: generate.Generator, examples: Sequence[dict], evaluation: EvaluationConfig) -> dict:
+    """Sentences spoken one at a time: {"cost", "speed"} of the report. The cost is that of the longest of them."""
+    some = examples[: evaluation.timed]
+    texts, speakers = ([example[key] for example in some] for key in ("text", "speaker"))
+    timings = speed.measure(generator, texts, speakers, evaluation.repeats)
+    total, longest = speed.summary(timings), max(timings, key=lambda timing: timing.frames)
+    predicted = longest.predicted
     return {
         "cost": {
-            "frames": frames,
+            "frames": longest.frames,
             "predicted_passes": predicted.passes,
             "measured_passes": longest.passes,
             "lookahead_frames": predicted.look_ahead,
@@ -245,10 +215,10 @@ def speed(generator: generate.Generator, examples: Sequence[dict], evaluation: E
             "kv_bytes": predicted.cache_bytes,
         },
         "speed": {
-            "rtf": sum(whole) / max(audio, 1e-9),
-            "generation_seconds": sum(whole),
-            "first_audio_seconds": float(np.median(first)),
-            "first_audio_predicted_seconds": predicted.first_passes * per_pass,
+            "rtf": total["real_time_factor"],
+            "generation_seconds": total["generation_seconds"],
+            "first_audio_seconds": total["first_audio_seconds"],
+            "first_audio_predicted_seconds": total["predicted_first_audio_seconds"],
         },
     }
 

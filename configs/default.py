@@ -260,6 +260,8 @@ def get_config() -> ConfigDict:
             "batch": 8,
             # Sentences that are spoken alone, with a clock.
             "timed": 3,
+            # Times each of them is clocked, after one that is not.
+            "repeats": 3,
             # Sentences to listen to in the report.
             "heard": 4,
             # Weights of the recogniser that listens; "": those that ship with the package.

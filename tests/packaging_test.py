@@ -1,5 +1,6 @@
 """What a person gets: an importable package without heavy dependencies, pinned versions, working make targets."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from audiolm_jax.serialization import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,6 +73,17 @@ def test_ci_runs_what_a_person_runs():
     assert "set -euo pipefail" in text
     assert re.findall(r"^make (\S+)", text, re.M) == ["lint", "test"]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_pictures_of_the_readme_are_current():
+    """`make pictures` would change nothing, and the README shows every strategy."""
+    specification = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw.py")
+    draw = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(draw)
+    assert {path.name: path.read_text() for path in draw.FOLDER.iterdir()} == draw.drawn()
+    readme = (ROOT / "README.md").read_text()
+    for name in STRATEGIES:
+        assert f"| ![](docs/grids/{name}.svg) | `{name}`" in readme
 
 
 def test_files_stay_within_their_budget():
