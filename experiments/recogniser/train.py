@@ -9,7 +9,6 @@ on after an interruption: the result is the same, because the batch of a step de
 
 import argparse
 import json
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ CORPORA = {
 BUCKETS = (200, 300, 400, 500, 650, 900)  # log-mel frames; longer utterances are left out of training
 BATCH_FRAMES = 2000  # log-mel frames in a batch, padding included
 CHARACTERS = 128
+CODEC_EVERY = 3  # one training sentence in so many is also heard through the codec
 
 
 def arguments():
@@ -50,7 +50,7 @@ def arguments():
     parser.add_argument(
         "--codec",
         default="default",
-        help="also hear every training sentence through this codec with a random number of codebooks; 'none': do not",
+        help="codec through which some training sentences are also heard, with few or all codebooks; 'none': not",
     )
     parser.add_argument("--codec_path", default=None, help="weights of the codec, where not its own")
     parser.add_argument("--limit", type=int, default=None, help="use only so many utterances of each split")
@@ -271,16 +271,17 @@ def main():
         from audiolm_jax import codecs
 
         codec = codecs.load(flags.codec, path=flags.codec_path)
-        rng = np.random.default_rng(flags.seed)
-        used = rng.integers(max(codec.codebooks // 4, 1), codec.codebooks + 1, len(waveforms))
-        decoded = resynthesise(codec, waveforms, used, "codec")
+        some = list(range(0, len(waveforms), CODEC_EVERY))
+        choices = [max(codec.codebooks // 4, 1), max(codec.codebooks // 2, 1), codec.codebooks]
+        used = np.random.default_rng(flags.seed).choice(choices, len(some)).tolist()
+        decoded = resynthesise(codec, [waveforms[i] for i in some], used, "codec")
         decoded = [recogniser.prepare(waveform, 16_000, config) for waveform in decoded]
-        examples += list(zip(log_mels(decoded, config), labels))
+        examples += [(mel, labels[i]) for mel, i in zip(log_mels(decoded, config), some)]
     hours = sum(len(mel) for mel, _ in examples) / 360_000
     print(f"{len(examples)} utterances, {hours:.2f} h", flush=True)
 
     graph, params = nnx.split(recogniser.Network(config, rngs=nnx.Rngs(flags.seed)))
-        warm, flat = 1 + flags.steps // 16, flags.steps * 45 // 100  # the rate rises, stays, then falls to zero
+    warm, flat = 1 + flags.steps // 16, flags.steps * 45 // 100  # the rate rises, stays, then falls to zero
     start_from = "random"
     if flags.init is not None:
         teacher = recogniser.load(flags.init)
@@ -306,7 +307,7 @@ def main():
     checkpoint = flags.data / "checkpoint.safetensors"
     state, start = load_checkpoint(checkpoint, (params, optimizer.init(params)), settings)
     train_step = make_step(graph, optimizer, flags.seed)
-    began, losses = time.monotonic(), []
+    losses = []
     with tqdm.tqdm(total=flags.steps, initial=start, unit="step", desc="train", mininterval=5) as bar:
         for step, batch in batches(examples, flags.seed, start):
             if step >= flags.steps:
@@ -321,7 +322,6 @@ def main():
                     raise SystemExit(f"the loss is {value} at step {step}; the last checkpoint is {checkpoint}")
             if (step + 1) % flags.save_every == 0 or step + 1 == flags.steps:
                 save_checkpoint(checkpoint, state, step + 1, settings)
-    seconds = time.monotonic() - began
 
     weights = {name: value.astype(np.float16) for name, value in recogniser.to_weights(state[0]).items()}
     model = recogniser.Recogniser(config, weights)
@@ -341,7 +341,6 @@ def main():
             "hours": round(hours, 3),
             "codec": {"name": flags.codec, "fingerprint": settings["codec"]},
             **{key: settings[key] for key in ("init", "steps", "learning_rate", "seed")},
-            "training_seconds": round(seconds),
         },
     }
     recogniser.save(flags.output, config, weights, card)
