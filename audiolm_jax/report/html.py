@@ -178,7 +178,7 @@ def _notes(results: dict) -> str:
         )
     notes.append(
         "A character error rate is that of the recogniser and the speech together. Read it against the two rows at the "
-        "foot of the table: nothing spoken through this codec can be expected to score better."
+        "foot of the table: generated speech comes out of the same codec."
     )
     notes += results["notes"]
     return '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
