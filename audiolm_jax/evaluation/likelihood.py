@@ -132,7 +132,7 @@ def likelihood(
     draws: int = 4,
     seed: int = 0,
     text: bool = False,
-    positions_per_batch: int = 4096,
+    positions_per_batch: int | None = None,
 ) -> Likelihood:
     """Bits of each utterance, a document whose audio segments are scored given everything before them.
 
@@ -143,7 +143,7 @@ def likelihood(
         "auto": exact if each of these levels takes one pass, which leaves no order to choose; else the bound.
       draws: random subsets per utterance and level, for "bound".
       text: also count the bits of the text (meaningful only if text was trained).
-      positions_per_batch: padded positions computed at once.
+      positions_per_batch: padded positions computed at once (None: what suits the backend).
 
     Raises InputError for no utterances, one without audio, an unknown method, no draws.
     """
@@ -237,11 +237,13 @@ def _subsets(
             yield level, hidden_T, hidden_T, frames / hidden, draw
 
 
-def score(model: Transformer, vocab: Vocab, rows: Sequence[Row], positions_per_batch: int = 4096) -> np.ndarray:
+def score(model: Transformer, vocab: Vocab, rows: Sequence[Row], positions_per_batch: int | None = None) -> np.ndarray:
     """Nats of each row by class of prediction, `[rows, Q + 3]`: codebooks, the end, the length, text.
 
     Predictions are weighted by the row's own `weights`. Rows are padded to a few lengths, each compiled once.
     """
+    # On a CPU what fits its caches is fastest (5 layers of 256: 4.4 s of processor time for 1024, 7.4 s for 4096).
+    positions_per_batch = positions_per_batch or (1024 if jax.default_backend() == "cpu" else 16384)
     graph, state = nnx.split(model)
     mesh = jax.sharding.get_mesh()
     devices = 1 if model.rules.batch is None else mesh.shape[model.rules.batch]
