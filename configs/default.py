@@ -199,6 +199,7 @@ def get_config() -> ConfigDict:
     # How long, how often to tell and to save; intervals in steps.
     config.training = ConfigDict(
         {
+            # Updates of the parameters.
             "steps": 200,
             # Parts into which the rows of a batch are split, one after the other.
             "accumulate": 1,
@@ -206,6 +207,7 @@ def get_config() -> ConfigDict:
             "ema": 0.0,
             # Weight of the squared log-normalisers in the loss.
             "z_loss": 0.0,
+            # Between lines of metrics, and between checkpoints.
             "log_every": 10,
             "checkpoint_every": 100,
             # Checkpoints kept.
@@ -247,6 +249,7 @@ def get_config() -> ConfigDict:
     # What is measured on a trained run.
     config.evaluation = ConfigDict(
         {
+            # Of the token data set: test, unseen (other voices), valid or train.
             "split": "test",
             # Utterances scored by likelihood, spread evenly over the split; 0: all.
             "utterances": 0,
@@ -272,6 +275,7 @@ def get_config() -> ConfigDict:
     # audiolm compare.
     config.compare = ConfigDict(
         {
+            # Each is trained and measured.
             "strategies": ("flat", "delay", "hierarchical", "masked"),
             # Training FLOPs of every strategy; 0: what training.steps steps take.
             "flops": 0.0,

@@ -76,12 +76,10 @@ def main(name: str) -> None:
     for key, value in speed.hardware().items():
         print(f"{key}: {value}")
     rates = speed.probe(sizes.compute_dtype)
-    print(
-        f"matrix products: {rates.flops_per_second / 1e9:.0f} GFLOP/s; memory: {rates.bytes_per_second / 1e9:.1f} GB/s"
-    )
-    print(
-        f"{'strategy':13s} {'train audio s/s':>15s} {'MFU':>6s} {'decode RTF':>11s} {'first audio s':>14s} {'passes':>7s}"
-    )
+    print(f"matrix products: {rates.flops_per_second / 1e9:.0f} GFLOP/s")
+    print(f"memory: {rates.bytes_per_second / 1e9:.1f} GB/s")
+    columns = ("train audio s/s", "MFU", "decode RTF", "first audio s", "passes")
+    print(f"{'strategy':13s} {columns[0]:>15s} {columns[1]:>6s} {columns[2]:>11s} {columns[3]:>14s} {columns[4]:>7s}")
     for strategy in serialization.STRATEGIES:
         grid = serialization.bind(SerializationConfig(strategy=strategy), vocab.codebooks)
         with jax.set_mesh(sharding.single_device_mesh()):
