@@ -189,7 +189,7 @@ def start(
     bounds = [plan.limits(request, grid, vocab, context) for request in requests]
     limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
     first_B = np.array([plan.prefilled_steps(len(r.prompt_TQ), grid) for r in requests], np.int32)
-    codes_BFQ = plan.prompt_grid(requests, plan.bucket(int(limit_B.max())), grid.codebooks)
+    codes_BFQ = plan.prompt_grid(requests, plan.bucket(int(limit_B.max()), plan.FRAMES), grid.codebooks)
     done_B = np.zeros(len(requests), bool)
     keys_B = plan.keys(requests, plan.CAUSAL)
     rules = plan.rules(requests, grid.codebooks)

@@ -34,7 +34,7 @@ class Pass(NamedTuple):
     number: jax.Array  # counts from 0 over all levels: what its random numbers are drawn from
     hidden_B: jax.Array  # cells of the level that are hidden after it
     rules: LogitRules  # [B]
-    noise: jax.Array  # scale of the Gumbel noise on the confidence
+    noise_B: jax.Array  # scale of the Gumbel noise on the confidence
 
 
 class Fixed(NamedTuple):
@@ -91,7 +91,7 @@ def advance(model: Transformer, vocab: Vocab, fixed: Fixed, now: Pass, codes_BFQ
     rules = LogitRules(*(x if x is None else x[:, None] for x in now.rules))
     drawn_BF = choose(logits_BFK, rules, draw(F))
     confidence_BF = jnp.take_along_axis(jax.nn.log_softmax(logits_BFK), drawn_BF[:, :, None], axis=-1)[..., 0]
-    confidence_BF += now.noise * rank(F)
+    confidence_BF += now.noise_B[:, None] * rank(F)
 
     level_BF = jnp.take_along_axis(codes_BFQ, jnp.broadcast_to(now.level, (batch, F, 1)), axis=2)[..., 0]
     hidden_BF = (level_BF < 0) & (jnp.arange(F) < fixed.frames_B[:, None])
@@ -154,6 +154,7 @@ def schedule(requests: Sequence[plan.Request], frames_B: np.ndarray, grid: Grid)
     rules = plan.rules(requests, grid.codebooks)
     prompt_B = np.array([len(request.prompt_TQ) for request in requests])
     one_pass_B = np.array([request.sampling.one_pass_temperature for request in requests], np.float32)
+    noise_scale_B = np.array([request.sampling.confidence_noise for request in requests])
     anneal_B = np.array([request.sampling.anneal for request in requests], np.float32)
     passes = []
     for level, count in enumerate(grid.iterations, start=grid.causal_levels):
@@ -163,14 +164,14 @@ def schedule(requests: Sequence[plan.Request], frames_B: np.ndarray, grid: Grid)
             temperature_B = one_pass_B if count == 1 else rules.temperature[:, level] * (1 - anneal_B * gone)
             level_rules = LogitRules(*(x if x is None else x[:, level] for x in rules))
             # The last pass hides nothing again, so its noise would do nothing.
-            noise = requests[0].sampling.confidence_noise * (1 - (i + 1) / count)
+            noise_B = noise_scale_B * (1 - (i + 1) / count)
             passes.append(
                 Pass(
                     np.int32(level),
                     np.int32(len(passes)),
                     np.array([hidden_N[i] for hidden_N in hidden_BN], np.int32),
                     level_rules._replace(temperature=temperature_B.astype(np.float32)),
-                    np.float32(noise),
+                    noise_B.astype(np.float32),
                 )
             )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *passes)
@@ -237,10 +238,12 @@ def generate(
     hidden_MD, fixed = start(model, grid, vocab, requests, coarse and coarse[0].prompt_cache)
     if coarse is None:
         frames_B = lengths(model, grid, vocab, requests, hidden_MD, context)
-        codes_BFQ = plan.prompt_grid(requests, plan.bucket(int(frames_B.max())), grid.codebooks)
+        codes_BFQ = plan.prompt_grid(requests, plan.bucket(int(frames_B.max()), plan.FRAMES), grid.codebooks)
     else:
         coarse_BFQ, frames_B = np.asarray(coarse[1].codes_BFQ), np.asarray(coarse[1].frames_B)
-        codes_BFQ = np.full((len(requests), plan.bucket(int(frames_B.max())), grid.codebooks), -1, np.int32)
+        codes_BFQ = np.full(
+            (len(requests), plan.bucket(int(frames_B.max()), plan.FRAMES), grid.codebooks), -1, np.int32
+        )
         shared = min(codes_BFQ.shape[1], coarse_BFQ.shape[1])
         codes_BFQ[:, :shared] = coarse_BFQ[:, :shared]
     if grid.iterations:  # Q = 1 leaves hierarchical no finer level

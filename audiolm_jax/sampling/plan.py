@@ -24,13 +24,17 @@ from audiolm_jax.vocab import Vocab
 # Random numbers of a row are drawn from fold_in(key of (stage, seed), step): never one key for two draws.
 CAUSAL, LEVELS, LENGTH = range(3)
 
+# Smallest buckets of positions and of frames: below them a smaller shape saves less than its compilation costs.
+PROMPT, FRAMES = 32, 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One row: what stands before the audio segment, its first frames, and how it goes on.
 
     document: segments before it, () for none. prompt_TQ: int32 [frames, Q], the frames to continue (0 or more).
-    frames: how many the finished segment has, prompt included; None leaves the end to the model.
+    frames: how many the finished segment has, prompt included; None leaves the end to the model. sampling may differ
+    between the rows of a batch, but for its `chunk`: that of the first row counts.
     """
 
     document: documents.Document
@@ -50,8 +54,8 @@ class Prompts(NamedTuple):
     length_M: np.ndarray
 
 
-def bucket(size: int, smallest: int = 16) -> int:
-    """The next of 16, 24, 32, 48, 64, 96, ... that holds `size`."""
+def bucket(size: int, smallest: int) -> int:
+    """The next of 16, 24, 32, 48, 64, 96, ... that holds `size`, from the power of two `smallest` up."""
     rounded = smallest
     while rounded < size:
         rounded = rounded * 3 // 2 if rounded & (rounded - 1) == 0 else rounded * 4 // 3
@@ -160,7 +164,7 @@ def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool,
         for request in every
     ]
     length_M = np.array([len(row["tokens"]) for row in rows], np.int32)
-    width = bucket(int(length_M.max()))
+    width = bucket(int(length_M.max()), PROMPT)
     tokens_MPS = np.full((len(rows), width, grid.streams), ids.PAD, np.int32)
     ahead_MP = np.zeros((len(rows), width), np.int32)
     for m, row in enumerate(rows):
