@@ -7,6 +7,8 @@ K head width. Scores and softmax are float32 whatever the compute dtype.
 import jax
 import jax.numpy as jnp
 
+from audiolm_jax import blocks
+
 # Finite, so that a row without any visible key yields numbers instead of NaN; far enough below every real
 # score that its exponential is exactly zero beside one.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -39,7 +41,9 @@ def visible(segments_BL: jax.Array, ahead_BL: jax.Array | None) -> jax.Array:
 
 
 def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:
-    """Dense grouped-query attention -> out_BLHGK; q already scaled by 1/sqrt(K)."""
+    """Grouped-query attention -> out_BLHGK; q already scaled by 1/sqrt(K). Dense, but in blocks on one CPU."""
+    if blocks.applies() and q_BLHGK.shape[1] > blocks.QUERIES:
+        return blocks.attend(q_BLHGK, k_BMHK, v_BMHK, visible_BLM)
     scores_BHGLM = jnp.einsum("BLHGK,BMHK->BHGLM", q_BLHGK, k_BMHK, preferred_element_type=jnp.float32)
     scores_BHGLM = jnp.where(visible_BLM[:, None, None], scores_BHGLM, MASKED)
     weights_BHGLM = jax.nn.softmax(scores_BHGLM, axis=-1).astype(v_BMHK.dtype)

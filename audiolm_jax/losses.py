@@ -10,7 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
+from audiolm_jax import blocks
 from audiolm_jax.sharding import PRESETS, Rules
 from audiolm_jax.vocab import (
     AUDIO,
@@ -71,11 +73,11 @@ def _either(lse_BLS, code_BLS, end_BL, targets_BLS, heads_BLS, vocab: Vocab) -> 
     }
 
 
-def _dense(hidden_BLD, blocks, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
     """Every block's logits at every position; layouts of any kind."""
 
     def logits(block: str, spec: tuple) -> jax.Array:
-        weight = blocks[block].astype(hidden_BLD.dtype)
+        weight = cut[block].astype(hidden_BLD.dtype)
         axes = "QK" if weight.ndim == 3 else "K"
         return jnp.einsum(
             f"BLD,D{axes}->BL{axes}",
@@ -85,7 +87,7 @@ def _dense(hidden_BLD, blocks, targets_BLS, heads_BLS, vocab: Vocab, rules: Rule
             out_sharding=rules.spec("batch", None, *spec),
         )
 
-    sharded = jax.typeof(blocks["codes"]).sharding.spec[2] is not None
+    sharded = jax.typeof(cut["codes"]).sharding.spec[2] is not None
     text = logits("text", (None,))
     codes = logits("codes", (None, "vocab" if sharded else None))
     length = logits("length", (None,))
@@ -109,6 +111,32 @@ def _dense(hidden_BLD, blocks, targets_BLS, heads_BLS, vocab: Vocab, rules: Rule
     return _either(_pick(lse_BLH, heads_BLS), target, text[..., END_AUDIO], targets_BLS, heads_BLS, vocab)
 
 
+def _blocked(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+    """Only the legal logits of every prediction; on one CPU device (see `blocks.py`)."""
+    stream = rules.spec("batch", None, None)
+    sets_XWD = [cut["text"].T, cut["length"].T, *cut["codes"].transpose(1, 2, 0)]
+    sizes = [len(weight_WD) for weight_WD in sets_XWD]
+    widest = max(sizes)
+    legal_XW = np.arange(widest) < np.array(sizes)[:, None]
+    legal_XW[0, :CODE_START] = _text_legal()
+    weight_XWD = jnp.stack([jnp.pad(w, ((0, widest - len(w)), (0, 0))) for w in sets_XWD])
+    starts_X = np.array([0, vocab.length_start, *vocab.code_offsets], np.int32)
+    sets_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, HEAD_CODE, heads_BLS) - HEAD_TEXT
+    start_BLS = _pick(jnp.broadcast_to(starts_X, (1, 1, len(starts_X))), sets_BLS)
+    # </audio> as the target of a code comes out negative: it is not in the codebook, `_either` adds it.
+    lse, target = blocks.normalisers(
+        hidden_BLD.reshape(-1, hidden_BLD.shape[-1], out_sharding=P()),
+        weight_XWD.astype(hidden_BLD.dtype),
+        legal_XW,
+        sets_BLS.reshape(-1, sets_BLS.shape[-1], out_sharding=P()),
+        (targets_BLS - start_BLS).reshape(-1, sets_BLS.shape[-1], out_sharding=P()),
+    )
+    lse_BLS, target_BLS = (jax.sharding.reshard(x.reshape(heads_BLS.shape), stream) for x in (lse, target))
+    end_D = cut["text"][:, END_AUDIO].astype(hidden_BLD.dtype)
+    end_BL = jnp.einsum("BLD,D->BL", hidden_BLD, end_D, preferred_element_type=jnp.float32)
+    return _either(lse_BLS, target_BLS, end_BL, targets_BLS, heads_BLS, vocab)
+
+
 def target_logprobs(
     hidden_BLD: jax.Array,
     out_DV: jax.Array,
@@ -123,28 +151,30 @@ def target_logprobs(
     Returns `logprob_BLS`; `end_BLS`, the part of it that belongs to the end of audio where the head offers
     it (log p(end) if the target is the end, else log p(not the end); 0 elsewhere), so that
     `logprob - end` is the code's own conditional log-probability; and `lse_BLS`, the log-normaliser.
-    `chunk`: positions whose logits exist at once (None: chosen by size). Targets must be legal.
+    `chunk`: positions whose logits exist at once (None: by size, or in blocks on one CPU). Targets must be legal.
     """
     rows, positions = hidden_BLD.shape[:2]
+    cut = output_blocks(out_DV, vocab, rules)
     stream = rules.spec("batch", None, None)
     hidden_BLD, targets_BLS, heads_BLS = (jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS))
+    if chunk is None and blocks.applies():
+        return _blocked(hidden_BLD, cut, targets_BLS, heads_BLS, vocab, rules)
     if chunk is None:
         chunk = max(1, CHUNK_LOGITS // (rows * out_DV.shape[1]))
         # As equal as possible, so that little is padded.
         chunk = -(-positions // -(-positions // chunk))
-    blocks = output_blocks(out_DV, vocab, rules)
     compute = functools.partial(_dense, vocab=vocab, rules=rules)
     if chunk >= positions:
-        return compute(hidden_BLD, blocks, targets_BLS, heads_BLS)
+        return compute(hidden_BLD, cut, targets_BLS, heads_BLS)
     count = -(-positions // chunk)
 
-    def cut(x: jax.Array) -> jax.Array:
+    def pieces(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, count * chunk - positions)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
 
     # Without the checkpoint the backward pass would keep the logits of all chunks.
-    piece = jax.checkpoint(lambda xs: compute(xs[0], blocks, xs[1], xs[2]))
-    parts = jax.lax.map(piece, (cut(hidden_BLD), cut(targets_BLS), cut(heads_BLS)))
+    piece = jax.checkpoint(lambda xs: compute(xs[0], cut, xs[1], xs[2]))
+    parts = jax.lax.map(piece, (pieces(hidden_BLD), pieces(targets_BLS), pieces(heads_BLS)))
     return jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * chunk, *x.shape[3:])[:, :positions], parts
     )

@@ -51,23 +51,23 @@ def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, co
 
 
 def peak_flops(tflops: float = 0.0) -> float:
-    """FLOP/s of all devices together: given per device, from the table, or (unknown device) measured by a matmul."""
-    device = jax.devices()[0]
-    count = jax.device_count()
+    """FLOP/s of the whole mesh: given per device, from the table, or (unknown device) measured by a matmul."""
+    mesh = jax.sharding.get_mesh()
+    device, count = mesh.devices.flat[0], mesh.size
     if tflops:
         return tflops * 1e12 * count
     for kind, peak in PEAKS.items():
         if device.device_kind.startswith(kind):
             return peak * count
-    x = jax.device_put(np.ones((1024, 1024), np.float32), device)
+    # Every device of the mesh multiplies at the same time (those of one CPU share its cores).
+    x = jnp.ones((1024, 1024))
     multiply = jax.jit(jnp.matmul)
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
         multiply(x, x).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    # Devices of one CPU share its cores.
-    return 2 * 1024**3 / best * (1 if device.platform == "cpu" else count)
+    return 2 * 1024**3 * count / best
 
 
 class Recorder:
@@ -144,7 +144,7 @@ class Recorder:
         for name, value in found.items():
             if isinstance(value, tuple):
                 waveform_N, sample_rate = value
-                self.board.add_audio(name, np.asarray(waveform_N, np.float32)[None], step, sample_rate=sample_rate)
+                self.board.add_audio(name, np.asarray(waveform_N, np.float32), step, sample_rate=sample_rate)
             else:
                 self.board.add_scalar(name, float(value), step)
 

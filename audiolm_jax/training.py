@@ -211,8 +211,8 @@ def train(
             ),
             donate_argnums=0,
         )
-        recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
         peak = recording.peak_flops(training.peak_tflops)
+        recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
 
             def finish(step: int, metrics: dict, shape: tuple[int, ...]) -> None:

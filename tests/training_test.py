@@ -3,7 +3,6 @@ import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from audiolm_jax.model import ModelConfig
 from audiolm_jax.optimizer import OptimizerConfig
 from audiolm_jax.sharding import ShardingConfig
 from audiolm_jax.training import TrainingConfig
-from audiolm_jax.vocab import CODE_START, Vocab
+from audiolm_jax.vocab import Vocab
 
 VOCAB = Vocab(codebooks=2, codebook_size=8, max_frames=16)
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, dropout=0.1)
@@ -181,11 +180,10 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path):
         run(tmp_path, accumulate=3)
 
 
-@pytest.mark.parametrize("preset,tensor", [("data", 1), ("fsdp", 1), ("fsdp_tensor", 2)])
-def test_eight_devices_train_like_one(tmp_path, preset, tensor):
+def test_eight_devices_train_like_one(tmp_path):
     model = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, head_width=8, ffn=24)
     one = run(tmp_path / "one", model=model, steps=2)
-    many = run(tmp_path / "many", model=model, steps=2, sharding=ShardingConfig(preset, tensor))
+    many = run(tmp_path / "many", model=model, steps=2, sharding=ShardingConfig("fsdp_tensor", 2))
     assert len(jax.tree.leaves(many.params)[0].sharding.device_set) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), many.params, one.params)
     assert np.isclose(lines(tmp_path / "one")[0]["loss"], lines(tmp_path / "many")[0]["loss"], atol=1e-5)
@@ -231,12 +229,6 @@ def test_probes_are_recorded(tmp_path):
     assert seen == [2, 4]
     written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"speech" in written and b"RIFF" in written
-
-
-def test_frames_are_counted_in_causal_and_masked_rows():
-    tokens = Batches().__next__()["tokens_BLS"]
-    assert (tokens >= CODE_START).all()
-    assert jnp.any(tokens[..., 0] < CODE_START + VOCAB.codebook_size)
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"ema": 1.0}, {"z_loss": -1.0}, {"keep": 0}])
