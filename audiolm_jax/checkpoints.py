@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.vocab import Vocab
 
 FOLDER = "checkpoints"
+FREE_AFTER = 2 << 20  # bytes that must be left on the disk beside a checkpoint
 
 
 def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
@@ -53,6 +55,13 @@ def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, posi
     """
     if step in opened.all_steps():
         return
+    needed = sum(x.nbytes for x in jax.tree.leaves((params, state)))
+    free = shutil.disk_usage(opened.directory).free
+    if free < needed + FREE_AFTER:  # told here: orbax notices in threads of its own, after the training went on
+        raise InputError(
+            f"{opened.directory}: the disk is full, {free / 1e6:.1f} MB are free and checkpoint {step} takes "
+            f"{needed / 1e6:.1f} MB; nothing written before is lost: make room and run the same command again"
+        )
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params),
         state=ocp.args.StandardSave(state),

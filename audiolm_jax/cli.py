@@ -17,60 +17,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from audiolm_jax import config as configs
+from audiolm_jax.cli_help import HELP, OVERRIDES
 from audiolm_jax.errors import InputError
 from audiolm_jax.stages import write_json
-
-OVERRIDES = """
-overrides:
-  Any key of the configuration can be set after it: --config.section.key=value. The keys and their meaning are in
-  configs/default.py. Tuples are written 1,2,3 or "(1, 2, 3)".
-"""
-
-HELP = {
-    "prepare": """Turn audio and text into a data set of tokens.
-
-examples:
-  # the synthetic corpus that needs nothing but this package
-  audiolm prepare --config default --data data/synthetic
-  # your own recordings: wav, flac, ogg or mp3, each with a .txt of the same name, or with an LJSpeech metadata.csv,
-  # or a .jsonl manifest; unusable files are named in data/mine/tokens/rejects.jsonl
-  audiolm prepare --config default --data data/mine --config.corpus.name=folder --config.corpus.path=recordings
-  # a prepared tensorflow-datasets set
-  audiolm prepare --config default --data data/lj --config.corpus.name=tfds --config.corpus.tfds_name=my_set
-""",
-    "train": """Train a model on prepared tokens. The workdir is the run: the same command again resumes it.
-
-examples:
-  audiolm train --config default --data data/mine --workdir runs/delay
-  audiolm train --config default --data data/mine --workdir runs/flat --config.serialization.strategy=flat
-  tensorboard --logdir runs
-""",
-    "generate": """Make speech from text, from an audio prompt, or from both.
-
-examples:
-  audiolm generate --workdir runs/delay --text "three one four" --out three.wav
-  # the voice of a recording (--text says what follows it, --prompt-text what is said in it)
-  audiolm generate --workdir runs/delay --text "one five nine" --prompt voice.wav --prompt-text "two six" --out five.wav
-  # decode while generating, and other sampling
-  audiolm generate --workdir runs/delay --text "two six" --out two.wav --stream --config.sampling.temperature=0.8
-""",
-    "evaluate": """Measure a trained model: bits per second of audio on held-out speech, intelligibility, speed.
-
-examples:
-  audiolm evaluate --workdir runs/delay --data data/mine
-  audiolm evaluate --workdir runs/delay --data data/mine --config.evaluation.split=unseen
-""",
-    "compare": """Train and measure several serialization strategies under equal conditions, and write one report.
-
-The stages (corpus, tokens, one training per strategy, likelihood, speech, report) are kept in the workdir; the same
-command again goes on where it was stopped.
-
-examples:
-  audiolm compare --config demo --workdir runs/demo        # `make demo`: ten minutes on two cores
-  audiolm compare --config tiny --workdir runs/tiny        # a check that everything runs: well under a minute
-  audiolm compare --config demo --workdir runs/two --config.compare.strategies=delay,masked
-""",
-}
 
 # Errors of the operating system that are about what was asked for, not about this program.
 ENVIRONMENT = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from audiolm_jax import cli, config
+from audiolm_jax.cli_help import HELP
 from audiolm_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ def refused(capsys, *arguments: str) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", cli.HELP)
+@pytest.mark.parametrize("command", HELP)
 def test_help_shows_examples_that_parse(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
