@@ -219,10 +219,22 @@ def test_what_comes_from_outside_is_escaped(results, tmp_path):
 
 
 def test_verdict_says_when_two_are_within_the_noise(results):
-    assert "flat needs the fewest bits: 412 per second of audio, 52 % below the unigram baseline" in verdict(results)
+    assert "flat needs the fewest bits: 412 per second of audio, 52\u00a0% below the unigram baseline" in verdict(
+        results
+    )
     assert "ahead of hierarchical (11.7 ± 4.3)" in verdict(results)
     results["strategies"][2]["bits_per_second"] = 413.0
     assert "within the noise of hierarchical" in verdict(results)
+
+
+def test_verdict_does_not_praise_what_nobody_understands(results):
+    assert "flat is understood best, 18.0\u00a0% of characters wrong" in verdict(results)
+    assert "(real speech 1.8\u00a0%), within the noise of delay" in verdict(results)
+    results["strategies"][0]["cer"].update(value=0.05, low=0.02, high=0.09)
+    assert "(real speech 1.8\u00a0%); masked is fastest" in verdict(results)
+    for strategy in results["strategies"]:
+        strategy["cer"].update(value=0.93, low=0.9, high=0.97)
+    assert "none can be understood yet, the closest is flat with 93.0\u00a0% of characters wrong" in verdict(results)
 
 
 def test_many_sentences_are_compressed_and_the_rest_left_beside_the_page(results, tmp_path, speech):

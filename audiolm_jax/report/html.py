@@ -153,7 +153,6 @@ def _listen(results: dict, directory: Path) -> str:
 
 
 def _notes(results: dict) -> str:
-    bound = [s["name"] for s in results["strategies"] if s["likelihood"] == "bound"]
     notes = [
         (
             "Bits per second of audio is the negative log-likelihood (base 2) of held-out codes given text and "
@@ -166,11 +165,6 @@ def _notes(results: dict) -> str:
             "covers another training run."
         ),
     ]
-    if bound:
-        notes.append(
-            f"The bits of {', '.join(bound)} are an upper bound (any-order, by sampling): its sampler orders cells by "
-            "confidence, which has no tractable likelihood. The true number may be lower."
-        )
     if results["ceilings"]["codec"]["cer"]["second_opinion"] is not None:
         notes.append(
             "The second opinion is pocketsphinx under a grammar of digit words. It was trained on human speech and "

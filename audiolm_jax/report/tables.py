@@ -51,7 +51,7 @@ def verdict(results: dict) -> str:
     parts = [
         (
             f"{first['name']} needs the fewest bits: {first['bits_per_second']:.0f} per second of audio{kind}, "
-            f"{abs(share):.0f} % {side} the unigram baseline"
+            f"{abs(share):.0f}\u00a0% {side} the unigram baseline"
         )
     ]
     if len(ranked) > 1:
@@ -60,15 +60,22 @@ def verdict(results: dict) -> str:
         error = math.hypot(first["bits_per_second_se"], second["bits_per_second_se"])
         level = ", within the noise of" if gap < 2 * error else ", ahead of"
         parts[0] += f"{level} {second['name']} ({gap:.1f} ± {error:.1f})"
-    heard = min(results["strategies"], key=lambda s: s["cer"]["value"])
-    real = results["ceilings"]["real"]["cer"]["value"]
-    parts.append(
-        f"{heard['name']} is understood best, {percent(heard['cer']['value'])} % of characters wrong "
-        f"(real speech {percent(real)} %)"
-    )
+    parts.append(_understood(results))
     fast = min(results["strategies"], key=lambda s: s["speed"]["rtf"])
     parts.append(f"{fast['name']} is fastest, {fast['speed']['rtf']:.2f} s of work for a second of audio")
     return "; ".join(parts) + "."
+
+
+def _understood(results: dict) -> str:
+    heard, *others = sorted(results["strategies"], key=lambda s: s["cer"]["value"])
+    wrong = f"{percent(heard['cer']['value'])}\u00a0% of characters wrong"
+    real = f"real speech {percent(results['ceilings']['real']['cer']['value'])}\u00a0%"
+    if heard["cer"]["value"] >= 0.5:
+        return f"none can be understood yet, the closest is {heard['name']} with {wrong} ({real})"
+    level = ""
+    if others and others[0]["cer"]["low"] <= heard["cer"]["high"]:
+        level = f", within the noise of {others[0]['name']}"
+    return f"{heard['name']} is understood best, {wrong} ({real}){level}"
 
 
 def facts(results: dict) -> str:
@@ -82,7 +89,7 @@ def facts(results: dict) -> str:
     codec = results["ceilings"]["codec"]["cer"]["value"]
     rows = [
         (f"{bits['bits_per_second']:.0f} bits/s", f"{bits['name']}: fewest bits; unigram {unigram:.0f}"),
-        (f"{percent(heard['cer']['value'])} % CER", f"{heard['name']}: best understood; codec {percent(codec)} %"),
+        (f"{percent(heard['cer']['value'])} % CER", f"{heard['name']}: fewest errors; codec {percent(codec)} %"),
         (f"{fast['speed']['rtf']:.2f} × real time", f"{fast['name']}: fastest; below 1 keeps up with playing"),
         (f"{1000 * soon['speed']['first_audio_seconds']:.0f} ms to audio", f"{soon['name']}: first sound soonest"),
     ]
