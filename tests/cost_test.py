@@ -124,13 +124,17 @@ def test_totals_add_up():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"mlp": "plain", "kv_heads": 4}, {"layers": 1, "heads": 8, "kv_heads": 1, "head_width": 32}],
+    [
+        {},
+        {"mlp": "plain", "kv_heads": 4},
+        {"layers": 1, "width": 128, "heads": 4, "kv_heads": 1, "head_width": 128, "ffn": 128},  # much attention
+    ],
     ids=name,
 )
 def test_forward_flops_are_what_the_compiler_counts(changes):
-    """Within 5 %. Layers are unrolled, for a scan's body is counted once; dense attention computes every pair."""
+    """Within 5 %. Layers are unrolled, for a loop's body is counted once; rows are short enough for dense attention."""
     sizes = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_width": 64, "ffn": 704} | changes
-    config, vocab_size, batch, length = ModelConfig(**sizes), 1024, 2, 64
+    config, vocab_size, batch, length = ModelConfig(**sizes), 384, 2, 128
     graph, state = nnx.split(nnx.eval_shape(lambda: unstack(Transformer(config, vocab_size, nnx.Rngs(0), Rules()))))
 
     def forward(state, tokens_BLS, positions_BL, segments_BL):

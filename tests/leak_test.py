@@ -21,6 +21,7 @@ from audiolm_jax.vocab import Vocab
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=16, dtype="float32")
 FIRST, SECOND = 5, 4  # frames of two documents packed into one row
 BEGIN, POSITIONS = 3, 72
+LONG, FILL = 200, 111  # so long that attention works in blocks of 128, whose border lies inside a document
 VOCAB = {Q: Vocab(Q, FIRST + SECOND, max_frames=8) for Q in (1, 3)}
 
 CASES = [
@@ -86,7 +87,8 @@ def logit_gradients(row, most=96):
 
     Rows and predictions are padded to one shape, so that few programs are compiled.
     """
-    batch = {key: np.zeros((1, POSITIONS, *row[key].shape[1:]), np.int32) for key in row if key != "weights"}
+    positions = POSITIONS if len(row["positions"]) <= POSITIONS else LONG
+    batch = {key: np.zeros((1, positions, *row[key].shape[1:]), np.int32) for key in row if key != "weights"}
     for key, values in batch.items():
         values[0, : len(row[key])] = row[key]
     at_N, stream_N = np.nonzero(row["heads"])
@@ -103,6 +105,13 @@ def pack(*rows):
     return packed, np.cumsum([0, *lengths])
 
 
+def filler(grid, vocab):
+    """A document of text, none of which the others have, to push them along the row; nothing is predicted in it."""
+    row = documents.causal_row((("text", np.arange(100, 100 + FILL, dtype=np.int32)),), grid, vocab)
+    row["heads"][:] = ids.HEAD_NONE
+    return row
+
+
 def code_gradients(gradients_V, vocab, first_code, frames):
     """[V] -> [T, Q], of the cells of a document."""
     return gradients_V[vocab.code_ids(document(first_code, frames, vocab.codebooks, 0)[1][1])]
@@ -112,20 +121,21 @@ def text_gradients(gradients_V, first_text):
     return gradients_V[ids.TEXT_START + first_text :][:BEGIN]
 
 
+@pytest.mark.parametrize("filled", [False, True], ids=["short", "long"])
 @pytest.mark.parametrize(("codebooks", "options"), CAUSAL, ids=name)
-def test_causal_predictions_see_earlier_steps_and_nothing_else(codebooks, options):
+def test_causal_predictions_see_earlier_steps_and_nothing_else(codebooks, options, filled):
     grid, vocab = bind(SerializationConfig(**options), codebooks), VOCAB[codebooks]
     frames, first_codes, texts = (FIRST, SECOND), (0, FIRST), (0, BEGIN)
-    packed, starts = pack(
-        *(
-            documents.causal_row(document(c, T, codebooks, w), grid, vocab)
-            for c, T, w in zip(first_codes, frames, texts)
-        )
-    )
+    rows = [
+        documents.causal_row(document(c, T, codebooks, w), grid, vocab) for c, T, w in zip(first_codes, frames, texts)
+    ]
+    packed, starts = pack(*([filler(grid, vocab)] if filled else []), *rows)
+    starts = starts[filled:]
     checked = 0
     for at, stream, gradients_V in logit_gradients(packed):
-        own = packed["segments"][at] - 1
+        own = packed["segments"][at] - 1 - filled
         other = 1 - own
+        assert not gradients_V[100 : 100 + FILL].any()
         assert not code_gradients(gradients_V, vocab, first_codes[other], frames[other]).any()
         assert not text_gradients(gradients_V, texts[other]).any()
         step = at - starts[own] - BEGIN - 1  # the position after BOS, text and <audio> predicts step 1
@@ -147,8 +157,9 @@ def test_causal_predictions_see_earlier_steps_and_nothing_else(codebooks, option
     assert checked == sum(T * grid.causal_levels + 1 for T in frames)
 
 
+@pytest.mark.parametrize("filled", [False, True], ids=["short", "long"])
 @pytest.mark.parametrize(("codebooks", "options"), LEVELS, ids=name)
-def test_passes_over_a_level_see_earlier_steps_and_nothing_else(codebooks, options):
+def test_passes_over_a_level_see_earlier_steps_and_nothing_else(codebooks, options, filled):
     grid, vocab = bind(SerializationConfig(**options), codebooks), VOCAB[codebooks]
     step_TQ = layout.order_TQ(grid, FIRST)
     visible_TQTQ = layout.visibility_TQTQ(grid, FIRST)
@@ -158,7 +169,8 @@ def test_passes_over_a_level_see_earlier_steps_and_nothing_else(codebooks, optio
             view = LevelView(level, step_TQ[:, level] >= step)
             own = documents.level_row(document(0, FIRST, codebooks, 0), 1, view, grid, vocab)
             other = documents.level_row(document(FIRST, SECOND, codebooks, BEGIN), 1, _all(level, SECOND), grid, vocab)
-            packed, starts = pack(other, own)
+            packed, starts = pack(other, *([filler(grid, vocab)] if filled else []), own)
+            starts = starts[filled:]
             first_frame = starts[1] + BEGIN + 2
             for at, stream, gradients_V in logit_gradients(packed):
                 foreign_TQ = code_gradients(gradients_V, vocab, FIRST, SECOND)
