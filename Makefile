@@ -6,12 +6,13 @@ VENV ?= .venv
 WORKDIR ?= runs/demo
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-all lint format bench pictures clean
+.PHONY: help install demo test test-all lint format bench pictures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      compare serialization strategies on synthetic speech: a report in ten minutes"
 	@echo "make test      the tests (make test-all: the slow ones too)"
+	@echo "make install   the package alone, in $(VENV)"
 	@echo "make lint      ruff check and ruff format --check (make format: apply them)"
 	@echo "make bench     measure training and decoding speed on this machine"
 	@echo "make pictures  draw the grid pictures of the README anew"
@@ -31,6 +32,8 @@ $(VENV)/.dev: $(VENV)/.package
 	@echo "== installing the tools for development into $(VENV)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@
+
+install: $(VENV)/.package
 
 demo: $(VENV)/.package
 	@echo "== audiolm compare --config configs/demo.py --workdir $(WORKDIR)"

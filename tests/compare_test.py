@@ -249,6 +249,31 @@ def test_killed_at_any_moment_ends_with_the_same_results(folder):
         assert other.read_bytes() == wav.read_bytes(), wav
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(done, folder, number, code):
+    run, data = folder / f"signal-{code}", done[1] / "data"
+    command = ["train", "--config", "tiny", "--data", str(data), "--workdir", str(run), "--config.model.layers=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "audiolm_jax", *command, "--config.training.steps=5000"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "audiolm: stopped; the last step is saved, and the same command again goes on from there"
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+
+
 def test_every_strategy_has_an_equal_share():
     tiny = config.load("tiny", [f"compare.strategies={','.join(STRATEGIES)}"])
     shares = compare.equal_shares(tiny, Vocab(3, 16, 128), 25.0)
