@@ -43,9 +43,12 @@ def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
 
 @contextlib.contextmanager
 def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
-    """The orbax manager of a run, closed (pending writes finished) at the end of the block."""
-    with _open(Path(workdir).resolve() / FOLDER, max_to_keep=keep, cleanup_tmp_directories=True) as opened:
+    """The orbax manager of a run; pending writes are finished at the end of the block."""
+    directory = Path(workdir).resolve() / FOLDER
+    with _open(directory, max_to_keep=keep, cleanup_tmp_directories=True) as opened:
         yield opened
+        with readable_errors(directory):
+            opened.wait_until_finished()
 
 
 def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, position: dict, about: dict) -> None:
@@ -154,7 +157,7 @@ def restore_params(workdir: str | Path, step: int | None = None, **model_changes
 
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None) -> None:
     """The parameters for inference of a run -> one file: `/`-joined key paths, description as metadata."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialize
 
     model, about = restore_params(workdir, step)
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
@@ -162,7 +165,7 @@ def export_safetensors(workdir: str | Path, path: str | Path, step: int | None =
     temporary = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp")
     with readable_errors(Path(path).parent):
         try:
-            save_file(tensors, temporary, metadata={"about": json.dumps(about)})
+            temporary.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from audiolm_jax.vocab import Vocab
 
 VOCAB = Vocab(codebooks=2, codebook_size=8, max_frames=16)
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, dropout=0.1)
+PLAIN = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, head_width=8, ffn=24)
 B, L, S = 8, 12, 2
 
 
@@ -55,7 +56,8 @@ class Batches:
         self.count = state["count"]
 
 
-def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, optimizer=None, **changes):
+def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, probe=None, **changes):
+    """A constant learning rate does not know the number of steps: most runs here share one compiled step."""
     settings = TrainingConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 3, "ema": 0.9} | changes))
     return training.train(
         workdir,
@@ -63,10 +65,11 @@ def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, optimizer=
         VOCAB,
         model,
         sharding or ShardingConfig(),
-        optimizer or OptimizerConfig(warmup=2),
+        OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=2),
         settings,
         seed=seed,
         about={"codec": "none"},
+        probe=probe,
         progress=False,
         devices=jax.devices()[:1] if sharding is None else None,
     )
@@ -128,7 +131,7 @@ def test_a_finished_run_is_left_alone(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    run(tmp_path, model=ModelConfig(2, 32, 2, 1, 16, 48), steps=60, ema=0, optimizer=OptimizerConfig(1e-2))
+    run(tmp_path, steps=60, checkpoint_every=60)
     first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
     assert last["loss"] < first["loss"] - 0.1
     assert set(last["bits"]) == {"codebook_0", "codebook_1", "end"}
@@ -180,23 +183,25 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path):
         run(tmp_path, accumulate=3)
 
 
-def test_eight_devices_train_like_one(tmp_path):
-    model = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, head_width=8, ffn=24)
-    one = run(tmp_path / "one", model=model, steps=2)
-    many = run(tmp_path / "many", model=model, steps=2, sharding=ShardingConfig("fsdp_tensor", 2))
+def test_eight_devices_and_accumulated_microbatches_train_like_one_batch_on_one_device(tmp_path):
+    one = run(tmp_path / "one", model=PLAIN, steps=2)
+    many = run(tmp_path / "many", model=PLAIN, steps=2, sharding=ShardingConfig("fsdp_tensor", 2))
+    parts = run(tmp_path / "parts", model=PLAIN, steps=2, accumulate=4)
     assert len(jax.tree.leaves(many.params)[0].sharding.device_set) == 8
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), many.params, one.params)
-    assert np.isclose(lines(tmp_path / "one")[0]["loss"], lines(tmp_path / "many")[0]["loss"], atol=1e-5)
+    (expected,) = lines(tmp_path / "one")
+    assert expected["frames"] == 2 * B * L
+    for state, name in ((many, "many"), (parts, "parts")):
+        # Adam divides by the root of a square that may be almost zero: parameters agree less than gradients.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state.params, one.params)
+        (line,) = lines(tmp_path / name)
+        assert line["frames"] == expected["frames"]
+        assert np.isclose(line["loss"], expected["loss"], atol=1e-5)
+        assert np.isclose(line["grad_norm"], expected["grad_norm"], rtol=1e-3)
 
 
-def test_accumulated_microbatches_equal_one_batch(tmp_path):
-    model = ModelConfig(layers=1, width=16, heads=2, kv_heads=1, head_width=8, ffn=24)
-    whole = run(tmp_path / "whole", model=model, steps=2)
-    parts = run(tmp_path / "parts", model=model, steps=2, accumulate=4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), whole.params, parts.params)
-    a, b = lines(tmp_path / "whole")[0], lines(tmp_path / "parts")[0]
-    assert a["frames"] == b["frames"] == 2 * B * L
-    assert np.isclose(a["loss"], b["loss"], atol=1e-5)
+def test_a_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):
+    with pytest.raises(InputError, match="over 8 devices; choose a multiple of 16 rows"):
+        run(tmp_path, model=PLAIN, sharding=ShardingConfig("fsdp"), accumulate=2)
 
 
 def test_the_step_compiles_once(tmp_path, monkeypatch):
@@ -222,10 +227,7 @@ def test_probes_are_recorded(tmp_path):
         seen.append(step)
         return {"number": 1.0, "speech": (np.zeros(100, np.float32), 16000)}
 
-    training.train(
-        tmp_path, Batches(), VOCAB, MODEL, ShardingConfig(), OptimizerConfig(), TrainingConfig(steps=4, probe_every=2),
-        probe=probe, progress=False, devices=jax.devices()[:1],
-    )  # fmt: skip
+    run(tmp_path, steps=4, probe_every=2, probe=probe)
     assert seen == [2, 4]
     written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"speech" in written and b"RIFF" in written
