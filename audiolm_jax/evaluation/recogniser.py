@@ -37,6 +37,7 @@ class RecogniserConfig:
     hop: int = 160  # samples between log-mel frames
     bands: int = 64
     stack: int = 3  # log-mel frames per network frame
+    emit: int = 2  # characters or blanks per network frame: quick voices say more than one in 30 ms
     width: int = 144
     layers: int = 7
     kernel: int = 9  # network frames
@@ -98,7 +99,7 @@ class Block(nnx.Module):
 
 
 class Network(nnx.Module):
-    """Log-mel energies [B, F, M] and their numbers of frames [B] to character log-probabilities [B, T, C]."""
+    """Log-mel energies [B, F, M] of so many frames [B] to log-probabilities of characters [B, T * emit, C]."""
 
     def __init__(self, config: RecogniserConfig, *, rngs: nnx.Rngs):
         fan_in = config.bands * config.stack
@@ -107,11 +108,12 @@ class Network(nnx.Module):
         self.embed = nnx.Param(normal(rngs.params(), (fan_in, config.width)) / np.sqrt(fan_in))
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.scale = nnx.Param(jnp.ones((config.width,)))
-        classes = len(config.alphabet) + 1
-        self.head = nnx.Param(normal(rngs.params(), (config.width, classes)) / np.sqrt(config.width))
+        self.emit, self.classes = config.emit, len(config.alphabet) + 1
+        shape = (config.width, config.emit * self.classes)
+        self.head = nnx.Param(normal(rngs.params(), shape) / np.sqrt(config.width))
 
     def __call__(self, mel_BFM: jax.Array, frames_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (log-probabilities [B, T, C], number of valid network frames [B])."""
+        """Returns (log-probabilities [B, T * emit, C], how many of them are valid [B])."""
         batch, frames, bands = mel_BFM.shape
         inside_BF = jnp.arange(frames) < frames_B[:, None]
         mel_BFM = jnp.where(inside_BF[..., None], mel_BFM, 0)
@@ -123,7 +125,8 @@ class Network(nnx.Module):
         for block in self.blocks:
             x_BTD = jnp.where(inside_BT1, block(x_BTD), 0)
         x_BTD *= jax.lax.rsqrt(jnp.mean(jnp.square(x_BTD), -1, keepdims=True) + 1e-6) * self.scale[...]
-        return jax.nn.log_softmax(x_BTD @ self.head[...]), lengths_B
+        logits_BTC = (x_BTD @ self.head[...]).reshape(batch, -1, self.classes)
+        return jax.nn.log_softmax(logits_BTC), lengths_B * self.emit
 
 
 def prepare(waveform: np.ndarray, sample_rate: int, config: RecogniserConfig) -> np.ndarray | None:

@@ -49,7 +49,7 @@ def arguments():
     parser.add_argument("--save_every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument(
         "--codec",
-        default="default",
+        default="none",
         help="codec through which some training sentences are also heard, with few or all codebooks; 'none': not",
     )
     parser.add_argument("--codec_path", default=None, help="weights of the codec, where not its own")
