@@ -17,7 +17,8 @@ COMPLEX_WINDOWS = (512, 1280)
 FLOOR = 3e-4  # amplitude under which a spectrum counts as silent (speech is normalised to an RMS of 0.08)
 ENVELOPE_WINDOW = 512  # its spectrum, hop 8 ms, also gives the third-octave envelopes
 SEGMENT = 48  # frames over which envelopes are correlated: 384 ms, as in STOI
-WEIGHTS = {"log": 1.0, "mel": 1.5, "convergence": 0.5, "complex": 0.5, "envelope": 2.0}
+LOUDNESS = 0.23  # Zwicker's exponent from power to loudness, as in PESQ (ITU-T P.862, 10.2.2.5)
+WEIGHTS = {"log": 1.0, "mel": 1.5, "loudness": 4.0, "convergence": 0.5, "complex": 0.25, "envelope": 2.0}
 
 
 def stft(waveform_BN: jax.Array, window: int) -> jax.Array:
@@ -75,9 +76,11 @@ def reconstruction(output_BN: jax.Array, target_BN: jax.Array, sample_rate: int)
         filters = mel_matrix(window // 2 + 1, mels, sample_rate)
         got_mel, want_mel = got_power @ filters, want_power @ filters
         mel = 0.5 * jnp.abs(jnp.log(got_mel + FLOOR**2) - jnp.log(want_mel + FLOOR**2)).mean()
+        got_loud, want_loud = (got_mel + FLOOR**2) ** LOUDNESS, (want_mel + FLOOR**2) ** LOUDNESS
+        loudness = jnp.abs(got_loud - want_loud).mean() / want_loud.mean()
         got_size, want_size = jnp.sqrt(got_power + FLOOR**2), jnp.sqrt(want_power + FLOOR**2)
         miss = jnp.sqrt(((got_size - want_size) ** 2).sum((1, 2)) / (want_power.sum((1, 2)) + FLOOR) + 1e-6).mean()
-        for name, value in (("log", log), ("mel", mel), ("convergence", miss)):
+        for name, value in (("log", log), ("mel", mel), ("loudness", loudness), ("convergence", miss)):
             terms[name] += value / len(RESOLUTIONS)
     terms["total"] = sum(weight * terms[name] for name, weight in WEIGHTS.items())
     return terms

@@ -28,7 +28,7 @@ from audiolm_jax import corpora
 from audiolm_jax.codecs import frame
 from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel, quantize
 
-# Half of every batch is decoded from a random number of leading codebooks, few ones more often: a language
+# Part of every batch is decoded from a random number of leading codebooks, few ones more often: a language
 # model may use only the first four, so these must be good by themselves.
 PREFIXES = (1, 2, 3, 4, 6, 8, 12)
 PREFIX_ODDS = (0.12, 0.18, 0.14, 0.22, 0.12, 0.13, 0.09)
@@ -194,12 +194,13 @@ def load_checkpoint(path: Path, state: dict) -> tuple[dict, dict]:
         return jax.tree.unflatten(tree, arrays), json.loads(file.metadata()["progress"])
 
 
-def prefixes(rng: np.random.Generator, batch: int, codebooks: int) -> np.ndarray:
-    """How many codebooks each row is decoded from: all for half of them."""
+def prefixes(rng: np.random.Generator, batch: int, codebooks: int, full: float) -> np.ndarray:
+    """How many codebooks each row is decoded from: all for a share of `full`, a random prefix for the others."""
+    count = round(batch * full)
     allowed = np.array(PREFIXES) < codebooks
     odds = np.array(PREFIX_ODDS) * allowed
-    random = rng.choice(PREFIXES, batch - batch // 2, p=odds / odds.sum())
-    return np.concatenate([np.full(batch // 2, codebooks), random]).astype(np.int32)
+    random = rng.choice(PREFIXES, batch - count, p=odds / odds.sum())
+    return np.concatenate([np.full(count, codebooks), random]).astype(np.int32)
 
 
 def main() -> None:
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--frames", type=int, default=32, help="frames in a training crop")
     parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
+    parser.add_argument("--full", type=float, default=0.5, help="share of a batch decoded from all codebooks")
     parser.add_argument("--plain", type=float, default=0.08, help="share of training before quantisation begins")
     parser.add_argument("--checkpoint-minutes", type=float, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -259,7 +261,7 @@ def main() -> None:
             state |= kmeans_books(graph, state["params"], batches, config, args.seed)
             quantising = True
         rng = np.random.default_rng((args.seed, 3, step))
-        prefix = prefixes(rng, args.batch, config.codebooks) if quantising else None
+        prefix = prefixes(rng, args.batch, config.codebooks, args.full) if quantising else None
         rate = args.rate * min(1, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * progress))
         decay = 0.98 + 0.015 * progress
         key = jax.random.fold_in(jax.random.key(args.seed), step)
