@@ -32,7 +32,7 @@ CORPORA = {
     "templates": CorpusConfig(level="templates", train=3600, valid=80, **_SPEAKERS),
     "digits": CorpusConfig(level="digits", train=1150, valid=40, **_SPEAKERS),
 }
-BUCKETS = (200, 300, 400, 500, 650, 900)  # log-mel frames; longer utterances are left out of training
+BUCKETS = (200, 300, 400, 900)  # log-mel frames; longer utterances are left out of training
 BATCH_FRAMES = 2000  # log-mel frames in a batch, padding included
 CHARACTERS = 128
 CODEC_EVERY = 3  # one training sentence in so many is also heard through the codec
@@ -42,7 +42,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder for corpora and checkpoints")
     parser.add_argument("--output", type=Path, default=recogniser.WEIGHTS, help="weights to write (.safetensors)")
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--learning_rate", type=float, default=2.5e-3)
     parser.add_argument("--init", type=Path, default=None, help="weights to start from, of the same architecture")
     parser.add_argument("--seed", type=int, default=0)
