@@ -13,7 +13,8 @@ def table(results: dict) -> str:
     baselines, ceilings = results["baselines"], results["ceilings"]
     processor = f"{results['hardware']['cores']} cores of {results['hardware']['processor']}"
     lines = [
-        f"`make demo` at commit `{results['commit']}`, {processor}, jax {results['versions']['jax']}:",
+        f"`make demo` at commit `{results['commit']}`, {processor}, jax {results['versions']['jax']}, load average "
+        f"{results['hardware']['load_average']:.0f} (times are longer than on an idle machine where it exceeds 2):",
         "",
         "| strategy | bits per second | character errors | real-time factor | passes (frames) | first audio |",
         "|---|--:|--:|--:|--:|--:|",
