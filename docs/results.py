@@ -12,9 +12,9 @@ def table(results: dict) -> str:
     """The section between the markers, as Markdown."""
     baselines, ceilings = results["baselines"], results["ceilings"]
     processor = f"{results['hardware']['cores']} cores of {results['hardware']['processor']}"
+    load = f"{results['hardware']['load_average']:.0f}"
     lines = [
-        f"`make demo` at commit `{results['commit']}`, {processor}, jax {results['versions']['jax']}, load average "
-        f"{results['hardware']['load_average']:.0f} (times are longer than on an idle machine where it exceeds 2):",
+        f"`make demo` at commit `{results['commit']}`, {processor}, jax {results['versions']['jax']}, load {load}:",
         "",
         "| strategy | bits per second | character errors | real-time factor | passes (frames) | first audio |",
         "|---|--:|--:|--:|--:|--:|",
