@@ -7,6 +7,7 @@ RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, R
 
 import contextlib
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import jax
 from ml_collections import ConfigDict
 
 from audiolm_jax import config as configs
-from audiolm_jax import corpora, data, serialization, tokens, training
+from audiolm_jax import corpora, data, generate, serialization, tokens, training
+from audiolm_jax.model import Transformer
 from audiolm_jax.vocab import Vocab
+
+SPOKEN = 2  # sentences in a probe
 
 
 def utterances(config: ConfigDict, directory: Path, progress: bool = True) -> list[corpora.Utterance]:
@@ -48,7 +52,7 @@ def vocabulary(config: ConfigDict, metadata: dict) -> Vocab:
     return data.make_vocab(metadata, configs.section(config, "data"))
 
 
-def train(config: ConfigDict, directory: Path, workdir: Path, probe=None, progress: bool = True) -> None:
+def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = True) -> None:
     """Trains the run `workdir` on the tokens below `directory`, or goes on with it.
 
     Raises InputError if there are no tokens, or those of another codec, or `workdir` is another run.
@@ -72,6 +76,30 @@ def train(config: ConfigDict, directory: Path, workdir: Path, probe=None, progre
             seed=config.seed,
             about=about(config, source.metadata),
             frame_rate=source.metadata["frame_rate"],
-            probe=probe,
+            probe=partial(speak, config, directory, codec, vocab),
             progress=progress,
         )
+
+
+def speak(config: ConfigDict, directory: Path, codec: Any, vocab: Vocab, step: int, model: Transformer) -> dict:
+    """A probe of training: the first held-out sentences, spoken by the model as it is; name -> (samples, Hz).
+
+    Of the split "valid" where there is one. A recording without text is continued from its first half.
+    """
+    section = configs.section(config, "data")
+    splits = tokens.info(directory / "tokens")["splits"]
+    source = tokens.open_split(directory / "tokens", "valid" if "valid" in splits else "train", codec.fingerprint)
+    grid = serialization.bind(configs.section(config, "serialization"), vocab.codebooks)
+    sampling = configs.section(config, "sampling")
+    generator = generate.Generator(model, grid, vocab, codec, section, sampling, section.sequence_length)
+    examples = data.evaluation_examples(source, section, vocab, SPOKEN)
+    texts = [example["text"] if section.template else "" for example in examples]
+    results = generator.generate(
+        texts,
+        speakers=[example["speaker"] for example in examples],
+        prompts=[
+            None if text else example["codes"][: len(example["codes"]) // 2]
+            for text, example in zip(texts, examples, strict=True)
+        ],
+    )
+    return {f"speech/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}

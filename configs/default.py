@@ -212,7 +212,7 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 100,
             # Checkpoints kept.
             "keep": 1,
-            # Audio samples for TensorBoard; 0: none.
+            # Two held-out sentences, spoken by the model as it is, for TensorBoard; 0: none.
             "probe_every": 0,
             # Peak of one device, for the MFU; 0: from a table, or measured.
             "peak_tflops": 0.0,
