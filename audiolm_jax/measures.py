@@ -88,13 +88,13 @@ def held_out(
 
 
 def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: sharding.ShardingConfig) -> dict:
-    """Likelihood of held-out speech under the run's latest checkpoint."""
+    """Likelihood of held-out speech under the run's latest checkpoint, all together and of every utterance."""
     with jax.set_mesh(sharding.make_mesh(shards)):
         model, about = checkpoints.restore_params(run)
         vocab, grid, config = described(about)
         source = tokens.open_split(directory / "tokens", evaluation.split, about["codec"]["fingerprint"])
         examples = data.evaluation_examples(source, config, vocab, evaluation.utterances)
-        found = likelihood.likelihood(
+        scored = likelihood.likelihood(
             model,
             grid,
             vocab,
@@ -102,7 +102,8 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
             source.metadata["frame_rate"],
             evaluation.method,
             evaluation.draws,
-        ).summary()
+        )
+    found = scored.summary()
     single = found["utterances"] == 1  # which has no standard error over utterances
     return {
         "likelihood": found["tag"],
@@ -111,6 +112,8 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         "bits_per_second_per_codebook": found["bits_per_second_by_codebook"],
         "end_bits_per_utterance": found["end_bits_per_utterance"] if grid.causal_levels else None,
         "length_bits_per_utterance": None if grid.causal_levels else found["length_bits_per_utterance"],
+        "utterance_bits": scored.code_bits_UQ.sum(axis=1).tolist(),
+        "utterance_seconds": scored.seconds_U.tolist(),
     }
 
 
@@ -169,14 +172,13 @@ def listen(
     evaluation: EvaluationConfig,
     folder: Path,
 ) -> dict:
-    """Error rate over all waveforms; the first `heard` of them written as FOLDER/0.wav ..., named relative to the
-    folder above the one that `folder` is in."""
+    """Error rate over all waveforms, and errors and characters of every one; the first `heard` of them written as
+    FOLDER/0.wav ..., named relative to the folder above the one that `folder` is in."""
     import soundfile
 
     texts = [example["text"] for example in examples]
     found = intelligibility.measure(judge, texts, waveforms, sample_rate)
-    transcripts = found.pop("transcripts")
-    errors, lengths = intelligibility.character_errors(texts, transcripts)
+    transcripts, errors, characters = (found.pop(key) for key in ("transcripts", "errors", "characters"))
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     for index, waveform in enumerate(waveforms[: evaluation.heard]):
@@ -189,11 +191,11 @@ def listen(
                 "sentence": index,
                 "file": f"{folder.parent.name}/{folder.name}/{index}.wav",
                 "transcript": transcripts[index],
-                "cer": float(errors[index] / max(lengths[index], 1)),
+                "cer": float(errors[index] / max(characters[index], 1)),
                 "seconds": len(waveform) / sample_rate,
             }
         )
-    return {"cer": found, "samples": samples}
+    return {"cer": found, "samples": samples, "sentence_errors": errors, "sentence_characters": characters}
 
 
 def clocked(generator: generate.Generator, examples: Sequence[dict], evaluation: EvaluationConfig) -> dict:
@@ -217,6 +219,7 @@ def clocked(generator: generate.Generator, examples: Sequence[dict], evaluation:
         "speed": {
             "rtf": total["real_time_factor"],
             "generation_seconds": total["generation_seconds"],
+            "generation_predicted_seconds": total["predicted_seconds"],
             "first_audio_seconds": total["first_audio_seconds"],
             "first_audio_predicted_seconds": total["predicted_first_audio_seconds"],
         },

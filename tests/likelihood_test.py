@@ -252,9 +252,10 @@ def test_errors_and_intervals():
     rng = np.random.default_rng(3)
     many = [(("audio", rng.integers(0, 4, (T, 2)).astype(np.int32)),) for T in rng.integers(2, 16, 30)]
     result = likelihood(model, grid, vocab, many, RATE)
-    low, high = result.interval()
-    assert low < result.bits_per_second < high
-    assert (high - low) / 3.92 == pytest.approx(result.standard_error, rel=0.35)
+    found = result.interval()
+    assert found.value == pytest.approx(result.bits_per_second)
+    assert found.low < found.value < found.high
+    assert (found.high - found.low) / 3.92 == pytest.approx(result.standard_error, rel=0.35)
     assert 0 < result.draws_error < 2 * result.standard_error
     summary = result.summary()
     assert sum(summary["bits_per_second_by_codebook"]) == pytest.approx(summary["bits_per_second"])

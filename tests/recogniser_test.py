@@ -93,21 +93,6 @@ def test_unequal_numbers_and_empty_references_are_refused():
         heard.character_error_rate(["?!"], ["a"])
 
 
-def test_interval_is_seeded_contains_the_value_and_narrows_with_more_utterances():
-    rng = np.random.default_rng(1)
-    references = ["abcdefghij"] * 400
-    hypotheses = ["x" * n + "abcdefghij"[n:] for n in rng.integers(0, 6, 400)]
-    few = heard.with_interval(references[:20], hypotheses[:20])
-    many = heard.with_interval(references, hypotheses)
-    assert few == heard.with_interval(references[:20], hypotheses[:20])
-    for found in (few, many):
-        assert found["low"] < found["value"] < found["high"]
-    assert many["high"] - many["low"] < 0.5 * (few["high"] - few["low"])
-    # Normal theory for the mean of 400 independent utterances.
-    errors = np.array([edits(r, h) / 10 for r, h in zip(references, hypotheses)])
-    assert many["high"] - many["low"] == pytest.approx(2 * 1.96 * errors.std() / 20, rel=0.1)
-
-
 # ---------------------------------------------------------------- the recogniser
 
 

@@ -6,12 +6,14 @@ over all utterances together (Levenshtein distance, by jiwer). It can pass 1 whe
 to be said. A waveform in which nothing can be heard (empty, very short, silent, NaN) counts as all deletions.
 """
 
+import dataclasses
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import intervals
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -58,51 +60,37 @@ def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -
       InputError: unequal numbers, or references without any character to find.
     """
     errors_B, lengths_B = character_errors(references, hypotheses)
-    if lengths_B.sum() == 0:
-        raise InputError("the references hold no letters or digits, so there is no error rate to give")
+    _require_characters(lengths_B)
     return float(errors_B.sum() / lengths_B.sum())
 
 
-def with_interval(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    seed: int = 0,
-    samples: int = 2000,
-    confidence: float = 0.95,
-) -> dict[str, float]:
-    """{"value", "low", "high"}: CER with the percentile bootstrap interval over utterances (Efron 1979).
-
-    The interval speaks of other utterances of the same kind by the same model, not of another training run.
-
-    Raises:
-      InputError: see `character_error_rate`.
-    """
-    value = character_error_rate(references, hypotheses)
-    errors_B, lengths_B = character_errors(references, hypotheses)
-    drawn = np.random.default_rng(seed).integers(0, len(references), (samples, len(references)))
-    totals = lengths_B[drawn].sum(1)
-    rates = errors_B[drawn].sum(1)[totals > 0] / totals[totals > 0]
-    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"value": value, "low": float(low), "high": float(high)}
+def _require_characters(lengths_B: np.ndarray) -> None:
+    if lengths_B.sum() == 0:
+        raise InputError("the references hold no letters or digits, so there is no error rate to give")
 
 
 def measure(recogniser, references: Sequence[str], waveforms: Sequence[np.ndarray], sample_rate: int) -> dict:
     """Listens to waveforms [samples] that should say `references`.
 
     Returns:
-      {"value", "low", "high", "utterances", "second_opinion" (CER of `second_opinion`, or None)} of numbers, and
-      "transcripts", what was heard, in order.
+      {"value", "low", "high" (95 % over utterances), "utterances", "second_opinion" (CER of `second_opinion`, or
+      None)} of numbers, and, one of each per utterance and in order, "transcripts", what was heard, "errors" and
+      "characters", wrong ones and those of the reference.
 
     Raises:
       InputError: see `character_error_rate` and `Recogniser.transcribe`.
     """
     transcripts = recogniser.transcribe(waveforms, sample_rate)
     heard = second_opinion(references, waveforms, sample_rate)
+    errors_B, characters_B = character_errors(references, transcripts)
+    _require_characters(characters_B)
     return {
-        **with_interval(references, transcripts),
+        **dataclasses.asdict(intervals.ratio(errors_B, characters_B)),
         "utterances": len(references),
         "second_opinion": None if heard is None else character_error_rate(references, heard),
         "transcripts": transcripts,
+        "errors": errors_B.tolist(),
+        "characters": characters_B.tolist(),
     }
 
 

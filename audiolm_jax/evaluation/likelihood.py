@@ -26,6 +26,7 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import intervals
 from audiolm_jax.losses import target_logprobs
 from audiolm_jax.model import Transformer
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
@@ -64,39 +65,28 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Of `bits_per_second` over utterances, the draws' noise included; nan for one utterance.
-
-        The linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4).
-        """
-        count, seconds = len(self.frames_U), self.seconds_U.sum()
-        if count < 2:
-            return float("nan")
-        residual_U = self.code_bits_UQ.sum(axis=1) - self.bits_per_second * self.seconds_U
-        return float(np.sqrt(count / (count - 1) * np.square(residual_U).sum()) / seconds)
+        """Of `bits_per_second` over utterances, the draws' noise included; nan for one utterance."""
+        return intervals.standard_error(self.code_bits_UQ.sum(axis=1), self.seconds_U)
 
     @property
     def draws_error(self) -> float:
         """Standard error of `bits_per_second` that comes from the random subsets alone; 0 if exact."""
         return float(np.sqrt(self.code_variance_UQ.sum()) / self.seconds_U.sum())
 
-    def interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap interval of `bits_per_second` over utterances."""
-        rng = np.random.default_rng(seed)
-        pick_RU = rng.integers(0, len(self.frames_U), (resamples, len(self.frames_U)))
-        rates_R = self.code_bits_UQ.sum(axis=1)[pick_RU].sum(axis=1) / self.seconds_U[pick_RU].sum(axis=1)
-        low, high = np.quantile(rates_R, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+    def interval(self, **options) -> intervals.Interval:
+        """Of `bits_per_second` over utterances; options: see `intervals.ratio`."""
+        return intervals.ratio(self.code_bits_UQ.sum(axis=1), self.seconds_U, **options)
 
     def summary(self) -> dict:
         """Plain numbers for a table or results.json; bits, seconds and their ratios."""
-        frames = int(self.frames_U.sum())
+        frames, interval = int(self.frames_U.sum()), self.interval()
         return {
             "tag": self.tag,
             "utterances": len(self.frames_U),
             "seconds": float(self.seconds_U.sum()),
             "bits_per_second": self.bits_per_second,
             "standard_error": self.standard_error,
-            "interval_95": list(self.interval()),
+            "interval_95": [interval.low, interval.high],
             "draws_error": self.draws_error,
             "bits_per_second_by_codebook": self.bits_per_second_Q.tolist(),
             "bits_per_code": float(self.code_bits_UQ.sum() / (frames * self.code_bits_UQ.shape[1])),
