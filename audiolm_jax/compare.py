@@ -1,302 +1,207 @@
-"""Several serialization strategies under equal conditions: same speech, codec, backbone, parameters and training FLOPs.
+"""Serialization strategies under equal conditions: same speech, codec, backbone, parameters, and compute or audio.
 
-Every stage keeps its result in the workdir (`stages.py`), and what a stage makes on the way survives being killed, so
-that the same command again goes on where it was stopped and ends with the same numbers.
+A comparison is a grid of cells, one training run for each strategy, size and seed (cells.py). Every stage keeps its
+result in the workdir (stages.py), and what a stage makes on the way survives being killed, so that the same command
+again goes on where it was stopped and ends with the same numbers. Several processes may run the same command on the
+same workdir at the same time, also from several machines: they share the cells (claims.py).
 
     WORKDIR/config.json            what is compared; another configuration is refused
     WORKDIR/data/                  corpus and tokens
-    WORKDIR/runs/STRATEGY/         one training run each
+    WORKDIR/runs/CELL/             one training run each, with its own stages/ and the lock of whoever works on it
     WORKDIR/speech/                recordings, the same after the codec, and what was spoken, as wav files
-    WORKDIR/stages/                one result per stage
+    WORKDIR/stages/  locks/        one result per stage, and claims, of what all cells have in common
     WORKDIR/results.json           all numbers (report/schema.py)
     WORKDIR/report.html            the page
 """
 
-import contextlib
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
-import platform
-import subprocess
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-from flax import nnx
 from ml_collections import ConfigDict
 
+from audiolm_jax import (
+    cells,
+    claims,
+    generate,
+    measures,
+    report,
+    results,
+    runs,
+    serialization,
+    shares,
+    tokens,
+    training,
+)
 from audiolm_jax import config as configs
-from audiolm_jax import generate, measures, report, runs, serialization, sharding, tokens, training
-from audiolm_jax.errors import InputError
-from audiolm_jax.evaluation import speed
-from audiolm_jax.model import ModelConfig, Transformer
-from audiolm_jax.serialization import Grid, SerializationConfig, cost, picture
-from audiolm_jax.stages import Stages, digest
+from audiolm_jax.cells import Cell
+from audiolm_jax.evaluation import recogniser, speed
+from audiolm_jax.serialization import picture
+from audiolm_jax.stages import Stages, timetable
 from audiolm_jax.vocab import Vocab
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """What is compared, and under which budget."""
+class Comparison:
+    """What the stages of all cells have in common."""
 
-    strategies: tuple[str, ...] = ("flat", "delay", "hierarchical", "masked")
-    flops: float = 0.0  # training FLOPs of every strategy; 0: what training.steps steps take
-    tolerance: float = 0.05  # largest difference of parameters and of FLOPs between strategies, as a fraction
+    config: ConfigDict
+    workdir: Path
+    judge: recogniser.Recogniser
+    stages: Stages  # of corpus, tokens, baselines and ceilings
+    progress: bool = True
 
-    def __post_init__(self) -> None:
-        if not self.strategies:
-            raise InputError("compare.strategies is empty; it must name at least one strategy")
-        for name in self.strategies:
-            if name not in serialization.STRATEGIES:
-                known = ", ".join(serialization.STRATEGIES)
-                raise InputError(f"compare.strategies holds {name!r}; strategies are {known}")
-        if len(set(self.strategies)) < len(self.strategies):
-            raise InputError(f"compare.strategies is {self.strategies}; a strategy may be named once")
-        if self.flops < 0 or self.tolerance < 0:
-            raise InputError(f"compare.flops={self.flops} and compare.tolerance={self.tolerance} must not be negative")
+    @property
+    def data(self) -> Path:
+        return self.workdir / "data"
+
+    def used(self, *names: str) -> list[Any]:
+        """Sections as plain values: the inputs of stages."""
+        return [self.config[name].to_dict() for name in names]
+
+    @functools.cached_property
+    def recordings(self) -> list:
+        return runs.utterances(self.config, self.data, self.progress)
 
 
 def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = True) -> Path:
-    """All stages; returns the path of the report.
+    """All stages that no other process has done or is doing, then the report; returns its path.
 
     Raises InputError for a workdir of another configuration, strategies that cannot have equal shares, and for
     whatever the stages refuse.
     """
-    training.claim(workdir, config.to_dict())
-    stages, folder = Stages(workdir / "stages"), workdir / "data"
-    used = {name: section.to_dict() for name, section in config.items() if isinstance(section, ConfigDict)}
-    section, evaluation = configs.section(config, "data"), configs.section(config, "evaluation")
-    judge = measures.load_judge(evaluation)  # a missing recogniser is told before the hours of training
+    judge = measures.load_judge(configs.section(config, "evaluation"))  # a missing one is told before the training
+    comparison = Comparison(config, workdir, judge, Stages(workdir / "stages"), progress)
+    locks, found = workdir / "locks", {}
+    claims.share({"config": locks / "config"}, lambda _: training.claim(workdir, config.to_dict()))
+    claims.share({"data": locks / "data"}, lambda _: prepare(comparison))
 
-    recordings = functools.cache(lambda: runs.utterances(config, folder, progress))
-    corpus = stages.run("corpus", lambda: describe_corpus(recordings()), used["corpus"])
-    metadata = stages.run(
-        "tokens", lambda: runs.prepare(config, folder, progress), used["codec"], used["tokens"], after=["corpus"]
-    )
-    vocab, fingerprint = runs.vocabulary(config, metadata), metadata["codec_fingerprint"]
-    shares = equal_shares(config, vocab, metadata["frame_rate"])
-    for name, share in shares.items():
-        print(
-            f"   {name:13s} {share['parameters'] / 1e6:.3f} M parameters, {share['training_steps']} steps, "
-            f"{share['training_flops']:.3e} training FLOPs"
-        )
-    parts = variants(config, vocab.codebooks)
-    for name, share in shares.items():
-        parts[name].training.steps = share["training_steps"]
-        inputs = [
-            parts[name].to_dict()[key] for key in ("data", "serialization", "model", "optimizer", "training", "seed")
-        ]
-        make = partial(train, parts[name], folder, workdir / "runs" / name, progress)
-        stages.run(f"train-{name}", make, *inputs, after=["tokens"])
+    metadata = tokens.info(comparison.data / "tokens")
+    vocab = runs.vocabulary(config, metadata)
+    parts = cells.variants(config, vocab.codebooks)
+    source = tokens.open_split(comparison.data / "tokens", "train", metadata["codec_fingerprint"])
+    seen = shares.documents(source, configs.section(config, "data"), vocab)
+    budget = shares.equal_shares(config, parts, vocab, metadata["frame_rate"], seen)
+    plan = cells.plan(config, parts, budget)
+    print(results.budget_table(plan, budget, config.compare.equal, metadata["frame_rate"]), flush=True)
 
-    held = [used["evaluation"], used["data"]]
-    baselines = stages.run(
-        "baselines", partial(measures.unigram, folder, section, evaluation, fingerprint), *held, after=["tokens"]
-    )
-    examples = measures.held_out(folder, section, evaluation, vocab, fingerprint, evaluation.sentences)
-    speech = workdir / "speech"
+    examples = held_out(comparison, vocab, metadata["codec_fingerprint"])
+    by_name = {cell.name: cell for cell in plan}
+    seconds = {}
 
-    def listen_to_recordings() -> dict:
-        return measures.ceilings(recordings(), examples, configs.section(config, "codec"), judge, evaluation, speech)
+    def work(name: str) -> None:
+        if name == "references":
+            references(comparison, examples, metadata["codec_fingerprint"])
+        else:
+            found[name], seconds[name] = measured(comparison, by_name[name], examples)
 
-    ceilings = stages.run("ceilings", listen_to_recordings, *held, judge.fingerprint, after=["tokens"])
+    tasks = {"references": locks / "references"} | {name: workdir / "runs" / name / "lock" for name in by_name}
+    claims.share(tasks, work)
 
-    def measure(name: str) -> dict:
-        run_folder, after = workdir / "runs" / name, [f"train-{name}"]
-        load = functools.cache(partial(generate.load, run_folder, configs.section(config, "sampling")))
-
-        def speak() -> dict:
-            return measures.speech(load(), examples, judge, evaluation, speech / name)
-
-        def clock() -> dict:
-            return measures.clocked(load(), examples, evaluation)
-
-        bits = partial(measures.bits, run_folder, folder, evaluation, configs.section(config, "sharding"))
-        drawn = [*held, used["sampling"], judge.fingerprint]
-        return (
-            stages.run(f"likelihood-{name}", bits, *held, after=after)
-            | stages.run(f"speech-{name}", speak, *drawn, after=after)
-            | stages.run(f"speed-{name}", clock, *drawn, after=after)
-        )
-
-    trained = {name: stages.kept[f"train-{name}"]["result"] for name in shares}
-    strategies = [{"name": name} | share | trained[name] | measure(name) for name, share in shares.items()]
-    splits = metadata["splits"].items()
-    results = {
-        **environment(command),
-        "schema": report.schema.VERSION,
-        "title": "Orders on the codec grid, compared",
-        "question": "In which order should a language model predict the codes of speech?",
-        "config": config.to_dict(),
-        "config_hash": digest(config.to_dict()),
-        "corpus": {
-            "name": config.corpus.name,
-            "speakers": corpus["speakers"],
-            "utterances": {split: found["utterances"] for split, found in splits},
-            "hours": {split: found["seconds"] / 3600 for split, found in splits},
-        },
-        "codec": {
-            "name": metadata["codec"],
-            "fingerprint": fingerprint,
-            "frame_rate": metadata["frame_rate"],
-            "codebooks": vocab.codebooks,
-            "codebook_size": vocab.codebook_size,
-            "sample_rate": metadata["sample_rate"],
-        },
-        "recogniser": {"fingerprint": judge.fingerprint},
-        "baselines": baselines,
-        "sentences": [{key: example[key] for key in ("text", "speaker")} for example in examples[: evaluation.heard]],
-        "ceilings": ceilings,
-        "strategies": strategies,
-        "notes": notes(config),
-    }
-    grids = {name: configs.section(part, "serialization") for name, part in parts.items()}
+    about = described(comparison, metadata, vocab, examples)
+    numbers = results.assemble(config, command, about, plan, budget, found)
+    grids = {cell.strategy: configs.section(cell.config, "serialization") for cell in plan}
     pictures = {name: picture.svg(serialization.bind(grid, vocab.codebooks)) for name, grid in grids.items()}
-    path = report.write_report(results, workdir, pictures)
-    print(f"\n{table(results)}\n\n{stages.table()}\n\nreport: {Path(path).resolve()}", flush=True)
+    claims.share({"results": locks / "results"}, lambda _: report.write_report(numbers, workdir, pictures))
+    path = workdir / "report.html"
+    spent = timetable(comparison.stages.seconds() | seconds)
+    print(f"\n{results.table(numbers)}\n\n{spent}\n\nreport: {path.resolve()}", flush=True)
     return path
+
+
+def prepare(comparison: Comparison) -> None:
+    """Corpus and tokens."""
+    config, stages = comparison.config, comparison.stages
+    stages.run("corpus", lambda: describe_corpus(comparison.recordings), *comparison.used("corpus"))
+    make = partial(runs.prepare, config, comparison.data, comparison.progress)
+    stages.run("tokens", make, *comparison.used("codec", "tokens"), after=["corpus"])
 
 
 def describe_corpus(utterances: list) -> dict:
     return {"utterances": len(utterances), "speakers": len({item.speaker for item in utterances})}
 
 
+def held_out(comparison: Comparison, vocab: Vocab, fingerprint: str) -> list[dict]:
+    """The sentences that are spoken and heard."""
+    section, evaluation = (configs.section(comparison.config, name) for name in ("data", "evaluation"))
+    return measures.held_out(comparison.data, section, evaluation, vocab, fingerprint, evaluation.sentences)
+
+
+def references(comparison: Comparison, examples: Sequence[dict], fingerprint: str) -> None:
+    """What models are compared with: codes without a network, recordings, recordings after the codec."""
+    config, stages, judge = comparison.config, comparison.stages, comparison.judge
+    section, evaluation = configs.section(config, "data"), configs.section(config, "evaluation")
+    used = comparison.used("evaluation", "data")
+    counted = partial(measures.unigram, comparison.data, section, evaluation, fingerprint)
+    stages.run("baselines", counted, *used, after=["tokens"])
+
+    def listen() -> dict:
+        codec, folder = configs.section(config, "codec"), comparison.workdir / "speech"
+        return measures.ceilings(comparison.recordings, examples, codec, judge, evaluation, folder)
+
+    stages.run("ceilings", listen, *used, judge.fingerprint, after=["tokens"])
+
+
+def measured(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tuple[dict, float]:
+    """Trains and measures one cell, as far as that is not done: everything that was found, and the seconds it took."""
+    config, judge, workdir = comparison.config, comparison.judge, comparison.workdir
+    folder, evaluation = workdir / "runs" / cell.name, configs.section(config, "evaluation")
+    stages = Stages(folder / "stages", f"{cell.name}/")
+    load = functools.cache(partial(generate.load, folder, configs.section(config, "sampling")))
+    parts = [cell.config.to_dict()[k] for k in ("data", "serialization", "model", "optimizer", "training", "seed")]
+    held = comparison.used("evaluation", "data")
+    drawn = [*held, *comparison.used("sampling"), judge.fingerprint]
+
+    def speak() -> dict:
+        return measures.speech(load(), examples, judge, evaluation, workdir / "speech" / cell.name)
+
+    make = partial(train, cell.config, comparison.data, folder, comparison.progress)
+    bits = partial(measures.bits, folder, comparison.data, evaluation, configs.section(config, "sharding"))
+    tokens_made = comparison.stages.kept["tokens"]["digest"]
+    found = stages.run("train", make, *parts, tokens_made) | stages.run("likelihood", bits, *held, after=["train"])
+    found |= stages.run("speech", speak, *drawn, after=["train"])
+    found |= stages.run("speed", lambda: measures.clocked(load(), examples, evaluation), *drawn, after=["train"])
+    return found, sum(stages.seconds().values())
+
+
 def train(config: ConfigDict, folder: Path, workdir: Path, progress: bool) -> dict:
     """Trains one run and tells how it went."""
     runs.train(config, folder, workdir, progress=progress)
-    frame_rate = tokens.info(folder / "tokens")["frame_rate"]
+    log, machine = measures.training_log(workdir), speed.hardware()
     return {
-        "training_seconds": measures.training_log(workdir)[-1]["seconds"],
-        "training_curve": measures.training_curve(workdir, frame_rate),
+        "training_seconds": log[-1]["seconds"],
+        "training_frames": sum(line["frames"] for line in log),
+        "training_curve": measures.training_curve(workdir, tokens.info(folder / "tokens")["frame_rate"]),
+        "hardware": {key: machine[key] for key in ("processor", "devices")},
     }
 
 
-def variants(config: ConfigDict, codebooks: int) -> dict[str, ConfigDict]:
-    """The configuration of each strategy: its name, and those of the set options that it has a use for.
-
-    Raises InputError for an option that none of them accepts.
-    """
-    default = dataclasses.asdict(SerializationConfig())
-    options = {k: v for k, v in config.serialization.items() if k != "strategy" and v != default[k]}
-    found, refused = {}, dict.fromkeys(options)
-    for name in config.compare.strategies:
-        accepted = {"strategy": name}
-        for option, value in options.items():
-            try:
-                serialization.bind(SerializationConfig(**accepted, **{option: value}), codebooks)
-                accepted[option] = value
-                refused.pop(option, None)
-            except InputError as refusal:
-                if option in refused:
-                    refused[option] = refusal
-        found[name] = config.copy_and_resolve_references()
-        found[name].serialization.update({**default, **accepted})
-    if refused:
-        raise next(iter(refused.values()))
-    return found
-
-
-def equal_shares(config: ConfigDict, vocab: Vocab, frame_rate: float) -> dict[str, dict[str, Any]]:
-    """Per strategy its parameters, training steps and FLOPs, equal within compare.tolerance.
-
-    Raises InputError if they are not.
-    """
-    compare, model = configs.section(config, "compare"), configs.section(config, "model")
-    shares = {}
-    for name, part in variants(config, vocab.codebooks).items():
-        flops = cost.training_flops_per_step(model, vocab.size, part.data.batch_size, part.data.sequence_length)
-        steps = max(1, round(compare.flops / flops)) if compare.flops else part.training.steps
-        grid = serialization.bind(configs.section(part, "serialization"), vocab.codebooks)
-        shares[name] = {
-            "parameters": count_parameters(model, vocab),
-            "training_steps": steps,
-            "training_flops": float(steps * flops),
-            "positions_per_second": positions_per_second(grid, frame_rate),
-        }
-    for key in ("parameters", "training_flops"):
-        values = {name: share[key] for name, share in shares.items()}
-        low, high = min(values, key=values.get), max(values, key=values.get)
-        if values[high] > (1 + compare.tolerance) * values[low]:
-            raise InputError(
-                f"compare: {high} has {values[high]:.4g} {key} and {low} has {values[low]:.4g}; they may differ by "
-                f"compare.tolerance={compare.tolerance:g} of the smaller number"
-            )
-    return shares
-
-
-def count_parameters(model: ModelConfig, vocab: Vocab) -> int:
-    """Numbers in the parameters of a model, counted on shapes."""
-    with jax.set_mesh(sharding.single_device_mesh()):
-        shapes = jax.eval_shape(lambda: nnx.state(Transformer(model, vocab.size, nnx.Rngs(0)), nnx.Param))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def positions_per_second(grid: Grid, frame_rate: float, seconds: float = 10.0) -> float:
-    """Positions of the longest training row that one second of audio takes, in a segment of `seconds`."""
-    frames = round(seconds * frame_rate)
-    rows = cost.training_rows(grid, frames, prompt=1).values()
-    return max(work.positions - 1 for work in rows) * frame_rate / frames
-
-
-def environment(command: str) -> dict[str, Any]:
-    """With which command, code and machine."""
-    repository, commit = Path(__file__).resolve().parent.parent, "unknown"
-    if (repository / ".git").exists():
-        describe = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+def described(comparison: Comparison, metadata: dict, vocab: Vocab, examples: Sequence[dict]) -> dict:
+    """The parts of the results that all cells share."""
+    config, splits = comparison.config, metadata["splits"].items()
+    kept = {name: stage["result"] for name, stage in comparison.stages.kept.items()}
     return {
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "versions": versions,
-        "hardware": speed.hardware(),
+        "corpus": {
+            "name": config.corpus.name,
+            "speakers": kept["corpus"]["speakers"],
+            "utterances": {split: found["utterances"] for split, found in splits},
+            "hours": {split: found["seconds"] / 3600 for split, found in splits},
+        },
+        "codec": {
+            "name": metadata["codec"],
+            "fingerprint": metadata["codec_fingerprint"],
+            "frame_rate": metadata["frame_rate"],
+            "codebooks": vocab.codebooks,
+            "codebook_size": vocab.codebook_size,
+            "sample_rate": metadata["sample_rate"],
+        },
+        "recogniser": {"fingerprint": comparison.judge.fingerprint},
+        "baselines": kept["baselines"],
+        "sentences": [
+            {key: example[key] for key in ("text", "speaker")} for example in examples[: config.evaluation.heard]
+        ],
+        "ceilings": {name: {key: one[key] for key in ("cer", "samples")} for name, one in kept["ceilings"].items()},
     }
-
-
-def notes(config: ConfigDict) -> list[str]:
-    """What a reader must know to read the numbers."""
-    found = []
-    found.append(
-        "Equal training compute: every strategy takes the same number of steps on batches of the same shape. A "
-        "strategy that spends more positions on a second of speech has therefore seen fewer seconds of it."
-    )
-    if config.corpus.name == "synthetic":
-        found.append(
-            "Synthetic speech is far easier than recordings of people: the numbers compare strategies under equal "
-            "conditions and say nothing about quality in the wild."
-        )
-    if "masked" in config.compare.strategies:
-        found.append(
-            "The likelihood of masked is an upper bound on its bits (any order of the cells within a codebook), with "
-            "its standard error: sampling by confidence has no likelihood that can be computed."
-        )
-    return found
-
-
-def table(results: dict) -> str:
-    """The main numbers as text."""
-    ceilings, rows = results["ceilings"], []
-    for found in results["strategies"]:
-        sign = "<=" if found["likelihood"] == "bound" else "  "
-        rows.append(
-            f"   {found['name']:13s} {sign}{found['bits_per_second']:7.1f} +- {found['bits_per_second_se']:5.1f}"
-            f" {found['cer']['value']:8.3f} {found['speed']['rtf']:8.3f} {found['cost']['measured_passes']:8d}"
-            f" {found['speed']['first_audio_seconds']:10.3f}"
-        )
-    return "\n".join(
-        [
-            f"   {'strategy':13s} {'bits per second':>17s} {'CER':>8s} {'RTF':>8s} {'passes':>8s} {'first s':>10s}",
-            *rows,
-            f"   {'unigram':13s}   {results['baselines']['unigram_bits_per_second']:7.1f}",
-            f"   {'uniform':13s}   {results['baselines']['uniform_bits_per_second']:7.1f}",
-            f"   {'recordings':13s} {'':17s} {ceilings['real']['cer']['value']:8.3f}",
-            f"   {'through codec':13s} {'':17s} {ceilings['codec']['cer']['value']:8.3f}",
-        ]
-    )

@@ -43,7 +43,7 @@ SECTIONS = {
     "training": "audiolm_jax.training:TrainingConfig",
     "sampling": "audiolm_jax.sampling:SamplingConfig",
     "evaluation": "audiolm_jax.measures:EvaluationConfig",
-    "compare": "audiolm_jax.compare:CompareConfig",
+    "compare": "audiolm_jax.cells:CompareConfig",
 }
 
 PACKAGE = Path(__file__).resolve().parent
@@ -116,7 +116,7 @@ def override(config: ConfigDict, text: str) -> None:
         raise InputError(_unknown(config, key, key))
     old = section[leaf]
     if isinstance(old, ConfigDict):
-        keys = ", ".join(f"{key}.{name}" for name in old)
+        keys = ", ".join(f"{key}.{name}" for name in old) or "set in a configuration file"
         raise InputError(f"--config.{key}={value}: {key} is a section; its keys are {keys}")
     try:
         section[leaf] = _parse(value, old)

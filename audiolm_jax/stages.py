@@ -20,10 +20,14 @@ def digest(values: Any) -> str:
 
 
 class Stages:
-    """The stages of one folder: `kept[name]` holds {"name", "inputs", "digest", "seconds", "result"} of each."""
+    """The stages of one folder: `kept[name]` holds {"name", "inputs", "digest", "seconds", "result"} of each.
 
-    def __init__(self, directory: Path):
+    prefix: before their names where they are told.
+    """
+
+    def __init__(self, directory: Path, prefix: str = ""):
         self.directory = Path(directory)
+        self.prefix = prefix
         self.kept: dict[str, dict] = {}
 
     def run(self, name: str, make: Callable[[], Any], *inputs: Any, after: Sequence[str] = ()) -> Any:
@@ -33,10 +37,10 @@ class Stages:
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["inputs"] == wanted:
-                print(f"-- {name}: done before", flush=True)
+                print(f"-- {self.prefix}{name}: done before", flush=True)
                 self.kept[name] = kept
                 return kept["result"]
-        print(f"-- {name}", flush=True)
+        print(f"-- {self.prefix}{name}", flush=True)
         start = time.monotonic()
         result = json.loads(json.dumps(make()))
         kept = {"name": name, "inputs": wanted, "digest": digest([wanted, name])}
@@ -44,11 +48,15 @@ class Stages:
         write_json(path, self.kept[name])
         return result
 
-    def table(self) -> str:
-        """Seconds of every stage, those done before in an earlier start included."""
-        rows = [f"   {name:24s} {kept['seconds']:8.1f} s" for name, kept in self.kept.items()]
-        total = sum(kept["seconds"] for kept in self.kept.values())
-        return "\n".join([*rows, f"   {'all stages':24s} {total:8.1f} s"])
+    def seconds(self) -> dict[str, float]:
+        """Of every stage, those done before in an earlier start included."""
+        return {name: kept["seconds"] for name, kept in self.kept.items()}
+
+
+def timetable(seconds: dict[str, float]) -> str:
+    """What took how long, and all of it, as lines of text."""
+    rows = {**seconds, "all stages": sum(seconds.values())}
+    return "\n".join(f"   {name:24s} {taken:8.1f} s" for name, taken in rows.items())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -277,9 +277,17 @@ def get_config() -> ConfigDict:
         {
             # Each is trained and measured.
             "strategies": ("flat", "delay", "hierarchical", "masked"),
-            # Training FLOPs of every strategy; 0: what training.steps steps take.
+            # Seeds of the runs of every strategy, such as (0, 1, 2); () is the top-level seed alone.
+            "seeds": (),
+            # Sizes by name, each the changed keys of the section model: {"small": {"layers": 2}, "base": {}}.
+            # Empty: one size, that section as it is.
+            "sizes": {},
+            # flops (every strategy spends the same training FLOPs) or tokens (is shown the same frames of audio, per
+            # step and in all: data.batch_size and training.steps are those of the first strategy).
+            "equal": "flops",
+            # equal flops: training FLOPs of every run; 0: what training.steps steps take.
             "flops": 0.0,
-            # Largest difference of parameters and of FLOPs between strategies, as a fraction.
+            # Largest difference of parameters, and of what is equal, between strategies, as a fraction.
             "tolerance": 0.05,
         }
     )

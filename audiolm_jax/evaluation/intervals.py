@@ -74,6 +74,8 @@ def ratio(
     rates_S = rates(numerators_SU, denominators_U)
     if S > 1:
         means_R = means_R + rng.standard_t(S - 1, len(means_R)) * rates_S.std(ddof=1) / np.sqrt(S)
+    if (numerators_SU >= 0).all():
+        means_R = np.maximum(means_R, 0)  # few seeds: t reaches beyond what bits and errors can be
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(rates_S.mean()), float(low), float(high))
 

@@ -2,6 +2,14 @@
 
 Units: bits are base-2, "per second" means per second of audio, rates are fractions (0.05, not 5), sizes are bytes.
 Wall-clock times live only below the keys `TIMES`, so two runs compare equal after `strip_times`.
+
+Intervals are 95 %, over utterances and, where there are several, seeds (evaluation/intervals.py says what they cover).
+They can be made again from `held_out` and the numbers of every seed:
+
+    intervals.ratio([seed["utterance_bits"] for seed in strategy["seeds"]], held_out["utterance_seconds"])
+    intervals.ratio([seed["sentence_errors"] for seed in strategy["seeds"]], held_out["sentence_characters"])
+
+Version 2 has one entry of `strategies` for each strategy of each size, the mean over its seeds; version 1 had one run.
 """
 
 import contextlib
@@ -12,7 +20,7 @@ from typing import Any
 
 from audiolm_jax.errors import InputError
 
-VERSION = 1
+VERSION = 2
 TIMES = frozenset({"speed", "training_seconds", "created", "hardware"})
 
 # A spec is: a type (float takes ints too, bool is no number); [spec] a list of any length; {"key": spec} an object
@@ -22,11 +30,12 @@ ANY = object()
 
 _CER = {
     "value": float,  # character error rate, all utterances together
-    "low": float,  # 95 % bootstrap interval over utterances
+    "low": float,  # its interval
     "high": float,
     "utterances": int,
     "second_opinion": (float, None),  # CER by pocketsphinx; null where its grammar does not fit
 }
+_SPREAD = {"sd": (float, None), "min": float, "max": float}  # over seeds; sd (of the sample) is null for one seed
 _SAMPLE = {
     "sentence": int,  # index into `sentences`
     "file": str,  # audio, relative to results.json
@@ -35,20 +44,43 @@ _SAMPLE = {
     "seconds": float,  # length of the audio
 }
 _CEILING = {"cer": _CER, "samples": [_SAMPLE]}
+_SEED = {
+    "seed": int,  # of initial weights, data order and training noise
+    "run": str,  # the folder below runs/
+    "bits_per_second": float,
+    "cer": float,
+    "training_seconds": float,
+    "training_frames": int,  # frames of audio really shown in training
+    "frames": int,  # of the utterance whose passes are counted
+    "passes": int,  # sequential passes of the network for it
+    "speed": {"rtf": float, "first_audio_seconds": float},
+    "hardware": {"processor": str, "devices": str},  # that trained it
+    "utterance_bits": [float],  # code bits of every held-out utterance, in the order of held_out.utterance_seconds
+    "sentence_errors": [int],  # wrong characters of every sentence, in the order of held_out.sentence_characters
+}
 _STRATEGY = {
-    "name": str,
+    "name": str,  # of this entry: the strategy, or strategy-size where there are several sizes
+    "strategy": str,
+    "size": str,  # a name in config.compare.sizes; "" where there are none
     "parameters": int,
+    "rows_per_step": int,  # rows of a training batch
     "training_flops": float,
     "training_steps": int,
-    "training_seconds": float,
+    "training_frames_predicted": float,  # frames of audio that rows and steps were chosen to show
+    "training_seconds": float,  # mean over seeds
     "positions_per_second": float,  # sequence positions that one second of audio takes
     "likelihood": str,  # "exact", or "bound": an upper bound of the bits
-    "bits_per_second": float,  # held-out speech, every code counted once, end and length apart
-    "bits_per_second_se": float,  # standard error over utterances (and over draws, for a bound)
+    "bits_per_second": float,  # held-out speech, every code counted once, end and length apart; mean over seeds
+    "bits_per_second_low": float,  # its interval
+    "bits_per_second_high": float,
+    "bits_per_second_se": float,  # standard error of that mean over utterances alone (and over draws, for a bound)
     "bits_per_second_per_codebook": [float],
     "end_bits_per_utterance": (float, None),  # predicting where the audio ends; null where it is not predicted
     "length_bits_per_utterance": (float, None),  # predicting the number of frames; null where it is not predicted
-    "cer": _CER,
+    "cer": _CER,  # all seeds together
+    "spread": {"bits_per_second": _SPREAD, "cer": _SPREAD},
+    "seeds": [_SEED],
+    # Of the first seed, from here on.
     "cost": {
         "frames": int,  # of the utterance the passes are counted for
         "predicted_passes": float,  # sequential passes of the network for that utterance
@@ -61,7 +93,8 @@ _STRATEGY = {
     },
     "speed": {
         "rtf": float,  # seconds of work for one second of audio, one utterance at a time
-        "generation_seconds": float,  # all evaluated utterances
+        "generation_seconds": float,  # the sentences spoken with a clock, all together
+        "generation_predicted_seconds": float,  # roofline of the network's passes on the rates of this machine
         "first_audio_seconds": float,  # measured
         "first_audio_predicted_seconds": (float, None),  # first_audio_passes times the measured time of a pass
         "training_steps_per_second?": float,
@@ -69,6 +102,18 @@ _STRATEGY = {
     "training_curve": [[float]],  # [[step, bits per second of audio on training batches], ...]
     "validation_curve?": [[float]],  # the same on held-out speech
     "samples": [_SAMPLE],
+}
+_DIFFERENCE = {
+    "a": str,  # names of entries of one size
+    "b": str,
+    "size": str,
+    "metric": str,  # "bits_per_second" or "cer"
+    "difference": float,  # a minus b, mean over seeds
+    "low": float,  # its interval, paired over utterances and seeds
+    "high": float,
+    # null, or what a difference is where a side is an upper bound of its bits: "upper" (a is one; the true difference
+    # is smaller), "lower" (b is one; it is larger), "both" (nothing is certain). The interval is that of the bounds.
+    "bound": (str, None),
 }
 SPEC = {
     "schema": int,
@@ -104,7 +149,13 @@ SPEC = {
     },
     "sentences": [{"text": str, "speaker": str}],  # those heard in the report
     "ceilings": {"real": _CEILING, "codec": _CEILING},
+    "equal": str,  # besides parameters: "flops" (training FLOPs) or "tokens" (frames of audio per step and in all)
+    "held_out": {
+        "utterance_seconds": [float],  # of the utterances scored by likelihood
+        "sentence_characters": [int],  # of the sentences that were spoken and heard
+    },
     "strategies": [_STRATEGY],
+    "differences": [_DIFFERENCE],  # of every pair of strategies of a size, for both metrics
     "notes": [str],  # caveats, one sentence or two each
 }
 
@@ -130,13 +181,36 @@ def validate(results: dict) -> None:
         total = strategy["bits_per_second"]
         if abs(sum(per_codebook) - total) > 1e-3 * max(1.0, abs(total)):
             raise InputError(f"{where}: bits per codebook sum to {sum(per_codebook)}, not {total}")
+        _check_seeds(strategy, results["held_out"], where)
         for key in ("training_curve", "validation_curve"):
             if any(len(point) != 2 for point in strategy.get(key, [])):
                 raise InputError(f"{where}.{key} must hold [step, bits per second] pairs")
+    if results["equal"] not in ("flops", "tokens"):
+        raise InputError(f"results.equal is {results['equal']!r}, not 'flops' or 'tokens'")
+    for index, pair in enumerate(results["differences"]):
+        where = f"results.differences[{index}]"
+        for side in ("a", "b"):
+            if pair[side] not in names:
+                raise InputError(f"{where}.{side} is {pair[side]!r}, which is not in results.strategies")
+        if pair["metric"] not in ("bits_per_second", "cer") or pair["bound"] not in (None, "upper", "lower", "both"):
+            raise InputError(f"{where} has the metric {pair['metric']!r} and the bound {pair['bound']!r}")
     for name, samples in sample_lists(results).items():
         for sample in samples:
             if not 0 <= sample["sentence"] < len(results["sentences"]):
                 raise InputError(f"a sample of {name} names sentence {sample['sentence']}, which does not exist")
+
+
+def _check_seeds(strategy: dict, held_out: dict, where: str) -> None:
+    """Raises InputError for no seeds, one twice, and numbers that do not belong to the held-out set."""
+    numbers = [one["seed"] for one in strategy["seeds"]]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(f"{where}.seeds holds the seeds {numbers}; there must be at least one, each once")
+    for one in strategy["seeds"]:
+        for key, of in (("utterance_bits", "utterance_seconds"), ("sentence_errors", "sentence_characters")):
+            if len(one[key]) != len(held_out[of]):
+                raise InputError(
+                    f"{where}: seed {one['seed']} has {len(one[key])} {key} for {len(held_out[of])} {of} in held_out"
+                )
 
 
 def sample_lists(results: dict) -> dict[str, list[dict]]:
