@@ -17,9 +17,8 @@ from audiolm_jax import config as configs
 from audiolm_jax import serialization
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig
+from audiolm_jax.report.schema import EQUAL
 from audiolm_jax.serialization import SerializationConfig
-
-BUDGETS = {"flops": "parameters and training FLOPs", "tokens": "parameters and frames of audio seen"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +43,8 @@ class CompareConfig:
             raise InputError(f"compare.strategies is {self.strategies}; a strategy may be named once")
         if len(set(self.seeds)) < len(self.seeds) or not all(isinstance(s, int) and s >= 0 for s in self.seeds):
             raise InputError(f"compare.seeds is {self.seeds}; it must hold integers from 0 on, each once")
-        if self.equal not in BUDGETS:
-            raise InputError(f"compare.equal is {self.equal!r}; it must be one of {', '.join(BUDGETS)}")
+        if self.equal not in EQUAL:
+            raise InputError(f"compare.equal is {self.equal!r}; it must be one of {', '.join(EQUAL)}")
         if self.flops < 0 or self.tolerance < 0:
             raise InputError(f"compare.flops={self.flops} and compare.tolerance={self.tolerance} must not be negative")
         if self.flops and self.equal != "flops":

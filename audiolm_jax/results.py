@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audiolm_jax import report
-from audiolm_jax.cells import BUDGETS, Cell
+from audiolm_jax.cells import Cell
 from audiolm_jax.evaluation import intervals, speed
 from audiolm_jax.stages import digest
 
@@ -228,12 +228,13 @@ def budget_table(cells: Sequence[Cell], shares: Mapping, equal: str, frame_rate:
         for name, share in entries.items()
     ]
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(cell.seed for cell in cells))
-    return "\n".join([f"   equal: {BUDGETS[equal]}; seeds {seeds}; {len(cells)} runs", *lines])
+    return "\n".join([f"   equal: {report.schema.EQUAL[equal]}; seeds {seeds}; {len(cells)} runs", *lines])
 
 
 def table(results: dict) -> str:
     """The main numbers as text."""
     ceilings, rows = results["ceilings"], []
+    head = ("strategy", "bits per second (95 %)", "CER", "RTF", "passes", "first s")
     for found in results["strategies"]:
         sign = "<=" if found["likelihood"] == "bound" else "  "
         interval = f"{found['bits_per_second_low']:.1f} .. {found['bits_per_second_high']:.1f}"
@@ -244,7 +245,7 @@ def table(results: dict) -> str:
         )
     return "\n".join(
         [
-            f"   {'strategy':22s} {'bits per second (95 %)':31s} {'CER':>8s} {'RTF':>8s} {'passes':>8s} {'first s':>10s}",
+            "   {:22s} {:31s} {:>8s} {:>8s} {:>8s} {:>10s}".format(*head),
             *rows,
             f"   {'unigram':22s}   {results['baselines']['unigram_bits_per_second']:7.1f}",
             f"   {'uniform':22s}   {results['baselines']['uniform_bits_per_second']:7.1f}",

@@ -1,6 +1,7 @@
 """The report: its schema is a gate, the page is complete and self-contained, and equal runs compare equal."""
 
 import copy
+import itertools
 import json
 import re
 
@@ -8,11 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiolm_jax import cells, config
 from audiolm_jax.corpora.espeak import Engine
 from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import intervals
 from audiolm_jax.report import charts, media, strip_times, write_report
+from audiolm_jax.report.differences import between, told
 from audiolm_jax.report.listen import heard
-from audiolm_jax.report.tables import verdict
+from audiolm_jax.report.verdict import verdict
+from audiolm_jax.results import assemble
 
 RATE = 16_000
 NAMES = ("flat", "delay", "hierarchical", "masked")
@@ -32,8 +37,21 @@ def speech():
     return [soxr.resample(one.waveform, one.sample_rate, RATE) * 0.5 for one in said]
 
 
-def example(directory, speech) -> dict:
-    """Results as a comparison of four strategies would hand them in, with audio files below `directory`."""
+NUMBERS = {  # bits per second, their spread over utterances, CER, RTF, passes, look-ahead, first audio
+    "flat": (412.3, 12, 0.18, 1.31, 401, 4, 0.021),
+    "delay": (431.9, 13, 0.22, 0.36, 104, 3, 0.026),
+    "hierarchical": (424.0, 12, 0.27, 0.33, 105, 99, 0.325),
+    "masked": (447.5, 18, 0.41, 0.08, 20, 99, 0.082),
+    "parallel": (486.1, 14, 0.58, 0.31, 101, 0, 0.011),
+    "coarse_first": (428.4, 13, 0.24, 0.69, 203, 103, 0.41),
+}
+
+
+def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
+    """Results as a comparison of strategies would hand them in, with audio files below `directory`.
+
+    100 utterances and 32 sentences of 50 characters; the mean over seeds is that of NUMBERS.
+    """
     rng = np.random.default_rng(0)
     (directory / "audio").mkdir(exist_ok=True)
 
@@ -56,47 +74,44 @@ def example(directory, speech) -> dict:
 
     exact = [s["text"] for s in SENTENCES]
     garbled = ["the old teacher old a golden in via vienna", "seven tree zero"]
-    numbers = {
-        "flat": (412.3, 3.1, 0.18, 1.31, 401, 4, 0.021),
-        "delay": (431.9, 3.3, 0.22, 0.36, 104, 3, 0.026),
-        "hierarchical": (424.0, 3.0, 0.27, 0.33, 105, 99, 0.325),
-        "masked": (447.5, 4.6, 0.41, 0.08, 20, 99, 0.082),
-    }
-    strategies = []
-    for name in NAMES:
-        bits, error, rate, rtf, passes, ahead, first = numbers[name]
+    seconds, share = rng.uniform(1, 2, 100), rng.normal(size=100)
+    hard, found, shares, plan = rng.integers(-4, 5, 32), {}, {}, []
+    for seed, size, name in itertools.product(seeds, sizes, names):
+        bits, spread, rate, rtf, passes, ahead, first = NUMBERS[name]
+        bits, rate = bits * (1 if size in ("", "base") else 1.06), rate * (1 if size in ("", "base") else 1.3)
+        bits += 2.5 * (seed - np.mean(seeds)) + rng.normal(size=len(seeds)).round(1)[0] * (len(seeds) > 1)
+        noise = spread * share + 4 * rng.normal(size=100)
+        noise -= (noise * seconds).sum() / seconds.sum()
+        errors = np.full(32, round(50 * rate)) + hard - round(hard.mean())
+        errors[0] += round(1600 * rate) - errors.sum()
         steps = 600 if name == "flat" else 2100
         curve = [[s, bits + 390 * float(np.exp(-s / (0.18 * steps))) + 2 * float(rng.normal())] for s in
                  range(0, steps + 1, steps // 30)]  # fmt: skip
-        strategies.append({
-            "name": name, "parameters": 1_312_000 + 9000 * len(strategies), "training_flops": 3.21e13,
-            "training_steps": steps, "training_seconds": 118.0,
+        entry = f"{name}-{size}" if size else name
+        run = f"{entry}-{seed}" if len(seeds) > 1 else entry
+        plan.append(cells.Cell(run, entry, name, size, seed, None))
+        shares[size, name] = {
+            "parameters": 1_312_000 if size in ("", "base") else 512_000,
+            "rows_per_step": 16, "training_flops": 3.21e13 if size in ("", "base") else 1.3e13,
+            "training_steps": steps, "training_frames_predicted": 150_000.0,
             "positions_per_second": 100.0 if name == "flat" else 26.0,
+        }  # fmt: skip
+        found[run] = {
+            "training_seconds": 118.0, "training_frames": 151_000, "training_curve": curve,
+            "hardware": {"processor": "x86_64", "devices": "1 x cpu"},
             "likelihood": "bound" if name == "masked" else "exact", "bits_per_second": bits,
-            "bits_per_second_se": error,
             "bits_per_second_per_codebook": [0.2 * bits, 0.25 * bits, 0.27 * bits, 0.28 * bits],
             "end_bits_per_utterance": None if name == "masked" else 2.14,
             "length_bits_per_utterance": 4.6 if name == "masked" else None,
-            "cer": cer(rate, 0.5 + rate),
+            "utterance_bits": ((bits + noise) * seconds).tolist(), "utterance_seconds": seconds.tolist(),
+            "cer": cer(rate, 0.5 + rate), "sentence_errors": errors.tolist(), "sentence_characters": [50] * 32,
             "cost": {"frames": 100, "predicted_passes": passes, "measured_passes": passes, "lookahead_frames": ahead,
                      "first_audio_passes": ahead + 1, "flops": 3.1e10, "kv_bytes": 2_000_000},
-            "speed": {"rtf": rtf, "generation_seconds": 40 * rtf, "first_audio_seconds": first,
-                      "first_audio_predicted_seconds": 0.9 * first},
-            "training_curve": curve, "samples": samples(name, 0.3 + rate, exact if name == "flat" else garbled),
-        })  # fmt: skip
-    return {
-        "schema": 1,
-        "title": "Four orders on one codec grid",
-        "question": "Which order of predicting codec codes models speech best for the same parameters and compute?",
-        "command": "audiolm compare --config=configs/demo.py --workdir=runs/demo",
-        "created": "2026-11-21T09:41:00Z",
-        "commit": "0f3c2a9d1e4b5a6c7d8e9f00112233445566778",
-        "versions": {"python": "3.11.7", "jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.6"},
-        "hardware": {"processor": "x86_64", "cores": 2, "memory_gib": 23.5, "device": "cpu"},
-        "config": {"seed": 0, "model": {"layers": 4, "width": 160, "dtype": "float32"},
-                   "serialization": {"delays": [0, 1, 2, 3], "strategy": "delay"},
-                   "training": {"batch": 16, "learning_rate": 0.002, "budget": {"flops": 3.2e13}}},
-        "config_hash": "9f86d081884c7d659a2feaa0c55ad015",
+            "speed": {"rtf": rtf, "generation_seconds": 4 * rtf, "generation_predicted_seconds": rtf,
+                      "first_audio_seconds": first, "first_audio_predicted_seconds": 0.9 * first},
+            "samples": samples(entry, 0.3 + rate, exact if name == "flat" else garbled),
+        }  # fmt: skip
+    about = {
         "corpus": {"name": "synthetic", "speakers": 8, "utterances": {"train": 1800, "valid": 100, "test": 100},
                    "hours": {"train": 0.71, "valid": 0.04, "test": 0.04}},
         "codec": {"name": "default", "fingerprint": "ab" * 32, "frame_rate": 25.0, "codebooks": 4,
@@ -107,8 +122,14 @@ def example(directory, speech) -> dict:
         "sentences": [dict(s) for s in SENTENCES],
         "ceilings": {"real": {"cer": cer(0.018, 0.41), "samples": samples("real", 0.0, exact)},
                      "codec": {"cer": cer(0.031, 0.44), "samples": samples("codec", 0.1, exact)}},
-        "strategies": strategies,
-        "notes": ["Synthetic speech is far easier than recordings: these numbers compare orders, no more."],
+    }  # fmt: skip
+    used = config.load("demo")
+    made = assemble(used, "audiolm compare --config=configs/demo.py --workdir=runs/demo", about, plan, shares, found)
+    return json.loads(json.dumps(made)) | {
+        "title": "Four orders on one codec grid",
+        "config": {"seed": 0, "model": {"layers": 4, "width": 160, "dtype": "float32"},
+                   "serialization": {"delays": [0, 1, 2, 3], "strategy": "delay"},
+                   "training": {"batch": 16, "learning_rate": 0.002, "budget": {"flops": 3.2e13}}},
     }  # fmt: skip
 
 
@@ -128,7 +149,7 @@ def test_page_is_whole_and_needs_nothing_beside_itself(results, tmp_path):
     assert text.count(picture) == len(NAMES)
     clips = len(SENTENCES) * (len(NAMES) + 2)
     assert text.count("data:audio/flac;base64,") == text.count("data:image/png;base64,") == clips
-    for number in ("412.3", "861.0", "1000.0", "18.0", "±"):
+    for number in ("412.3", "861.0", "1000.0", "18.0", "row minus column", "≥ "):
         assert number in text
     assert "nan" not in re.sub(r"base64,[^\"']*", "", text).lower().split()
     assert len(text) < 15_000_000
@@ -163,12 +184,18 @@ def test_audio_in_the_page_is_the_audio_of_the_file(results, tmp_path, speech):
         (lambda r: r["strategies"][2].update(likelihood="nearly"), "'nearly', not 'exact' or 'bound'"),
         (lambda r: r["strategies"][2].update(name="flat"), "'flat' appears twice"),
         (lambda r: r["strategies"][2].update(bits_per_second=1.0), "bits per codebook sum to"),
+        (lambda r: r["strategies"][1].update(seeds=[]), r"strategies\[1\].seeds holds the seeds \[\]"),
+        (lambda r: r["strategies"][1]["seeds"].append(r["strategies"][1]["seeds"][0]), r"seeds \[0, 0\]"),
+        (lambda r: r["strategies"][1]["seeds"][0]["utterance_bits"].pop(), "99 utterance_bits for 100"),
+        (lambda r: r["differences"][0].update(a="zigzag"), r"differences\[0\].a is 'zigzag'"),
+        (lambda r: r["differences"][0].update(metric="loss"), "the metric 'loss'"),
+        (lambda r: r.update(equal="steps"), "results.equal is 'steps'"),
         (lambda r: r["strategies"][3]["bits_per_second_per_codebook"].pop(), "bits of 3 codebooks, the codec has 4"),
         (lambda r: r["strategies"][3]["samples"][0].update(sentence=9), "sentence 9, which does not exist"),
         (lambda r: r["config"]["model"].update(width=float("inf")), "results.config.model.width is inf"),
         (lambda r: r["config"].update(model=np.float32(3)), "holds a float32"),
         (lambda r: r.update(strategies=[]), "nothing to report"),
-        (lambda r: r.update(schema=2), "results.schema is 2"),
+        (lambda r: r.update(schema=1), "results.schema is 1"),
     ],
 )
 def test_results_that_break_the_schema_are_refused(results, tmp_path, change, named):
@@ -198,7 +225,7 @@ def test_equal_runs_are_equal_without_times(results):
 
 
 def test_one_strategy_and_no_samples_make_a_page(results, tmp_path):
-    results["strategies"] = results["strategies"][:1]
+    results["strategies"], results["differences"] = results["strategies"][:1], []
     results["strategies"][0]["samples"] = []
     results["strategies"][0]["training_curve"] = []
     results["ceilings"]["real"]["samples"] = results["ceilings"]["codec"]["samples"] = []
@@ -218,23 +245,75 @@ def test_what_comes_from_outside_is_escaped(results, tmp_path):
     assert "a &amp;&amp; b &lt; c" in text
 
 
-def test_verdict_says_when_two_are_within_the_noise(results):
-    assert "flat needs the fewest bits: 412 per second of audio, 52\u00a0% below the unigram baseline" in verdict(
-        results
+def test_verdict_ranks_with_intervals(results, tmp_path, speech):
+    said = verdict(results)
+    assert re.search(
+        r"flat needs the fewest bits: 412 per second of audio \(4\d\d–41\d\), 52\xa0% below the unigram", said
     )
-    assert "ahead of hierarchical (11.7 ± 4.3)" in verdict(results)
-    results["strategies"][2]["bits_per_second"] = 413.0
-    assert "within the noise of hierarchical" in verdict(results)
+    ahead = re.search(r"ahead of hierarchical by 11\.7 \(([\d.]+) to ([\d.]+)\)", said)
+    assert 0 < float(ahead[1]) < 11.7 < float(ahead[2])
+    assert "One seed each" in said
+    assert "The least work was measured for masked, 0.08 s for a second of audio (one measurement)" in said
+    several = verdict(example(tmp_path, speech, seeds=(0, 1, 2)))
+    assert "One seed" not in several and "over seeds" in several
+    for pair in results["differences"]:
+        pair.update(low=-1.0, high=1.0)
+    assert "within the noise of hierarchical (11.7, −1.0 to 1.0)" in verdict(results)
+    results["strategies"][2]["likelihood"] = "bound"
+    for pair in results["differences"]:
+        pair.update(low=-15.0, high=-1.0, bound="lower" if pair["metric"] == "bits_per_second" else None)
+    assert "may be smaller in truth" in verdict(results)
 
 
 def test_verdict_does_not_praise_what_nobody_understands(results):
-    assert "flat is understood best, 18.0\u00a0% of characters wrong" in verdict(results)
-    assert "(real speech 1.8\u00a0%), within the noise of delay" in verdict(results)
-    results["strategies"][0]["cer"].update(value=0.05, low=0.02, high=0.09)
-    assert "(real speech 1.8\u00a0%); masked is fastest" in verdict(results)
+    assert re.search(r"flat is understood best, 18.0\xa0% of characters wrong \([\d.]+–[\d.]+; real", verdict(results))
     for strategy in results["strategies"]:
         strategy["cer"].update(value=0.93, low=0.9, high=0.97)
-    assert "none can be understood yet, the closest is flat with 93.0\u00a0% of characters wrong" in verdict(results)
+    assert "None can be understood yet, the closest is flat with 93.0\u00a0% of characters wrong" in verdict(results)
+
+
+def test_intervals_can_be_made_again_from_the_results(tmp_path, speech):
+    results = example(tmp_path, speech, seeds=(0, 1, 2))
+    held = results["held_out"]
+    bits = {s["name"]: np.array([seed["utterance_bits"] for seed in s["seeds"]]) for s in results["strategies"]}
+    assert {one.shape for one in bits.values()} == {(3, 100)}
+    for one in results["strategies"]:
+        again = intervals.ratio(bits[one["name"]], held["utterance_seconds"])
+        assert (again.value, again.low, again.high) == tuple(
+            one[f"bits_per_second{end}"] for end in ("", "_low", "_high")
+        )
+        assert (
+            one["spread"]["bits_per_second"]["min"] <= one["bits_per_second"] <= one["spread"]["bits_per_second"]["max"]
+        )
+        assert one["cer"]["low"] < one["cer"]["value"] < one["cer"]["high"]
+    pairs = {(p["a"], p["b"]): p for p in results["differences"] if p["metric"] == "bits_per_second"}
+    assert len(pairs) == 6
+    for (a, b), pair in pairs.items():
+        again = intervals.difference(bits[a], bits[b], held["utterance_seconds"])
+        assert (pair["difference"], pair["low"], pair["high"]) == (again.value, again.low, again.high)
+        assert pair["bound"] == ("lower" if b == "masked" else None)
+
+
+def test_only_strategies_of_one_size_are_compared(tmp_path, speech):
+    results = example(tmp_path, speech, names=("flat", "delay"), sizes=("base", "small"))
+    assert [s["name"] for s in results["strategies"]] == ["flat-base", "delay-base", "flat-small", "delay-small"]
+    pairs = {(p["size"], p["a"], p["b"]) for p in results["differences"]}
+    assert pairs == {("base", "flat-base", "delay-base"), ("small", "flat-small", "delay-small")}
+    text = write_report(results, tmp_path, {"flat": "<svg/>", "delay": "<svg/>"}).read_text(encoding="utf-8")
+    assert text.count("row minus column") == 4
+    assert text.count("<svg/>") == 2, "an order is drawn once, whatever its sizes"
+
+
+def test_a_difference_with_a_bound_is_told_only_the_way_it_bounds(results):
+    pair = between(results, "flat", "masked", "bits_per_second")
+    assert (pair["bound"], pair["difference"]) == ("lower", pytest.approx(412.3 - 447.5))
+    assert pair["high"] < 0 and told(pair) == 0, "masked may need fewer bits than its bound says"
+    turned = between(results, "masked", "flat", "bits_per_second")
+    assert turned["bound"] == "upper" and turned["low"] == -pair["high"] and told(turned) == 0
+    assert told(turned | {"low": -9.0, "high": -3.0}) == -1
+    assert told(between(results, "flat", "delay", "bits_per_second")) == -1
+    assert told(between(results, "delay", "flat", "bits_per_second")) == 1
+    assert told(between(results, "flat", "masked", "cer")) == -1
 
 
 def test_many_sentences_are_compressed_and_the_rest_left_beside_the_page(results, tmp_path, speech):

@@ -1,7 +1,7 @@
 """Inline SVG charts without a library: lines and points over nice axes, coloured by the page's CSS classes.
 
 A series is {"name", "index" (of the strategy: decides colour and marker), "points": [(x, y), ...]}, a point series may
-carry "hollow" and "errors". The numbers under the pointer are read off `data-points` by page.js.
+carry "hollow" and "interval", the ends of its bar. The numbers under the pointer are read off `data-points` by page.js.
 """
 
 import html
@@ -47,40 +47,52 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.4g}"
 
 
-class _Axes:
-    """Maps data to the drawing; linear or logarithmic in x, linear in y."""
+class _Scale:
+    """Numbers from `low` to `high` on an axis, linear or logarithmic."""
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], log_x: bool):
-        self.log_x = log_x
+    def __init__(self, low: float, high: float, log: bool = False):
+        self.low, self.high, self.log = low, high, log
+
+    def share(self, value: float) -> float:
+        """0 at `low`, 1 at `high`."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high)
+
+
+class _Axes:
+    """Maps data to the drawing; logarithmic where asked, which leaves room on both sides."""
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float], log_x: bool = False, log_y: bool = False):
         low, high = min(xs), max(xs)
         if log_x:
-            self.x = (low / 1.6, high * 1.6)
+            self.x = _Scale(low / 1.6, high * 1.6, log=True)
         else:
-            self.x = (low, high if high > low else low + 1)
-        spread = (max(ys) - min(ys)) or abs(max(ys)) * 0.1 or 1
-        self.y = (min(ys) - 0.08 * spread, max(ys) + 0.08 * spread)
+            self.x = _Scale(low, high if high > low else low + 1)
+        if log_y:
+            self.y = _Scale(min(ys) / 1.6, max(ys) * 1.6, log=True)
+        else:
+            spread = (max(ys) - min(ys)) or abs(max(ys)) * 0.1 or 1
+            self.y = _Scale(min(ys) - 0.08 * spread, max(ys) + 0.08 * spread)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        low, high = self.x
-        if self.log_x:
-            share = math.log(x / low) / math.log(high / low)
-        else:
-            share = (x - low) / (high - low)
-        up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return (
-            round(_LEFT + share * (WIDTH - _LEFT - _RIGHT), 1),
-            round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1),
+            round(_LEFT + self.x.share(x) * (WIDTH - _LEFT - _RIGHT), 1),
+            round(HEIGHT - _BOTTOM - self.y.share(y) * (HEIGHT - _TOP - _BOTTOM), 1),
         )
 
     def frame(self, x_label: str, y_label: str) -> str:
         parts = []
         bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-        for tick in nice_ticks(*self.y):
-            y = self.at(self.x[0], tick)[1]
+        for tick in self.y.ticks():
+            y = self.at(self.x.low, tick)[1]
             parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
             parts.append(f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{number(tick)}</text>')
-        for tick in log_ticks(*self.x) if self.log_x else nice_ticks(*self.x):
-            x = self.at(tick, self.y[0])[0]
+        for tick in self.x.ticks():
+            x = self.at(tick, self.y.low)[0]
             parts.append(f'<line class="tick" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
             parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
@@ -119,7 +131,7 @@ def line_chart(series: list[dict], x_label: str, y_label: str, title: str) -> st
     if not series:
         return ""
     ys = [y for one in series for _, y in one["points"]]
-    axes = _Axes([x for one in series for x, _ in one["points"]], ys, log_x=False)
+    axes = _Axes([x for one in series for x, _ in one["points"]], ys)
     parts, readout = [axes.frame(x_label, y_label)], []
     for one in series:
         at = [axes.at(x, y) for x, y in one["points"]]
@@ -131,26 +143,31 @@ def line_chart(series: list[dict], x_label: str, y_label: str, title: str) -> st
     return _svg(parts, readout, title, x_label, y_label)
 
 
-def scatter_chart(series: list[dict], x_label: str, y_label: str, title: str) -> str:
-    """One labelled point per series over a logarithmic x axis, with error bars and the line of those not beaten.
+def scatter_chart(series: list[dict], x_label: str, y_label: str, title: str, diagonal: bool = False) -> str:
+    """One labelled point per series over a logarithmic x axis, with its interval and the line of those not beaten.
 
-    A point is beaten where another one is at most as large in x and in y, and smaller in one of them.
+    A point is beaten where another one is at most as large in x and in y, and smaller in one of them. `diagonal`: both
+    axes are logarithmic, and the line is that of x = y.
     """
     if not series:
         return ""
     points = [one["points"][0] for one in series]
-    ys = [y + sign * one.get("error", 0) for one, (_, y) in zip(series, points) for sign in (-1, 1)]
-    axes = _Axes([x for x, _ in points], ys, log_x=True)
+    ys = [y for one, (_, middle) in zip(series, points) for y in (middle, *one.get("interval", ()))]
+    axes = _Axes([x for x, _ in points], ys, log_x=True, log_y=diagonal)
     parts, readout = [axes.frame(x_label, y_label)], []
-    front = sorted(p for p in points if not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in points))
+    if diagonal:
+        ends = max(axes.x.low, axes.y.low), min(axes.x.high, axes.y.high)
+        front = [(end, end) for end in ends] if ends[0] < ends[1] else []
+    else:
+        front = sorted(p for p in points if not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in points))
     if len(front) > 1:
         path = "M" + "L".join("{},{}".format(*axes.at(*p)) for p in front)
         parts.append(f'<path class="front" d="{path}"/>')
-    taken: list[tuple[float, float, float]] = []
+    taken = [(x - 8, y + 5, 16) for x, y in (axes.at(*p) for p in points)]  # no name covers a marker
     for one, (px, py) in zip(series, points):
         x, y = axes.at(px, py)
-        if one.get("error"):
-            top, low = axes.at(px, py + one["error"])[1], axes.at(px, py - one["error"])[1]
+        if "interval" in one:
+            low, top = (axes.at(px, end)[1] for end in one["interval"])
             parts.append(f'<line class="error s{one["index"] % 7}" x1="{x}" x2="{x}" y1="{top}" y2="{low}"/>')
         parts.append(marker(one["index"], x, y, 6, one.get("hollow", False)))
         parts.append(_label(one["name"], x, y, taken))

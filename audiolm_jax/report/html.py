@@ -3,10 +3,11 @@
 from importlib import resources
 from pathlib import Path
 
-from audiolm_jax.report import charts, tables
+from audiolm_jax.report import differences, plots, tables
 from audiolm_jax.report.listen import listening
-from audiolm_jax.report.schema import write_results
-from audiolm_jax.report.tables import escape, key
+from audiolm_jax.report.schema import EQUAL, write_results
+from audiolm_jax.report.tables import colours, escape, key
+from audiolm_jax.report.verdict import facts, verdict
 
 
 def write_report(results: dict, directory: str | Path, pictures: dict[str, str] | None = None) -> Path:
@@ -14,7 +15,7 @@ def write_report(results: dict, directory: str | Path, pictures: dict[str, str] 
 
     Args:
       results: see `report.schema`; the audio files of its samples are read from below `directory`.
-      pictures: {strategy name: an <svg> of its order on the grid}; put into the page as they are.
+      pictures: {strategy: an <svg> of its order on the grid}; put into the page as they are.
 
     Raises:
       InputError: the results do not follow the schema, or an audio file cannot be read.
@@ -33,7 +34,9 @@ def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
     files = resources.files("audiolm_jax.report")
     sections = [
         ("results", "Results", _results(results)),
-        ("training", "Training, and what it bought", _charts(results)),
+        ("differences", "Differences", _differences(results)),
+        ("trade-offs", "What it costs", plots.trade_offs(results)),
+        ("training", "Training and time", plots.training(results)),
         ("codebooks", "Bits of every codebook", _codebooks(results)),
         ("orders", "The orders", _pictures(results, pictures)),
         ("listen", "Listen", _listen(results, directory)),
@@ -52,8 +55,8 @@ def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
         "<noscript><style>audio{display:block!important;width:100%}.icon{display:none!important}</style></noscript>"
         f'</head><body><header><div class="inner"><h1>{escape(results["title"])}</h1>'
         f'<p class="question">{escape(results["question"])}</p>'
-        f'<p class="verdict">{escape(tables.verdict(results))}</p>'
-        f"{tables.facts(results)}<nav>{links}</nav></div></header><main>{body}</main>"
+        f'<p class="verdict">{escape(verdict(results))}</p>'
+        f"{facts(results)}<nav>{links}</nav></div></header><main>{body}</main>"
         f"<footer>Made by audiolm_jax at commit {escape(results['commit'][:12])}, {escape(results['created'])}. "
         "The same numbers are in results.json beside this page.</footer>"
         f'<div id="tip" role="status"></div>'
@@ -73,45 +76,17 @@ def _results(results: dict) -> str:
     return f'<p class="lead">{lead}</p>{tables.results_table(results)}{tables.speed_table(results)}'
 
 
-def _legend(results: dict) -> str:
-    items = "".join(
-        f"<span>{key(i, s['likelihood'] == 'bound')}{escape(s['name'])}</span>"
-        for i, s in enumerate(results["strategies"])
+def _differences(results: dict) -> str:
+    found = differences.matrices(results)
+    if not found:
+        return ""
+    lead = (
+        "Paired over utterances and seeds, with 95 % intervals. Green: the row is smaller (better), red: it is larger, "
+        "and the interval leaves out 0. Each interval stands alone: of twenty differences that are nothing, one is "
+        "marked by chance. ≤ and ≥: one side is an upper bound of its bits, so the true difference is at most, or at "
+        "least, the one shown; ~: both sides are."
     )
-    return f'<div class="legend">{items}</div>'
-
-
-def _charts(results: dict) -> str:
-    curves, points = [], []
-    for index, one in enumerate(results["strategies"]):
-        scale = one["training_flops"] / max(one["training_steps"], 1) / 1e12
-        held_out = one.get("validation_curve")
-        curve = [(step * scale, bits) for step, bits in held_out or one["training_curve"]]
-        if len(curve) > 12:  # the first steps fall so far that nothing else would be seen
-            curve = [point for point in curve if point[0] >= 0.05 * curve[-1][0]]
-        curves.append({"name": one["name"], "index": index, "points": curve})
-        points.append(
-            {
-                "name": one["name"],
-                "index": index,
-                "points": [(max(one["speed"]["rtf"], 1e-6), one["bits_per_second"])],
-                "error": one["bits_per_second_se"],
-                "hollow": one["likelihood"] == "bound",
-            }
-        )
-    kind = "held-out" if all(s.get("validation_curve") for s in results["strategies"]) else "training"
-    lines = charts.line_chart(
-        curves, "training compute, TFLOP", "bits per second of audio", f"Bits per second on {kind} speech over compute"
-    )
-    scatter = charts.scatter_chart(
-        points, "seconds of work per second of audio", "bits per second of audio", "Bits against generation time"
-    )
-    return (
-        f'<div class="pair"><div class="card"><h3>Bits on {kind} speech while training</h3>{lines}'
-        f'{_legend(results)}</div><div class="card"><h3>Bits against seconds</h3>{scatter}<p class="caption">'
-        "Down and to the left is better. The dotted line joins the strategies that no other one beats in both; "
-        "a hollow marker is an upper bound.</p></div></div>"
-    )
+    return f'<p class="lead">{lead}</p>{found}'
 
 
 def _codebooks(results: dict) -> str:
@@ -122,11 +97,14 @@ def _codebooks(results: dict) -> str:
 
 
 def _pictures(results: dict, pictures: dict[str, str]) -> str:
+    numbers, first = colours(results), {}
+    for one in results["strategies"]:
+        first.setdefault(one["strategy"], one)
     figures = "".join(
-        f'<figure class="card"><h3>{key(index, one["likelihood"] == "bound")}{escape(one["name"])}</h3>'
-        f'<div class="plate">{pictures[one["name"]]}</div><figcaption>{_order_caption(one)}</figcaption></figure>'
-        for index, one in enumerate(results["strategies"])
-        if one["name"] in pictures
+        f'<figure class="card"><h3>{key(numbers[one["name"]], one["likelihood"] == "bound")}{escape(name)}</h3>'
+        f'<div class="plate">{pictures[name]}</div><figcaption>{_order_caption(one)}</figcaption></figure>'
+        for name, one in first.items()
+        if name in pictures
     )
     if not figures:
         return ""
@@ -161,8 +139,8 @@ def _notes(results: dict) -> str:
             "bits too; they stand apart."
         ),
         (
-            "The standard error is over utterances. The recogniser's interval is a bootstrap over utterances. Neither "
-            "covers another training run."
+            "Intervals are 95 %. Over utterances they are a bootstrap; over seeds, where there are several, Student's "
+            "t. With one seed they do not cover another training run; they never cover another corpus or codec."
         ),
     ]
     if results["ceilings"]["codec"]["cer"]["second_opinion"] is not None:
@@ -185,6 +163,8 @@ def _run(results: dict) -> str:
         for split, n in corpus["utterances"].items()
     }
     blocks = [
+        ("Equal", {"is": EQUAL[results["equal"]], "seeds": sorted({run["seed"] for one in results["strategies"]
+                                                                     for run in one["seeds"]})}),
         ("Corpus", {"name": corpus["name"], "speakers": corpus["speakers"], **amounts}),
         ("Codec and recogniser", {
             "codec": codec["name"],

@@ -5,7 +5,7 @@ from pathlib import Path
 from audiolm_jax.evaluation.intelligibility import normalise
 from audiolm_jax.report import media
 from audiolm_jax.report.schema import sample_lists
-from audiolm_jax.report.tables import escape, key, percent
+from audiolm_jax.report.tables import colours, escape, key, percent
 
 BUDGET_BYTES = 9_000_000  # of audio and spectrograms in the page
 _LOSSLESS, _LOSSY, _PICTURE = 1.5, 0.55, 14_000  # measured: bytes per sample (as base64), per sample, per spectrogram
@@ -19,7 +19,8 @@ def listening(results: dict, directory: Path) -> str:
       InputError: an audio file named in the results cannot be read.
     """
     sources = sample_lists(results)
-    symbols = {s["name"]: key(i, s["likelihood"] == "bound") for i, s in enumerate(results["strategies"])}
+    numbers = colours(results)
+    symbols = {s["name"]: key(numbers[s["name"]], s["likelihood"] == "bound") for s in results["strategies"]}
     rate = results["codec"]["sample_rate"]
     total = [0.0] * len(results["sentences"])
     clips = [0] * len(total)

@@ -21,6 +21,7 @@ from typing import Any
 from audiolm_jax.errors import InputError
 
 VERSION = 2
+EQUAL = {"flops": "parameters and training FLOPs", "tokens": "parameters and frames of audio seen"}
 TIMES = frozenset({"speed", "training_seconds", "created", "hardware"})
 
 # A spec is: a type (float takes ints too, bool is no number); [spec] a list of any length; {"key": spec} an object
@@ -149,7 +150,7 @@ SPEC = {
     },
     "sentences": [{"text": str, "speaker": str}],  # those heard in the report
     "ceilings": {"real": _CEILING, "codec": _CEILING},
-    "equal": str,  # besides parameters: "flops" (training FLOPs) or "tokens" (frames of audio per step and in all)
+    "equal": str,  # within a size; a key of EQUAL
     "held_out": {
         "utterance_seconds": [float],  # of the utterances scored by likelihood
         "sentence_characters": [int],  # of the sentences that were spoken and heard
@@ -185,8 +186,8 @@ def validate(results: dict) -> None:
         for key in ("training_curve", "validation_curve"):
             if any(len(point) != 2 for point in strategy.get(key, [])):
                 raise InputError(f"{where}.{key} must hold [step, bits per second] pairs")
-    if results["equal"] not in ("flops", "tokens"):
-        raise InputError(f"results.equal is {results['equal']!r}, not 'flops' or 'tokens'")
+    if results["equal"] not in EQUAL:
+        raise InputError(f"results.equal is {results['equal']!r}, not one of {', '.join(EQUAL)}")
     for index, pair in enumerate(results["differences"]):
         where = f"results.differences[{index}]"
         for side in ("a", "b"):

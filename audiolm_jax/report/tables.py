@@ -1,7 +1,6 @@
-"""The numbers of the page: the results table, the verdict in one line, and the bits of every codebook."""
+"""The numbers of the page: the tables of results and speed, and the bits of every codebook."""
 
 import html
-import math
 
 from audiolm_jax.report.charts import marker
 
@@ -40,61 +39,10 @@ def key(index: int, hollow: bool = False) -> str:
     return f'<svg class="key" viewBox="-7 -7 14 14" aria-hidden="true">{marker(index, 0, 0, 5, hollow)}</svg>'
 
 
-def verdict(results: dict) -> str:
-    """One sentence of plain text: fewest bits and by how much, best understood, fastest."""
-    ranked = sorted(results["strategies"], key=lambda s: s["bits_per_second"])
-    first = ranked[0]
-    unigram = results["baselines"]["unigram_bits_per_second"]
-    kind = " (a bound)" if first["likelihood"] == "bound" else ""
-    share = 100 * (1 - first["bits_per_second"] / unigram)
-    side = "below" if share >= 0 else "above"
-    parts = [
-        (
-            f"{first['name']} needs the fewest bits: {first['bits_per_second']:.0f} per second of audio{kind}, "
-            f"{abs(share):.0f}\u00a0% {side} the unigram baseline"
-        )
-    ]
-    if len(ranked) > 1:
-        second = ranked[1]
-        gap = second["bits_per_second"] - first["bits_per_second"]
-        error = math.hypot(first["bits_per_second_se"], second["bits_per_second_se"])
-        level = ", within the noise of" if gap < 2 * error else ", ahead of"
-        parts[0] += f"{level} {second['name']} ({gap:.1f} ± {error:.1f})"
-    parts.append(_understood(results))
-    fast = min(results["strategies"], key=lambda s: s["speed"]["rtf"])
-    parts.append(f"{fast['name']} is fastest, {fast['speed']['rtf']:.2f} s of work for a second of audio")
-    return "; ".join(parts) + "."
-
-
-def _understood(results: dict) -> str:
-    heard, *others = sorted(results["strategies"], key=lambda s: s["cer"]["value"])
-    wrong = f"{percent(heard['cer']['value'])}\u00a0% of characters wrong"
-    real = f"real speech {percent(results['ceilings']['real']['cer']['value'])}\u00a0%"
-    if heard["cer"]["value"] >= 0.5:
-        return f"none can be understood yet, the closest is {heard['name']} with {wrong} ({real})"
-    level = ""
-    if others and others[0]["cer"]["low"] <= heard["cer"]["high"]:
-        level = f", within the noise of {others[0]['name']}"
-    return f"{heard['name']} is understood best, {wrong} ({real}){level}"
-
-
-def facts(results: dict) -> str:
-    """The four numbers to take home, as tiles."""
-    strategies = results["strategies"]
-    bits = min(strategies, key=lambda s: s["bits_per_second"])
-    heard = min(strategies, key=lambda s: s["cer"]["value"])
-    fast = min(strategies, key=lambda s: s["speed"]["rtf"])
-    soon = min(strategies, key=lambda s: s["speed"]["first_audio_seconds"])
-    unigram = results["baselines"]["unigram_bits_per_second"]
-    codec = results["ceilings"]["codec"]["cer"]["value"]
-    rows = [
-        (f"{bits['bits_per_second']:.0f} bits/s", f"{bits['name']}: fewest bits; unigram {unigram:.0f}"),
-        (f"{percent(heard['cer']['value'])} % CER", f"{heard['name']}: fewest errors; codec {percent(codec)} %"),
-        (f"{fast['speed']['rtf']:.2f} × real time", f"{fast['name']}: fastest; below 1 keeps up with playing"),
-        (f"{1000 * soon['speed']['first_audio_seconds']:.0f} ms to audio", f"{soon['name']}: first sound soonest"),
-    ]
-    tiles = "".join(f'<div class="fact"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in rows)
-    return f'<div class="facts">{tiles}</div>'
+def colours(results: dict) -> dict[str, int]:
+    """Name of an entry -> number of its strategy, which is its colour and marker in every size."""
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(one["strategy"] for one in results["strategies"]))}
+    return {one["name"]: numbers[one["strategy"]] for one in results["strategies"]}
 
 
 def _cer(cer: dict, best: bool = False) -> str:
@@ -107,12 +55,18 @@ def _opinion(cer: dict) -> str:
     return NONE if cer["second_opinion"] is None else percent(cer["second_opinion"])
 
 
-_RESULTS = (
-    ("Bits on held-out speech", (
-        ("Codes", "bits/s ± s.e."), ("Below", "unigram, %"), ("End", "bits/utt."), ("Length", "bits/utt."))),
-    ("Character errors", (("CER", "%, 95 % interval"), ("2nd opinion", "%"))),
-    ("Training", (("Parameters", ""), ("Compute", ""), ("Steps", ""))),
-)  # fmt: skip
+def _columns(seeds: bool) -> tuple:
+    """Of the results table; spread over seeds only where there are several."""
+    over = (("Seeds", "s.d., range"),) if seeds else ()
+    return (
+        ("Bits on held-out speech", (
+            ("Codes", "bits/s, 95 % interval"), *over, ("Below", "unigram, %"), ("End", "bits/utt."),
+            ("Length", "bits/utt."))),
+        ("Character errors", (("CER", "%, 95 % interval"), *over, ("2nd opinion", "%"))),
+        ("Training", (("Parameters", ""), ("Compute", ""), ("Steps", ""), ("Audio", "hours"))),
+    )  # fmt: skip
+
+
 _SPEED = (
     ("Generation", (("RTF", "s per s of audio"), ("Positions", "per s of audio"))),
     ("Sequential passes", (("Frames", ""), ("Predicted", ""), ("Measured", ""))),
@@ -126,28 +80,33 @@ def results_table(results: dict) -> str:
     uniform, unigram = base["uniform_bits_per_second"], base["unigram_bits_per_second"]
     best_bits = min(s["bits_per_second"] for s in strategies)
     best_cer = min(s["cer"]["value"] for s in strategies)
-    rows = []
-    for index, one in enumerate(strategies):
+    seeds = any(len(s["seeds"]) > 1 for s in strategies)
+    symbols, rows = colours(results), []
+    for one in strategies:
         bits = one["bits_per_second"]
+        shown = [run["training_frames"] for run in one["seeds"]]
         cells = [
             _bits(one, bits == best_bits),
+            *([_spread(one["spread"]["bits_per_second"], 1)] if seeds else []),
             percent(1 - bits / unigram),
             NONE if one["end_bits_per_utterance"] is None else f"{one['end_bits_per_utterance']:.2f}",
             NONE if one["length_bits_per_utterance"] is None else f"{one['length_bits_per_utterance']:.2f}",
             _cer(one["cer"], one["cer"]["value"] == best_cer),
+            *([_spread(one["spread"]["cer"], 100)] if seeds else []),
             _opinion(one["cer"]),
             count(one["parameters"]),
             flops(one["training_flops"]),
             f"{one['training_steps']:,}",
+            f"{sum(shown) / len(shown) / results['codec']['frame_rate'] / 3600:.3g}",
         ]
-        rows.append((_title(index, one), cells, False))
+        rows.append((_title(symbols[one["name"]], one), cells, False))
     for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
         below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
-        rows.append((name, [f"{bits:.1f}", below] + [""] * 7, True))
+        rows.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (8 + seeds), True))
     for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
         cer = results["ceilings"][ceiling]["cer"]
-        rows.append((name, [""] * 4 + [_cer(cer), _opinion(cer)] + [""] * 3, True))
-    return _table(_RESULTS, rows, "Likelihood and intelligibility")
+        rows.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)] + [""] * 4, True))
+    return _table(_columns(seeds), rows, "Likelihood and intelligibility")
 
 
 def speed_table(results: dict) -> str:
@@ -155,8 +114,8 @@ def speed_table(results: dict) -> str:
     strategies = results["strategies"]
     best_rtf = min(s["speed"]["rtf"] for s in strategies)
     best_first = min(s["speed"]["first_audio_seconds"] for s in strategies)
-    rows = []
-    for index, one in enumerate(strategies):
+    symbols, rows = colours(results), []
+    for one in strategies:
         speed, cost = one["speed"], one["cost"]
         cells = [
             _best(f"{speed['rtf']:.3f}", speed["rtf"] == best_rtf),
@@ -169,14 +128,21 @@ def speed_table(results: dict) -> str:
             seconds(speed["first_audio_predicted_seconds"]),
             _best(seconds(speed["first_audio_seconds"]), speed["first_audio_seconds"] == best_first),
         ]
-        rows.append((_title(index, one), cells, False))
+        rows.append((_title(symbols[one["name"]], one), cells, False))
     return _table(_SPEED, rows, "Speed")
 
 
 def _bits(one: dict, is_best: bool) -> str:
     value = _best(f"{one['bits_per_second']:.1f}", is_best)
     tag = f'<span class="tag {one["likelihood"]}">{one["likelihood"]}</span>'
-    return f"{value} <small>± {one['bits_per_second_se']:.1f}</small> {tag}"
+    return f"{value} <small>{one['bits_per_second_low']:.1f}–{one['bits_per_second_high']:.1f}</small> {tag}"
+
+
+def _spread(spread: dict, scale: float) -> str:
+    if spread["sd"] is None:
+        return NONE
+    low, high = (f"{scale * spread[end]:.1f}" for end in ("min", "max"))
+    return f"{scale * spread['sd']:.1f} <small>{low}–{high}</small>"
 
 
 def _title(index: int, one: dict) -> str:
@@ -221,7 +187,8 @@ def codebook_bars(results: dict) -> str:
     """Bits per second of every codebook, one bar per strategy, all on the scale of the unigram baseline."""
     base = results["baselines"]
     per_unigram = base["per_codebook_unigram_bits_per_second"]
-    rows = [(escape(s["name"]), s["bits_per_second_per_codebook"], i) for i, s in enumerate(results["strategies"])]
+    symbols = colours(results)
+    rows = [(escape(s["name"]), s["bits_per_second_per_codebook"], symbols[s["name"]]) for s in results["strategies"]]
     rows.append(("unigram", per_unigram, None))
     scale = max(sum(values) for _, values, _ in rows)
     lines = []
