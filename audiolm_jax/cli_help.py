@@ -42,12 +42,15 @@ examples:
 """,
     "compare": """Train and measure several serialization strategies under equal conditions, and write one report.
 
-The stages (corpus, tokens, one training per strategy, likelihood, speech, report) are kept in the workdir; the same
-command again goes on where it was stopped.
+One training run for each strategy, seed and size; what is equal between them is said before training. The stages are
+kept in the workdir; the same command again goes on where it was stopped, and several at the same time, on one machine
+or on many with one folder, share the runs.
 
 examples:
   audiolm compare --config demo --workdir runs/demo        # `make demo`: ten minutes on two cores
   audiolm compare --config tiny --workdir runs/tiny        # a check that everything runs: well under a minute
   audiolm compare --config demo --workdir runs/two --config.compare.strategies=delay,masked
+  # three seeds, whose spread is in the intervals; every strategy is shown the same audio
+  audiolm compare --config demo --workdir runs/three --config.compare.seeds=0,1,2 --config.compare.equal=tokens
 """,
 }

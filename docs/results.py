@@ -16,12 +16,13 @@ def table(results: dict) -> str:
     lines = [
         f"`make demo` at commit `{results['commit']}`, {processor}, jax {results['versions']['jax']}, load {load}:",
         "",
-        "| strategy | bits per second | character errors | real-time factor | passes (frames) | first audio |",
+        "| strategy | bits per second (95 %) | character errors | real-time factor | passes (frames) | first audio |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for found in results["strategies"]:
         sign = "≤ " if found["likelihood"] == "bound" else ""
-        bits = f"{sign}{found['bits_per_second']:.0f} ± {found['bits_per_second_se']:.0f}"
+        low, high = found["bits_per_second_low"], found["bits_per_second_high"]
+        bits = f"{sign}{found['bits_per_second']:.0f} ({low:.0f}–{high:.0f})"
         cost, speed = found["cost"], found["speed"]
         lines.append(
             f"| `{found['name']}` | {bits} | {found['cer']['value']:.0%} | {speed['rtf']:.2f} | "

@@ -1,5 +1,6 @@
 """The comparison from end to end on a toy, killed at any moment; the other subcommands on what it made."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,19 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 from flax import nnx
+from ml_collections import ConfigDict
 
-from audiolm_jax import cli, compare, config, report
-from audiolm_jax.errors import InputError
+from audiolm_jax import cells, checkpoints, cli, compare, config, data, measures, report, sharding, shares, tokens
 from audiolm_jax.evaluation import recogniser
 from audiolm_jax.serialization import STRATEGIES
 from audiolm_jax.stages import Stages
-from audiolm_jax.vocab import Vocab
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -43,15 +45,16 @@ def folder(tmp_path_factory):
     return folder
 
 
-def arguments(folder: Path, workdir: str, *strategies: str) -> list[str]:
+def arguments(folder: Path, workdir: str, *strategies: str, more: Sequence[str] = ()) -> list[str]:
     return [
         *("compare", "--config", "tiny", "--workdir", workdir, *SMALL),
         f"--config.evaluation.recogniser={folder / 'deaf.safetensors'}",
         f"--config.compare.strategies={','.join(strategies)}",
+        *more,
     ]
 
 
-def start(folder: Path, cwd: Path, *strategies: str) -> subprocess.Popen:
+def start(folder: Path, cwd: Path, *strategies: str, more: Sequence[str] = ()) -> subprocess.Popen:
     cwd.mkdir(exist_ok=True)
     variables = {
         "PYTHONPATH": str(ROOT),
@@ -60,7 +63,7 @@ def start(folder: Path, cwd: Path, *strategies: str) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "audiolm_jax", *arguments(folder, "run", *strategies)],
+        [sys.executable, "-m", "audiolm_jax", *arguments(folder, "run", *strategies, more=more)],
         cwd=cwd,
         env=os.environ | variables,
         stdout=subprocess.PIPE,
@@ -112,14 +115,14 @@ def test_report_and_results(done):
 
 def test_the_same_command_again_does_nothing_twice(done, folder):
     output, workdir = done
-    before, speed = numbers(workdir), (workdir / "stages" / "speed-delay.json").read_text()
+    before, speed = numbers(workdir), (workdir / "runs" / "delay" / "stages" / "speed.json").read_text()
     again = finish(start(folder, workdir.parent, "delay", "masked"))
     stages = re.findall(r"^-- (\S+): [\d.]+ s$|^-- (\S+)$", output, re.M)
     assert len(stages) == 12
     assert len(re.findall(r"^-- \S+: done before$", again, re.M)) == 12
     assert not re.findall(r"^-- \S+$", again, re.M)
     assert numbers(workdir) == before
-    assert (workdir / "stages" / "speed-delay.json").read_text() == speed
+    assert (workdir / "runs" / "delay" / "stages" / "speed.json").read_text() == speed
 
 
 def test_a_workdir_of_another_configuration_is_refused(done, folder, capsys):
@@ -236,9 +239,9 @@ def test_killed_at_any_moment_ends_with_the_same_results(folder):
     strategies = ("flat", "delay", "hierarchical", "masked")
     finish(start(folder, folder / "straight", *strategies))
     moments = [
-        *(("corpus", 0.0), ("corpus", 0.5), ("tokens", 0.2), ("train-flat", 0.5), ("train-flat", 6.0)),
-        *(("train-delay", 4.0), ("train-masked", 3.0), ("likelihood-flat", 0.5), ("speech-delay", 1.0)),
-        *(("speed-hierarchical", 0.5), ("speech-masked", 0.0)),
+        *(("corpus", 0.0), ("corpus", 0.5), ("tokens", 0.2), ("flat/train", 0.5), ("flat/train", 6.0)),
+        *(("flat/likelihood", 0.5), ("delay/train", 4.0), ("delay/speech", 1.0), ("hierarchical/speed", 0.5)),
+        *(("masked/train", 3.0), ("masked/speech", 0.0)),
     ]
     for stage, seconds in moments:
         kill_when(start(folder, folder / "killed", *strategies), stage, seconds)
@@ -274,37 +277,101 @@ def test_a_signal_saves_and_says_how_to_go_on(done, folder, number, code):
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def test_every_strategy_has_an_equal_share():
-    tiny = config.load("tiny", [f"compare.strategies={','.join(STRATEGIES)}"])
-    shares = compare.equal_shares(tiny, Vocab(3, 16, 128), 25.0)
-    assert list(shares) == list(STRATEGIES)
-    assert len({share["parameters"] for share in shares.values()}) == 1
-    assert len({share["training_flops"] for share in shares.values()}) == 1
-    assert shares["flat"]["positions_per_second"] == pytest.approx(75, rel=0.01)
-    assert shares["parallel"]["positions_per_second"] == pytest.approx(25, rel=0.01)
-    budget = shares["flat"]["training_flops"] * 5
-    more = config.load("tiny", ["compare.strategies=flat,delay", f"compare.flops={budget}"])
-    assert compare.equal_shares(more, Vocab(3, 16, 128), 25.0)["delay"]["training_steps"] == 60
+def made(*outputs: str) -> list[str]:
+    """The stages that processes made, not those that they found done."""
+    return sorted(stage for output in outputs for stage in re.findall(r"^-- (\S+)$", output, re.M))
 
 
-def test_options_go_to_the_strategies_that_have_them():
-    tiny = config.load("tiny", ["compare.strategies=flat,delay,masked", "serialization.delays=0,2,4"])
-    found = compare.variants(tiny, 3)
-    assert found["delay"].serialization.delays == (0, 2, 4)
-    assert found["flat"].serialization.delays == found["masked"].serialization.delays == ()
-    with pytest.raises(InputError, match="delays"):
-        compare.variants(config.load("tiny", ["compare.strategies=flat", "serialization.delays=0,2,4"]), 3)
-    with pytest.raises(InputError, match="delays"):
-        compare.variants(config.load("tiny", ["compare.strategies=flat,delay", "serialization.delays=2,1,0"]), 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("strategies=delay,zigzag", "zigzag"), ("strategies=()", "empty"), ("strategies=delay,delay", "once")],
+GRID = ("--config.compare.seeds=0,1", "--config.compare.equal=tokens")
+CELLS = ("delay-0", "masked-0", "delay-1", "masked-1")
+STAGES = sorted(
+    ["corpus", "tokens", "baselines", "ceilings"]
+    + [f"{cell}/{stage}" for cell in CELLS for stage in ("train", "likelihood", "speech", "speed")]
 )
-def test_compare_refuses(text, expected):
-    with pytest.raises(InputError, match=expected):
-        config.check(config.load("tiny", [f"compare.{text}"]))
+
+
+@pytest.fixture(scope="module")
+def grid(folder):
+    """Two processes that made a grid together: their outputs, and its workdir."""
+    both = [start(folder, folder / "grid", "delay", "masked", more=GRID) for _ in range(2)]
+    return [finish(process) for process in both], folder / "grid" / "run"
+
+
+@pytest.mark.slow
+def test_two_processes_make_every_cell_once(grid):
+    outputs, workdir = grid
+    assert made(*outputs) == STAGES
+    assert all(any(stage.endswith("/train") for stage in made(output)) for output in outputs), "one made everything"
+    assert sorted(path.name for path in (workdir / "runs").iterdir()) == sorted(CELLS)
+    assert all(f"report: {workdir / 'report.html'}" in output for output in outputs)
+    results = numbers(workdir)
+    assert [found["name"] for found in results["strategies"]] == ["delay", "masked"]
+    for found in results["strategies"]:
+        assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
+        assert found["bits_per_second"] == pytest.approx(np.mean([seed["bits_per_second"] for seed in found["seeds"]]))
+        assert found["bits_per_second_low"] < found["bits_per_second"] < found["bits_per_second_high"]
+        assert found["seeds"][0]["utterance_bits"] != found["seeds"][1]["utterance_bits"]
+    shown = [seed["training_frames"] for found in results["strategies"] for seed in found["seeds"]]
+    assert max(shown) < 1.08 * min(shown)
+
+
+@pytest.mark.slow
+def test_the_cell_of_a_killed_process_is_taken_over(grid, folder):
+    other, killed = (start(folder, folder / "taken", "delay", "masked", more=GRID) for _ in range(2))
+    kill_when(killed, "", 0)  # whatever it begins with, the corpus or a wait for it, it gets no further
+    third = start(folder, folder / "taken", "delay", "masked", more=GRID)
+    for line in third.stdout:
+        if found := re.match(r"-- (\S+)/train$", line):
+            break
+    time.sleep(2)
+    os.killpg(third.pid, signal.SIGKILL)
+    third.wait()
+    third.stdout.close()
+    output = finish(other)
+    assert f"{found[1]}/train" in made(output), "nobody took over what the killed process had begun"
+    assert numbers(folder / "taken" / "run") == numbers(grid[1])
+
+
+def test_two_runs_of_a_cell_from_one_seed_are_bit_identical(done, tmp_path):
+    _, workdir = done
+    tiny = config.load("tiny", [argument.removeprefix("--config.") for argument in SMALL])
+    tiny.training.steps = 3
+    used = [configured(tiny, seed) for seed in (0, 0, 1)]
+    found = []
+    for number, part in enumerate(used):
+        run = tmp_path / str(number)
+        told = compare.train(part, workdir / "data", run, progress=False)
+        bits = measures.bits(run, workdir / "data", config.section(part, "evaluation"), sharding.ShardingConfig())
+        found.append((jax.tree.leaves(checkpoints.restore_params(run)[0]), told["training_frames"], bits))
+    (one, frames, bits), (same, again, equal), (another, _, different) = found
+    assert frames == again and bits == equal
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(one, another, strict=True) if a.ndim > 1)
+    assert bits["utterance_bits"] != different["utterance_bits"]
+
+
+def configured(tiny: ConfigDict, seed: int) -> ConfigDict:
+    """The configuration of the cell "delay" of a seed."""
+    tiny = tiny.copy_and_resolve_references()
+    tiny.compare.update({"strategies": ("delay",), "seeds": (seed,)})
+    parts = cells.variants(tiny, 3)
+    return cells.plan(tiny, parts, {("", "delay"): {"rows_per_step": 8, "training_steps": 3}})[0].config
+
+
+def test_frames_of_a_step_are_those_that_batches_hold(done):
+    """The budget "tokens" is counted by packing lengths alone; real batches hold what it says."""
+    source = tokens.open_split(done[1] / "data" / "tokens", "train")
+    tiny = config.load("tiny", [f"compare.strategies={','.join(STRATEGIES)}", "compare.equal=tokens"])
+    vocab = data.make_vocab(source.metadata, config.section(tiny, "data"))
+    parts = cells.variants(tiny, vocab.codebooks)
+    seen = shares.documents(source, config.section(tiny, "data"), vocab)
+    assert seen[:, 1].tolist() == [source.head(n)["frames"] for n in range(len(source))]
+    budget = shares.equal_shares(tiny, parts, vocab, 25.0, seen)
+    for cell in cells.plan(tiny, parts, budget):
+        sections = (config.section(cell.config, name) for name in ("data", "serialization"))
+        with contextlib.closing(data.training_batches(source, *sections, vocab, 0)) as batches:
+            frames = sum(int(next(batches)["frames"]) for _ in range(cell.config.training.steps))
+        assert frames == pytest.approx(budget["", cell.strategy]["training_frames_predicted"], rel=0.05), cell.strategy
 
 
 def test_a_stage_is_made_again_when_its_inputs_or_an_earlier_stage_change(tmp_path, capsys):

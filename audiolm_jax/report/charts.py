@@ -60,7 +60,8 @@ class _Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high)
+        ticks = log_ticks(self.low, self.high) if self.log else []
+        return ticks if len(ticks) > 1 else nice_ticks(self.low, self.high)
 
 
 class _Axes:
@@ -113,13 +114,15 @@ def marker(index: int, x: float, y: float, size: float = 5, hollow: bool = False
     r = size
     if shape == "circle":
         return f'<circle {kind} cx="{x}" cy="{y}" r="{r}"/>'
+    a, b = 0.45 * r, 1.25 * r
+    plus = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
     outline = {
         "square": [(-r, -r), (r, -r), (r, r), (-r, r)],
         "diamond": [(0, -1.35 * r), (1.35 * r, 0), (0, 1.35 * r), (-1.35 * r, 0)],
         "triangle": [(0, -1.2 * r), (1.2 * r, r), (-1.2 * r, r)],
         "down": [(0, 1.2 * r), (1.2 * r, -r), (-1.2 * r, -r)],
-        "cross": [(-r, -r / 2), (-r / 2, -r), (r, r / 2), (r / 2, r)],
-        "plus": [(-r / 3, -r), (r / 3, -r), (r / 3, r), (-r / 3, r)],
+        "cross": [((x - y) * 0.75, (x + y) * 0.75) for x, y in plus],
+        "plus": plus,
     }[shape]
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outline)
     return f'<polygon {kind} points="{points}"/>'

@@ -49,7 +49,7 @@ def _matrix(results: dict, members: list[dict], metric: str, title: str, scale: 
     rows = []
     for one in members:
         cells = "".join(_cell(results, one["name"], other["name"], metric, scale, form) for other in members)
-        symbol = key(symbols[one["name"]], one["likelihood"] == "bound")
+        symbol = key(symbols[one["name"]], metric == "bits_per_second" and one["likelihood"] == "bound")
         rows.append(f'<tr><th class="first" scope="row">{symbol}{escape(one["name"])}</th>{cells}</tr>')
     return (
         f'<div class="card scroll" tabindex="0" role="region" aria-label="{title}: differences">'

@@ -73,7 +73,8 @@ def _results(results: dict) -> str:
         + (f", {test} test utterances" if test else "")
         + f"; speech of {results['strategies'][0]['cer']['utterances']} utterances was heard by the recogniser."
     )
-    return f'<p class="lead">{lead}</p>{tables.results_table(results)}{tables.speed_table(results)}'
+    shown = tables.results_table(results) + tables.training_table(results) + tables.speed_table(results)
+    return f'<p class="lead">{lead}</p>{shown}'
 
 
 def _differences(results: dict) -> str:

@@ -48,7 +48,7 @@ def colours(results: dict) -> dict[str, int]:
 def _cer(cer: dict, best: bool = False) -> str:
     value = f"{percent(cer['value'])}"
     value = f'<span class="best">{value}</span>' if best else value
-    return f"{value} <small>{percent(cer['low'])}–{percent(cer['high'])}</small>"
+    return f"{value}<br><small>{percent(cer['low'])}–{percent(cer['high'])}</small>"
 
 
 def _opinion(cer: dict) -> str:
@@ -63,10 +63,13 @@ def _columns(seeds: bool) -> tuple:
             ("Codes", "bits/s, 95 % interval"), *over, ("Below", "unigram, %"), ("End", "bits/utt."),
             ("Length", "bits/utt."))),
         ("Character errors", (("CER", "%, 95 % interval"), *over, ("2nd opinion", "%"))),
-        ("Training", (("Parameters", ""), ("Compute", ""), ("Steps", ""), ("Audio", "hours"))),
     )  # fmt: skip
 
 
+_TRAINING = (
+    ("Model", (("Parameters", ""),)),
+    ("Training", (("Compute", ""), ("Steps", ""), ("Rows", "of a batch"), ("Audio", "hours"), ("Seconds", "mean"))),
+)
 _SPEED = (
     ("Generation", (("RTF", "s per s of audio"), ("Positions", "per s of audio"))),
     ("Sequential passes", (("Frames", ""), ("Predicted", ""), ("Measured", ""))),
@@ -84,7 +87,6 @@ def results_table(results: dict) -> str:
     symbols, rows = colours(results), []
     for one in strategies:
         bits = one["bits_per_second"]
-        shown = [run["training_frames"] for run in one["seeds"]]
         cells = [
             _bits(one, bits == best_bits),
             *([_spread(one["spread"]["bits_per_second"], 1)] if seeds else []),
@@ -94,19 +96,32 @@ def results_table(results: dict) -> str:
             _cer(one["cer"], one["cer"]["value"] == best_cer),
             *([_spread(one["spread"]["cer"], 100)] if seeds else []),
             _opinion(one["cer"]),
-            count(one["parameters"]),
-            flops(one["training_flops"]),
-            f"{one['training_steps']:,}",
-            f"{sum(shown) / len(shown) / results['codec']['frame_rate'] / 3600:.3g}",
         ]
         rows.append((_title(symbols[one["name"]], one), cells, False))
     for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
         below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
-        rows.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (8 + seeds), True))
+        rows.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (4 + seeds), True))
     for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
         cer = results["ceilings"][ceiling]["cer"]
-        rows.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)] + [""] * 4, True))
+        rows.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)], True))
     return _table(_columns(seeds), rows, "Likelihood and intelligibility")
+
+
+def training_table(results: dict) -> str:
+    """What every strategy was given, and what it took: the budget that is equal, and the others that are not."""
+    symbols, rows = colours(results), []
+    for one in results["strategies"]:
+        shown = [run["training_frames"] for run in one["seeds"]]
+        cells = [
+            count(one["parameters"]),
+            flops(one["training_flops"]),
+            f"{one['training_steps']:,}",
+            f"{one['rows_per_step']:,}",
+            f"{sum(shown) / len(shown) / results['codec']['frame_rate'] / 3600:.3g}",
+            f"{one['training_seconds']:,.0f}",
+        ]
+        rows.append((_title(symbols[one["name"]], one), cells, False))
+    return _table(_TRAINING, rows, "Training")
 
 
 def speed_table(results: dict) -> str:
@@ -135,14 +150,14 @@ def speed_table(results: dict) -> str:
 def _bits(one: dict, is_best: bool) -> str:
     value = _best(f"{one['bits_per_second']:.1f}", is_best)
     tag = f'<span class="tag {one["likelihood"]}">{one["likelihood"]}</span>'
-    return f"{value} <small>{one['bits_per_second_low']:.1f}–{one['bits_per_second_high']:.1f}</small> {tag}"
+    return f"{tag} {value}<br><small>{one['bits_per_second_low']:.1f}–{one['bits_per_second_high']:.1f}</small>"
 
 
 def _spread(spread: dict, scale: float) -> str:
     if spread["sd"] is None:
         return NONE
     low, high = (f"{scale * spread[end]:.1f}" for end in ("min", "max"))
-    return f"{scale * spread['sd']:.1f} <small>{low}–{high}</small>"
+    return f"{scale * spread['sd']:.1f}<br><small>{low}–{high}</small>"
 
 
 def _title(index: int, one: dict) -> str:
