@@ -74,6 +74,14 @@ def test_values_are_ratios_of_sums_and_equal_arguments_give_equal_intervals():
     assert intervals.difference(errors_SU + 5, errors_SU, characters_U).excludes_zero
 
 
+def test_two_seeds_are_told_apart_from_nothing_but_stay_possible():
+    """t with one degree of freedom reaches below 0, which bits and errors cannot; differences can."""
+    bits_SU, seconds_U = np.array([[1.0] * 9, [3.0] * 9]), np.ones(9)
+    found = intervals.ratio(bits_SU, seconds_U)
+    assert found.low == 0 and found.high > 10
+    assert intervals.difference(bits_SU, np.ones((2, 9)), seconds_U).low < -5
+
+
 def test_one_utterance_has_no_interval_and_characters_may_be_missing():
     found = intervals.ratio([3.0], [2.0])
     assert (found.value, found.low, found.high) == (1.5, 1.5, 1.5)

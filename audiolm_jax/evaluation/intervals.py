@@ -64,6 +64,16 @@ def ratio(
 
     Raises InputError for shapes that do not fit, values that are not finite, or nothing to divide by.
     """
+    found = _interval(numerators, denominators_U, level, resamples, seed)
+    if np.min(numerators) >= 0:  # few seeds: t reaches below what bits and errors can be
+        return dataclasses.replace(found, low=max(found.low, 0.0))
+    return found
+
+
+def _interval(
+    numerators: np.ndarray, denominators_U: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """`ratio`, without regard to the sign of what is divided."""
     numerators_SU, denominators_U = _checked(numerators, denominators_U)
     S, U = numerators_SU.shape
     rng = np.random.default_rng(seed)
@@ -74,8 +84,6 @@ def ratio(
     rates_S = rates(numerators_SU, denominators_U)
     if S > 1:
         means_R = means_R + rng.standard_t(S - 1, len(means_R)) * rates_S.std(ddof=1) / np.sqrt(S)
-    if (numerators_SU >= 0).all():
-        means_R = np.maximum(means_R, 0)  # few seeds: t reaches beyond what bits and errors can be
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(rates_S.mean()), float(low), float(high))
 
@@ -88,7 +96,7 @@ def difference(numerators_a: np.ndarray, numerators_b: np.ndarray, denominators_
     a, b = np.asarray(numerators_a, float), np.asarray(numerators_b, float)
     if a.shape != b.shape:
         raise InputError(f"numbers of shapes {a.shape} and {b.shape} cannot be paired; seeds and utterances must match")
-    return ratio(a - b, denominators_U, **options)
+    return _interval(a - b, denominators_U, **options)
 
 
 def rates(numerators: np.ndarray, denominators_U: np.ndarray) -> np.ndarray:
