@@ -45,10 +45,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def ratio(
     numerators: np.ndarray, denominators_U: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
@@ -77,8 +73,9 @@ def _interval(
     numerators_SU, denominators_U = _checked(numerators, denominators_U)
     S, U = numerators_SU.shape
     rng = np.random.default_rng(seed)
+    # How often each utterance is in each resample: numbered apart, then counted.
     drawn_RU = rng.integers(0, U, (resamples, U)) + U * np.arange(resamples)[:, None]
-    times_RU = np.bincount(drawn_RU.ravel(), minlength=resamples * U).reshape(resamples, U)  # each one was drawn
+    times_RU = np.bincount(drawn_RU.ravel(), minlength=resamples * U).reshape(resamples, U)
     times_RU = times_RU[times_RU @ denominators_U > 0]
     means_R = (times_RU @ numerators_SU.mean(axis=0)) / (times_RU @ denominators_U)
     rates_S = rates(numerators_SU, denominators_U)
