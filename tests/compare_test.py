@@ -350,6 +350,7 @@ def test_two_runs_of_a_cell_from_one_seed_are_bit_identical(done, folder):
     assert found[0]["bits_per_second"] == pytest.approx(numbers(done[1])["strategies"][0]["bits_per_second"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_frames_of_a_step_are_those_that_batches_hold(done):
     """The budget "tokens" is counted by packing lengths alone; real batches hold what it says."""
     source = tokens.open_split(done[1] / "data" / "tokens", "train")
