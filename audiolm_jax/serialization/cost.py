@@ -130,8 +130,10 @@ def forward_flops(model, vocab_size: int, work: Work) -> int:
 def training_flops_per_step(model, vocab_size: int, batch: int, length: int) -> int:
     """FLOPs of one training step on `batch` causal rows of `length` positions: forward and twice that backward.
 
-    This is the numerator of MFU and what "equal training FLOPs" means. Padding and packed documents count as if a
-    row were one document; level rows, whose frames see ahead, are counted as causal too: equal batches are equal work.
+    This is what "equal training FLOPs" means: it knows sizes alone, so it can be asked before a run. Padding and packed
+    documents count as if a row were one document, every position as if it predicted over the whole vocabulary; level
+    rows, whose frames see ahead, are counted as causal too: equal batches are equal work. The MFU of a training log
+    counts the legal logits of the predictions that were there (`recording.train_flops`).
     """
     return 3 * batch * forward_flops(model, vocab_size, Work(length, _triangle(length), length))
 
