@@ -1,7 +1,6 @@
 """What a training run tells while it runs: metrics.jsonl, TensorBoard, a progress bar, speed and MFU."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.losses import class_names
 from audiolm_jax.model import ModelConfig
 from audiolm_jax.serialization import cost
@@ -167,6 +167,4 @@ def truncate(path: Path, step: int) -> None:
         if line["step"] > step:
             break
         kept.append(text + "\n")
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, "".join(kept))

@@ -7,11 +7,12 @@ then and must itself survive being killed.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from audiolm_jax import files
 
 
 def digest(values: Any) -> str:
@@ -41,7 +42,7 @@ class Stages:
         result = json.loads(json.dumps(make()))
         kept = {"name": name, "inputs": wanted, "digest": digest([wanted, name])}
         self.kept[name] = kept | {"seconds": round(time.monotonic() - start, 2), "result": result}
-        write_json(path, self.kept[name])
+        files.write_json(path, self.kept[name])
         return result
 
     def table(self) -> str:
@@ -49,14 +50,3 @@ class Stages:
         rows = [f"   {name:24s} {kept['seconds']:8.1f} s" for name, kept in self.kept.items()]
         total = sum(kept["seconds"] for kept in self.kept.values())
         return "\n".join([*rows, f"   {'all stages':24s} {total:8.1f} s"])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a whole file or nothing: to a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

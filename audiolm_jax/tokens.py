@@ -32,8 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
-from audiolm_jax import corpora, encoding, tokens_format
-from audiolm_jax.corpora import CorpusConfig, Reject, Rejects, Utterance, write_text
+from audiolm_jax import corpora, encoding, files, tokens_format
+from audiolm_jax.corpora import CorpusConfig, Reject, Rejects, Utterance
 from audiolm_jax.errors import InputError
 
 VERSION = "1.0.0"
@@ -106,7 +106,7 @@ def write(
             if finished is None:
                 finished = _write_shard(path, members, codec, features, config, pool, bar)
                 with _writing(note):
-                    write_text(note, json.dumps(finished))
+                    files.write_text(note, json.dumps(finished))
             else:
                 bar.update(len(members))
             done.setdefault(split, []).append(finished)
@@ -193,10 +193,10 @@ class TokenSplit:
         from tensorflow_datasets.proto import tf_example_pb2
 
         described = tfds.builder_from_directory(self.path).info
-        files = [os.fspath(file) for file in described.splits[self.split].filepaths]
+        paths = [os.fspath(file) for file in described.splits[self.split].filepaths]
         expected = described.splits[self.split].num_examples
         try:
-            self._records = array_record_data_source.ArrayRecordDataSource(files)
+            self._records = array_record_data_source.ArrayRecordDataSource(paths)
             found = len(self._records)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.path}: a shard of split {self.split!r} cannot be read ({error})") from None
@@ -281,7 +281,7 @@ def _start(unfinished: Path, notes: Path, identity: dict) -> None:
     unfinished.mkdir(parents=True, exist_ok=True)
     for left_over in unfinished.glob("*.tmp"):
         left_over.unlink()
-    write_text(notes / "identity.json", json.dumps(identity, indent=1))
+    files.write_text(notes / "identity.json", json.dumps(identity, indent=1))
 
 
 def _refuse_another(path: Path, found: dict, wanted: dict) -> None:
@@ -339,39 +339,32 @@ def _write_shard(path: Path, members, codec, features, config: TokensConfig, poo
 
     results = encoding.encode(members, codec, config.batch_seconds, pool, bar)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     note = {"examples": 0, "bytes": 0, "seconds": 0.0, "frames": 0, "max_frames": 0, "rejects": []}
-    with _writing(path):
-        try:
-            writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-            for item, result in zip(members, results, strict=True):
-                if isinstance(result, Reject):
-                    note["rejects"].append((item.source or item.key, str(result)))
-                    continue
-                codes_TQ, seconds = result
-                example = {
-                    "key": item.key,
-                    "speaker": item.speaker,
-                    "text": item.text,
-                    "words": [{"text": word, "start": start, "end": end} for word, start, end in item.words],
-                    "codes": codes_TQ.astype(np.uint16),
-                    "duration": np.float32(seconds),
-                }
-                # a protobuf map has no order of its own: ask for one, or the bytes differ from process to process
-                record = serializer.get_tf_example(features.encode_example(example)).SerializeToString(
-                    deterministic=True
-                )
-                writer.write(record)
-                note["examples"] += 1
-                note["bytes"] += len(record)
-                note["seconds"] += seconds
-                note["frames"] += len(codes_TQ)
-                note["max_frames"] = max(note["max_frames"], len(codes_TQ))
-            writer.close()
-            note["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _writing(path), files.replacing(path) as temporary:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+        for item, result in zip(members, results, strict=True):
+            if isinstance(result, Reject):
+                note["rejects"].append((item.source or item.key, str(result)))
+                continue
+            codes_TQ, seconds = result
+            example = {
+                "key": item.key,
+                "speaker": item.speaker,
+                "text": item.text,
+                "words": [{"text": word, "start": start, "end": end} for word, start, end in item.words],
+                "codes": codes_TQ.astype(np.uint16),
+                "duration": np.float32(seconds),
+            }
+            # a protobuf map has no order of its own: ask for one, or the bytes differ from process to process
+            record = serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True)
+            writer.write(record)
+            note["examples"] += 1
+            note["bytes"] += len(record)
+            note["seconds"] += seconds
+            note["frames"] += len(codes_TQ)
+            note["max_frames"] = max(note["max_frames"], len(codes_TQ))
+        writer.close()
+        note["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
     return note
 
 

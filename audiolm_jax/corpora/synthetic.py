@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from audiolm_jax.corpora import SPLITS, CorpusConfig, Utterance, sentences, write_text
+from audiolm_jax import files
+from audiolm_jax.corpora import SPLITS, CorpusConfig, Utterance, sentences
 from audiolm_jax.errors import InputError
 
 # Accent + variant of espeak-ng, the well separated first: greedy choice by distance in mel-cepstra and pitch, without
@@ -157,7 +158,7 @@ def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
         for name in ("manifest.jsonl", "metadata.csv", "wavs"):
             if (root / name).exists():
                 raise InputError(f"{root} holds recordings already ({name}); give corpus.path a new or empty folder")
-        write_text(summary, json.dumps({"recipe": recipe}, indent=1) + "\n")
+        files.write_text(summary, json.dumps({"recipe": recipe}, indent=1) + "\n")
 
     missing = [index for index in range(len(shards)) if not _shard_path(root, index, "json").exists()]
     _speak_in_processes(config, root, {index: shards[index] for index in missing}, progress)
@@ -166,8 +167,8 @@ def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
     for index in range(len(shards)):
         lines.append(_shard_path(root, index, "jsonl").read_text(encoding="utf-8"))
         hashes.append(json.loads(_shard_path(root, index, "json").read_text(encoding="utf-8"))["sha256"])
-    write_text(summary, json.dumps({"recipe": recipe, "shards": hashes}, indent=1) + "\n")
-    write_text(root / "manifest.jsonl", "".join(lines))
+    files.write_text(summary, json.dumps({"recipe": recipe, "shards": hashes}, indent=1) + "\n")
+    files.write_text(root / "manifest.jsonl", "".join(lines))
     return root
 
 
@@ -295,9 +296,9 @@ def _speak_shard(root: Path, index: int, items: list[dict], sample_rate: int) ->
         lines.append(json.dumps(line) + "\n")
         digest.update(samples.tobytes())
         digest.update(lines[-1].encode())
-    write_text(_shard_path(root, index, "jsonl"), "".join(lines))
+    files.write_text(_shard_path(root, index, "jsonl"), "".join(lines))
     record = {"utterances": len(items), "sha256": digest.hexdigest()}
-    write_text(_shard_path(root, index, "json"), json.dumps(record) + "\n")
+    files.write_text(_shard_path(root, index, "json"), json.dumps(record) + "\n")
 
 
 def finish(speech, text: str, sample_rate: int) -> tuple[np.ndarray, list[tuple[str, float, float]]]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import files
 from audiolm_jax.errors import InputError
 
 WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
@@ -250,14 +251,12 @@ def save(path: Path, config: RecogniserConfig, weights: dict[str, np.ndarray], c
     from safetensors.numpy import save as to_bytes
 
     weights = {name: value.astype(np.float16) for name, value in weights.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(to_bytes(weights))
     text = {"config": asdict(config), "fingerprint": fingerprint(config, weights), **card}
-    temporary_json = path.with_name(path.stem + ".json.tmp")
-    temporary_json.write_text(json.dumps(text, indent=1) + "\n")
-    temporary.replace(path)
-    temporary_json.replace(path.with_suffix(".json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Both are whole before either has its name.
+    with files.replacing(path) as binary, files.replacing(path.with_suffix(".json")) as described:
+        binary.write_bytes(to_bytes(weights))
+        described.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path = WEIGHTS) -> Recogniser:
