@@ -26,6 +26,7 @@ import numpy as np
 from audiolm_jax import files
 from audiolm_jax.corpora import SPLITS, CorpusConfig, Utterance, sentences
 from audiolm_jax.errors import InputError
+from audiolm_jax.waveforms import resample
 
 # Accent + variant of espeak-ng, the well separated first: greedy choice by distance in mel-cepstra and pitch, without
 # the robots, whispers and croaks and without variants that differ from another one by less than they do from
@@ -309,9 +310,7 @@ def finish(speech, text: str, sample_rate: int) -> tuple[np.ndarray, list[tuple[
       in seconds. A word ends where the next one starts; the synthesiser reports starts only. What it speaks as one
       word, such as "on the", is one entry.
     """
-    import soxr
-
-    waveform = soxr.resample(speech.waveform, speech.sample_rate, sample_rate, quality="HQ")
+    waveform = resample(speech.waveform, speech.sample_rate, sample_rate)
     block = max(sample_rate // 100, 1)
     blocks = len(waveform) // block
     level = np.sqrt(np.mean(waveform[: blocks * block].reshape(blocks, block) ** 2, axis=1))

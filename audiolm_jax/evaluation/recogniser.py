@@ -20,6 +20,7 @@ from flax import nnx
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
+from audiolm_jax.waveforms import resample
 
 WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
 LEVEL = 0.1  # every waveform is brought to this root mean square, so loudness cannot matter
@@ -145,10 +146,7 @@ def prepare(waveform: np.ndarray, sample_rate: int, config: RecogniserConfig) ->
         raise InputError(f"a sample rate must be positive, got {sample_rate}")
     if len(waveform) < SHORTEST_SECONDS * sample_rate or not np.all(np.isfinite(waveform)):
         return None
-    if sample_rate != config.sample_rate:
-        import soxr
-
-        waveform = soxr.resample(waveform, sample_rate, config.sample_rate)
+    waveform = resample(waveform, sample_rate, config.sample_rate)
     level = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
     if level < 1e-5:
         return None
