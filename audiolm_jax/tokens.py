@@ -37,6 +37,7 @@ from audiolm_jax.corpora import CorpusConfig, Reject, Rejects, Utterance
 from audiolm_jax.errors import InputError
 
 VERSION = "1.0.0"
+_REMEDY = "choose another folder, or delete this one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,10 @@ def write(
 
 def info(directory: str | Path) -> dict:
     """The metadata of a token dataset: codec, codec_fingerprint, sample_rate, frame_rate, hop, codebooks,
-    codebook_size, corpus, rejects, fingerprint, and per split `splits[name]` = utterances, seconds, frames, max_frames.
+    codebook_size, rejects, fingerprint, identity, and per split `splits[name]` = utterances, seconds, frames,
+    max_frames.
+
+    `identity` is what decides the content: codec, recordings, and every key of the corpus under identity["corpus"].
 
     Raises:
       InputError: there is no token dataset at, or one or two folders below, `directory`.
@@ -167,10 +171,7 @@ def open_split(directory: str | Path, split: str, fingerprint: str | None = None
     """
     metadata, path = info(directory), locate(directory)
     if fingerprint is not None and metadata["codec_fingerprint"] != fingerprint:
-        raise InputError(
-            f"{path}: these tokens were made by the codec {metadata['codec']!r} with fingerprint "
-            f"{metadata['codec_fingerprint']}, this run uses a codec with fingerprint {fingerprint}"
-        )
+        raise _of_another_codec(path, metadata, "a codec", fingerprint)
     if split not in metadata["splits"]:
         raise InputError(f"{path}: there is no split {split!r}; there are {', '.join(metadata['splits'])}")
     return TokenSplit(path, split)
@@ -285,26 +286,28 @@ def _start(unfinished: Path, notes: Path, identity: dict) -> None:
 
 
 def _refuse_another(path: Path, found: dict, wanted: dict) -> None:
-    remedy = "choose another folder, or delete this one"
     if found["codec_fingerprint"] != wanted["codec_fingerprint"]:
-        raise InputError(
-            f"{path}: these tokens were made by the codec {found['codec']!r} with fingerprint "
-            f"{found['codec_fingerprint']}, this run uses {wanted['codec']!r} with {wanted['codec_fingerprint']}; "
-            f"{remedy}"
-        )
+        raise _of_another_codec(path, found, repr(wanted["codec"]), wanted["codec_fingerprint"])
     for key, value in wanted["corpus"].items():
         if found["corpus"].get(key) != value:
             raise InputError(
                 f"{path}: these tokens were made with corpus.{key} = {found['corpus'].get(key)!r}, "
-                f"this run has {value!r}; {remedy}"
+                f"this run has {value!r}; {_REMEDY}"
             )
     if found["utterances"] != wanted["utterances"]:
-        raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {remedy}")
+        raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {_REMEDY}")
     for key in ("codebooks", "shard_utterances"):
         if found[key] != wanted[key]:
             raise InputError(
-                f"{path}: these tokens were made with {key} = {found[key]}, this run has {wanted[key]}; {remedy}"
+                f"{path}: these tokens were made with {key} = {found[key]}, this run has {wanted[key]}; {_REMEDY}"
             )
+
+
+def _of_another_codec(path: Path, found: dict, codec: str, fingerprint: str) -> InputError:
+    return InputError(
+        f"{path}: these tokens were made by the codec {found['codec']!r} with fingerprint "
+        f"{found['codec_fingerprint']}, this run uses {codec} with fingerprint {fingerprint}; {_REMEDY}"
+    )
 
 
 def _shards(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]]]:
