@@ -208,7 +208,7 @@ def equal_shares(config: ConfigDict, vocab: Vocab, frame_rate: float) -> dict[st
     compare, model = configs.section(config, "compare"), configs.section(config, "model")
     shares = {}
     for name, part in variants(config, vocab.codebooks).items():
-        flops = cost.training_flops_per_step(model, vocab.size, part.data.batch_size, part.data.sequence_length)
+        flops = cost.training_flops_per_step(model, vocab, part.data.batch_size, part.data.sequence_length)
         steps = max(1, round(compare.flops / flops)) if compare.flops else part.training.steps
         grid = serialization.bind(configs.section(part, "serialization"), vocab.codebooks)
         shares[name] = {
