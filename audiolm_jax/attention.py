@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax import blocks
-
-# Finite, so that a row without any visible key yields numbers instead of NaN; far enough below every real
-# score that its exponential is exactly zero beside one.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+from audiolm_jax.blocks import MASKED
 
 
 def rope_table(positions: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:

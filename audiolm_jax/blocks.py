@@ -16,7 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 QUERIES = 128  # per block of attention
 PREDICTIONS = 128  # per block of the loss
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # as in attention.py
+
+# Finite, so that a row without any visible key yields numbers instead of NaN; far enough below every real
+# score that its exponential is exactly zero beside one.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 def applies() -> bool:

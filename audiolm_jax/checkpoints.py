@@ -14,7 +14,6 @@ import base64
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from audiolm_jax import sharding
+from audiolm_jax import files, sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.vocab import Vocab
@@ -162,13 +161,8 @@ def export_safetensors(workdir: str | Path, path: str | Path, step: int | None =
     model, about = restore_params(workdir, step)
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
     tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-    temporary = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp")
-    with readable_errors(Path(path).parent):
-        try:
-            temporary.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with readable_errors(Path(path).parent), files.replacing(path) as temporary:
+        temporary.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
 
 
 def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, dict]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from audiolm_jax import config as configs
+from audiolm_jax import files
 from audiolm_jax.cli_help import HELP, OVERRIDES
 from audiolm_jax.errors import InputError
-from audiolm_jax.stages import write_json
 
 # Errors of the operating system that are about what was asked for, not about this program.
 ENVIRONMENT = {
@@ -167,22 +167,21 @@ def generate(options: argparse.Namespace) -> None:
     }
     stream = generator.stream([options.text], **wanted)
     writable(options.out.parent, "--out")
-    temporary = options.out.with_name(f".{options.out.name}.{os.getpid()}.wav")
-    try:
-        with soundfile.SoundFile(temporary, "w", generator.codec.sample_rate, 1, subtype="PCM_16") as file:
-            while True:
-                try:
-                    [samples] = next(stream)
-                except StopIteration as finished:
-                    [result] = finished.value
-                    break
-                file.write(samples)
-                if options.stream:
-                    file.flush()
-                    print(f"{file.frames / generator.codec.sample_rate:6.2f} s of audio", flush=True)
-        os.replace(temporary, options.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    rate = generator.codec.sample_rate
+    with (
+        files.replacing(options.out) as temporary,
+        soundfile.SoundFile(temporary, "w", rate, 1, subtype="PCM_16", format="WAV") as file,
+    ):
+        while True:
+            try:
+                [samples] = next(stream)
+            except StopIteration as finished:
+                [result] = finished.value
+                break
+            file.write(samples)
+            if options.stream:
+                file.flush()
+                print(f"{file.frames / rate:6.2f} s of audio", flush=True)
     seconds = len(result.waveform) / result.sample_rate
     print(f"{options.out}: {seconds:.2f} s of audio in {result.seconds:.2f} s and {result.passes} passes")
 
@@ -194,7 +193,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     evaluation, sampling = (configs.section(config, name) for name in ("evaluation", "sampling"))
     found = measures.evaluate(options.workdir, data_folder(options), evaluation, sampling)
-    write_json(options.workdir / "evaluation.json", found)
+    files.write_json(options.workdir / "evaluation.json", found)
     bound = "at most " if found["likelihood"] == "bound" else ""
     print(f"bits per second of audio   {bound}{found['bits_per_second']:.1f} +- {found['bits_per_second_se']:.1f}")
     print(f"  of unigram codes         {found['unigram_bits_per_second']:.1f}")

@@ -8,18 +8,10 @@ import numpy as np
 
 from audiolm_jax.corpora import Reject, Utterance
 from audiolm_jax.errors import InputError
+from audiolm_jax.waveforms import resample
 
 SHORTEST_BUCKET_SECONDS = 2.0
 LOOK_AHEAD = 16  # recordings loaded before they are asked for: bounds the memory
-
-
-def resample(waveform_N: np.ndarray, rate: int, to_rate: int) -> np.ndarray:
-    """Mono float32 samples at `rate` Hz -> at `to_rate` Hz (soxr, high quality)."""
-    if rate == to_rate:
-        return waveform_N
-    import soxr
-
-    return soxr.resample(waveform_N, rate, to_rate, quality="HQ").astype(np.float32)
 
 
 def encode(

@@ -288,7 +288,7 @@ def load(
         model, about = checkpoints.load_safetensors(path)
     else:
         model, about = checkpoints.restore_params(path, step)
-    vocab = Vocab(**about["vocab"])
+    vocab, grid, data_config = described(about)
     named = dict(about["codec"])
     fingerprint = named.pop("fingerprint")
     codec = codec or codecs.load(**named)
@@ -297,7 +297,12 @@ def load(
             f"{path}: the model was trained on codes of codec {named['name']!r} with fingerprint {fingerprint[:12]}, "
             f"this one has {codec.fingerprint[:12]}; give the weights it was trained on (codec.path)"
         )
-    order = {key: tuple(v) if isinstance(v, list) else v for key, v in about["serialization"].items()}
-    grid = serialization.bind(SerializationConfig(**order), vocab.codebooks)
-    data_config = data.DataConfig(**about["data"])
     return Generator(model, grid, vocab, codec, data_config, sampling, data_config.sequence_length)
+
+
+def described(about: dict) -> tuple[Vocab, Grid, data.DataConfig]:
+    """Vocabulary, order and data section of a run, from what its checkpoint says about itself."""
+    vocab = Vocab(**about["vocab"])
+    order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
+    grid = serialization.bind(SerializationConfig(**order), vocab.codebooks)
+    return vocab, grid, data.DataConfig(**about["data"])

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import checkpoints, corpora, data, encoding, generate, serialization, sharding, tokens
+from audiolm_jax import checkpoints, corpora, data, encoding, generate, sharding, tokens
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, recogniser, speed
 from audiolm_jax.sampling import SamplingConfig
@@ -91,7 +91,7 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
     """Likelihood of held-out speech under the run's latest checkpoint, all together and of every utterance."""
     with jax.set_mesh(sharding.make_mesh(shards)):
         model, about = checkpoints.restore_params(run)
-        vocab, grid, config = described(about)
+        vocab, grid, config = generate.described(about)
         source = tokens.open_split(directory / "tokens", evaluation.split, about["codec"]["fingerprint"])
         examples = data.evaluation_examples(source, config, vocab, evaluation.utterances)
         scored = likelihood.likelihood(
@@ -115,14 +115,6 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         "utterance_bits": scored.code_bits_UQ.sum(axis=1).tolist(),
         "utterance_seconds": scored.seconds_U.tolist(),
     }
-
-
-def described(about: dict) -> tuple[Vocab, serialization.Grid, data.DataConfig]:
-    """Vocabulary, order and data section of a run, from what its checkpoint says about itself."""
-    vocab = Vocab(**about["vocab"])
-    order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
-    grid = serialization.bind(serialization.SerializationConfig(**order), vocab.codebooks)
-    return vocab, grid, data.DataConfig(**about["data"])
 
 
 def speech(

@@ -1,7 +1,6 @@
 """What a training run tells while it runs: metrics.jsonl, TensorBoard, a progress bar, speed and MFU."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.losses import class_names
 from audiolm_jax.model import ModelConfig
+from audiolm_jax.serialization import cost
 from audiolm_jax.vocab import CODE_START, Vocab
 
 # Dense bfloat16 peak of the data sheets, FLOP/s per device, by the beginning of jax's device_kind.
@@ -34,20 +35,18 @@ PEAKS = {
 def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray) -> float:
     """FLOPs that one training step needs, forward and backward, recomputation not counted.
 
-        6 * N * B*L * (D*K*(Hq + 2*Hkv) + Hq*K*D + ffn matrices)     matrices of the layers
+        6 * B*L * (matrices of the layers, `cost.block_weights`)
       + 6 * N * B*L*L * Hq*K                                         attention, half of every square
       + 6 * D * (sum over predictions of the size of their legal set)
 
-    N layers, B rows, L positions, Hq and Hkv query and key/value heads of K channels, D width; count_X: predictions
-    by class (`losses.class_names`). Padding and the unused half of a square count like the rest of the formula, so it
-    depends on shapes and predictions and not on how they are computed.
+    N layers, B rows, L positions, Hq query heads of K channels, D width; count_X: predictions by class
+    (`losses.class_names`). Padding and the unused half of a square count like the rest of the formula, so it depends
+    on shapes and predictions and not on how they are computed. It is the numerator of the logged MFU.
     """
-    c = config
-    matrices = c.width * c.head_width * (2 * c.heads + 2 * c.kv_heads)
-    matrices += c.width * c.ffn * (3 if c.mlp == "gated" else 2)
-    layers = 6 * c.layers * rows * positions * (matrices + positions * c.heads * c.head_width)
+    attention = positions * config.layers * config.heads * config.head_width
+    layers = 6 * rows * positions * (cost.block_weights(config) + attention)
     sizes = [CODE_START, vocab.max_frames, *(vocab.codebook_size,) * vocab.codebooks, 0]
-    return layers + 6 * c.width * float(np.dot(count_X, sizes))
+    return layers + 6 * config.width * float(np.dot(count_X, sizes))
 
 
 def peak_flops(tflops: float = 0.0) -> float:
@@ -168,6 +167,4 @@ def truncate(path: Path, step: int) -> None:
         if line["step"] > step:
             break
         kept.append(text + "\n")
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, "".join(kept))

@@ -66,7 +66,7 @@ def equal_shares(
             target = wanted.setdefault(size, frames_per_step(stream, section, rows))
             rows = rows_for(target, stream, section, unit)
             steps = max(1, round(steps * target / frames_per_step(stream, section, rows)))
-        flops = cost.training_flops_per_step(model, vocab.size, rows, section.sequence_length)
+        flops = cost.training_flops_per_step(model, vocab, rows, section.sequence_length)
         if compare.flops:
             steps = max(1, round(compare.flops / flops))
         shares[size, strategy] = {

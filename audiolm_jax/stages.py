@@ -7,11 +7,12 @@ then and must itself survive being killed.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from audiolm_jax import files
 
 
 def digest(values: Any) -> str:
@@ -45,7 +46,7 @@ class Stages:
         result = json.loads(json.dumps(make()))
         kept = {"name": name, "inputs": wanted, "digest": digest([wanted, name])}
         self.kept[name] = kept | {"seconds": round(time.monotonic() - start, 2), "result": result}
-        write_json(path, self.kept[name])
+        files.write_json(path, self.kept[name])
         return result
 
     def seconds(self) -> dict[str, float]:
@@ -57,14 +58,3 @@ def timetable(seconds: dict[str, float]) -> str:
     """What took how long, and all of it, as lines of text."""
     rows = {**seconds, "all stages": sum(seconds.values())}
     return "\n".join(f"   {name:24s} {taken:8.1f} s" for name, taken in rows.items())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a whole file or nothing: to a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -32,11 +32,12 @@ from pathlib import Path
 
 import numpy as np
 
-from audiolm_jax import corpora, encoding, tokens_format
-from audiolm_jax.corpora import CorpusConfig, Reject, Rejects, Utterance, write_text
+from audiolm_jax import corpora, encoding, files, tokens_format
+from audiolm_jax.corpora import CorpusConfig, Reject, Rejects, Utterance
 from audiolm_jax.errors import InputError
 
 VERSION = "1.0.0"
+_REMEDY = "choose another folder, or delete this one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def write(
             if finished is None:
                 finished = _write_shard(path, members, codec, features, config, pool, bar)
                 with _writing(note):
-                    write_text(note, json.dumps(finished))
+                    files.write_text(note, json.dumps(finished))
             else:
                 bar.update(len(members))
             done.setdefault(split, []).append(finished)
@@ -128,7 +129,10 @@ def write(
 
 def info(directory: str | Path) -> dict:
     """The metadata of a token dataset: codec, codec_fingerprint, sample_rate, frame_rate, hop, codebooks,
-    codebook_size, corpus, rejects, fingerprint, and per split `splits[name]` = utterances, seconds, frames, max_frames.
+    codebook_size, rejects, fingerprint, identity, and per split `splits[name]` = utterances, seconds, frames,
+    max_frames.
+
+    `identity` is what decides the content: codec, recordings, and every key of the corpus under identity["corpus"].
 
     Raises:
       InputError: there is no token dataset at, or one or two folders below, `directory`.
@@ -167,10 +171,7 @@ def open_split(directory: str | Path, split: str, fingerprint: str | None = None
     """
     metadata, path = info(directory), locate(directory)
     if fingerprint is not None and metadata["codec_fingerprint"] != fingerprint:
-        raise InputError(
-            f"{path}: these tokens were made by the codec {metadata['codec']!r} with fingerprint "
-            f"{metadata['codec_fingerprint']}, this run uses a codec with fingerprint {fingerprint}"
-        )
+        raise _of_another_codec(path, metadata, "a codec", fingerprint)
     if split not in metadata["splits"]:
         raise InputError(f"{path}: there is no split {split!r}; there are {', '.join(metadata['splits'])}")
     return TokenSplit(path, split)
@@ -193,10 +194,10 @@ class TokenSplit:
         from tensorflow_datasets.proto import tf_example_pb2
 
         described = tfds.builder_from_directory(self.path).info
-        files = [os.fspath(file) for file in described.splits[self.split].filepaths]
+        paths = [os.fspath(file) for file in described.splits[self.split].filepaths]
         expected = described.splits[self.split].num_examples
         try:
-            self._records = array_record_data_source.ArrayRecordDataSource(files)
+            self._records = array_record_data_source.ArrayRecordDataSource(paths)
             found = len(self._records)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.path}: a shard of split {self.split!r} cannot be read ({error})") from None
@@ -281,30 +282,32 @@ def _start(unfinished: Path, notes: Path, identity: dict) -> None:
     unfinished.mkdir(parents=True, exist_ok=True)
     for left_over in unfinished.glob("*.tmp"):
         left_over.unlink()
-    write_text(notes / "identity.json", json.dumps(identity, indent=1))
+    files.write_text(notes / "identity.json", json.dumps(identity, indent=1))
 
 
 def _refuse_another(path: Path, found: dict, wanted: dict) -> None:
-    remedy = "choose another folder, or delete this one"
     if found["codec_fingerprint"] != wanted["codec_fingerprint"]:
-        raise InputError(
-            f"{path}: these tokens were made by the codec {found['codec']!r} with fingerprint "
-            f"{found['codec_fingerprint']}, this run uses {wanted['codec']!r} with {wanted['codec_fingerprint']}; "
-            f"{remedy}"
-        )
+        raise _of_another_codec(path, found, repr(wanted["codec"]), wanted["codec_fingerprint"])
     for key, value in wanted["corpus"].items():
         if found["corpus"].get(key) != value:
             raise InputError(
                 f"{path}: these tokens were made with corpus.{key} = {found['corpus'].get(key)!r}, "
-                f"this run has {value!r}; {remedy}"
+                f"this run has {value!r}; {_REMEDY}"
             )
     if found["utterances"] != wanted["utterances"]:
-        raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {remedy}")
+        raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {_REMEDY}")
     for key in ("codebooks", "shard_utterances"):
         if found[key] != wanted[key]:
             raise InputError(
-                f"{path}: these tokens were made with {key} = {found[key]}, this run has {wanted[key]}; {remedy}"
+                f"{path}: these tokens were made with {key} = {found[key]}, this run has {wanted[key]}; {_REMEDY}"
             )
+
+
+def _of_another_codec(path: Path, found: dict, codec: str, fingerprint: str) -> InputError:
+    return InputError(
+        f"{path}: these tokens were made by the codec {found['codec']!r} with fingerprint "
+        f"{found['codec_fingerprint']}, this run uses {codec} with fingerprint {fingerprint}; {_REMEDY}"
+    )
 
 
 def _shards(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]]]:
@@ -339,39 +342,32 @@ def _write_shard(path: Path, members, codec, features, config: TokensConfig, poo
 
     results = encoding.encode(members, codec, config.batch_seconds, pool, bar)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     note = {"examples": 0, "bytes": 0, "seconds": 0.0, "frames": 0, "max_frames": 0, "rejects": []}
-    with _writing(path):
-        try:
-            writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-            for item, result in zip(members, results, strict=True):
-                if isinstance(result, Reject):
-                    note["rejects"].append((item.source or item.key, str(result)))
-                    continue
-                codes_TQ, seconds = result
-                example = {
-                    "key": item.key,
-                    "speaker": item.speaker,
-                    "text": item.text,
-                    "words": [{"text": word, "start": start, "end": end} for word, start, end in item.words],
-                    "codes": codes_TQ.astype(np.uint16),
-                    "duration": np.float32(seconds),
-                }
-                # a protobuf map has no order of its own: ask for one, or the bytes differ from process to process
-                record = serializer.get_tf_example(features.encode_example(example)).SerializeToString(
-                    deterministic=True
-                )
-                writer.write(record)
-                note["examples"] += 1
-                note["bytes"] += len(record)
-                note["seconds"] += seconds
-                note["frames"] += len(codes_TQ)
-                note["max_frames"] = max(note["max_frames"], len(codes_TQ))
-            writer.close()
-            note["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _writing(path), files.replacing(path) as temporary:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+        for item, result in zip(members, results, strict=True):
+            if isinstance(result, Reject):
+                note["rejects"].append((item.source or item.key, str(result)))
+                continue
+            codes_TQ, seconds = result
+            example = {
+                "key": item.key,
+                "speaker": item.speaker,
+                "text": item.text,
+                "words": [{"text": word, "start": start, "end": end} for word, start, end in item.words],
+                "codes": codes_TQ.astype(np.uint16),
+                "duration": np.float32(seconds),
+            }
+            # a protobuf map has no order of its own: ask for one, or the bytes differ from process to process
+            record = serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True)
+            writer.write(record)
+            note["examples"] += 1
+            note["bytes"] += len(record)
+            note["seconds"] += seconds
+            note["frames"] += len(codes_TQ)
+            note["max_frames"] = max(note["max_frames"], len(codes_TQ))
+        writer.close()
+        note["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
     return note
 
 

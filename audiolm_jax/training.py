@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import checkpoints, losses, recording
+from audiolm_jax import checkpoints, files, losses, recording
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
@@ -345,10 +344,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
         return
     if jax.process_index() == 0:
         with checkpoints.readable_errors(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name("config.json.tmp")
-            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            files.write_json(path, config)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:

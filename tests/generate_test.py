@@ -69,7 +69,7 @@ def test_passes_are_those_of_the_cost_model(strategy):
     [request] = own.requests(["three one"], frames=6)
     [result] = own.run([request])
     prompt = len(documents.prompt_row(request.document, own.grid, VOCAB, causal=False)["tokens"])
-    assert result.passes == cost.cost(own.grid, 6, prompt, MODEL, VOCAB.size).passes
+    assert result.passes == cost.cost(own.grid, 6, prompt, MODEL, VOCAB).passes
 
 
 def test_defect_11_a_prompt_is_kept_counted_and_decoded_once():

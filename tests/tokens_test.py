@@ -195,10 +195,10 @@ class OtherCodec:
 def test_another_codec_is_refused(written, codec):
     other = OtherCodec(codec, fingerprint="f" * 64)
     before = files(written)
-    with pytest.raises(InputError, match=f"{codec.fingerprint}.*{'f' * 64}"):
+    with pytest.raises(InputError, match=f"{codec.fingerprint}.*{'f' * 64}; choose another folder"):
         tokens.write(utterances(), other, written, CONFIG, CORPUS, progress=False)
     assert files(written) == before
-    with pytest.raises(InputError, match=f"{codec.fingerprint}.*{'f' * 64}"):
+    with pytest.raises(InputError, match=f"{codec.fingerprint}.*{'f' * 64}; choose another folder"):
         tokens.open_split(written, "train", other.fingerprint)
 
 

@@ -7,7 +7,6 @@ Trained from scratch on the project's synthetic corpus by `experiments/default_c
 import functools
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import files
 from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel, dequantize, quantize
 from audiolm_jax.errors import InputError
@@ -145,7 +145,7 @@ def names(params: nnx.State) -> dict[str, tuple]:
 
 
 def save(path: str | Path, config: FrameConfig, params: nnx.State, books_QKZ) -> None:
-    """Writes weights in half precision with the configuration in the header, under a temporary name first."""
+    """Writes weights in half precision with the configuration in the header."""
     from safetensors.numpy import save_file
 
     flat = {".".join(str(part) for part in key): value[...] for key, value in nnx.to_flat_state(params)}
@@ -153,9 +153,9 @@ def save(path: str | Path, config: FrameConfig, params: nnx.State, books_QKZ) ->
     arrays["books_QKZ"] = np.ascontiguousarray(np.asarray(books_QKZ, np.float16))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(arrays, temporary, metadata={"codec": "default", "config": json.dumps(asdict(config), sort_keys=True)})
-    os.replace(temporary, path)
+    about = {"codec": "default", "config": json.dumps(asdict(config), sort_keys=True)}
+    with files.replacing(path) as temporary:
+        save_file(arrays, temporary, metadata=about)
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,7 +8,6 @@ goes on. What is wrong with the whole corpus raises `InputError` at once.
 import dataclasses
 import importlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,14 +158,6 @@ class Rejects:
                 f"{len(self.reasons)} of {self.total} recordings cannot be used, more than corpus.max_reject_fraction "
                 f"= {self.max_fraction} allows: see {self.path} for each file and its reason"
             )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole UTF-8 file or nothing: to a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def identity(config: CorpusConfig) -> dict:

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 
 from audiolm_jax.corpora import CorpusConfig, Reject
+from audiolm_jax.waveforms import resample
 
 _OVERSHOOT = 2.0  # decoders of lossy formats pass 1.0 a little; integers stored as floats pass it by far
 _FULL_SCALE_SHARE = 0.05  # of the samples; music mastered at the limit stays below
@@ -41,7 +42,7 @@ def check_duration(seconds: float, config: CorpusConfig) -> None:
 
 
 def prepare(samples: np.ndarray, sample_rate: int, config: CorpusConfig) -> tuple[np.ndarray, int]:
-    """Checks a recording, mixes its channels and resamples it (soxr, high quality).
+    """Checks a recording, mixes its channels and resamples it.
 
     Args:
       samples: float [samples] or [samples, channels], nominally in [-1, 1].
@@ -81,10 +82,7 @@ def prepare(samples: np.ndarray, sample_rate: int, config: CorpusConfig) -> tupl
         raise Reject("loud white noise: the samples are in another encoding than the file says")
 
     if sample_rate != config.sample_rate:
-        import soxr
-
-        samples = soxr.resample(samples, sample_rate, config.sample_rate, quality="HQ")
-        samples = np.clip(samples, -1, 1)
+        samples = np.clip(resample(samples, sample_rate, config.sample_rate), -1, 1)
     return np.ascontiguousarray(samples, dtype=np.float32), config.sample_rate
 
 

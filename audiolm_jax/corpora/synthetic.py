@@ -23,8 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from audiolm_jax.corpora import SPLITS, CorpusConfig, Utterance, sentences, write_text
+from audiolm_jax import files
+from audiolm_jax.corpora import SPLITS, CorpusConfig, Utterance, sentences
 from audiolm_jax.errors import InputError
+from audiolm_jax.waveforms import resample
 
 # Accent + variant of espeak-ng, the well separated first: greedy choice by distance in mel-cepstra and pitch, without
 # the robots, whispers and croaks and without variants that differ from another one by less than they do from
@@ -157,7 +159,7 @@ def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
         for name in ("manifest.jsonl", "metadata.csv", "wavs"):
             if (root / name).exists():
                 raise InputError(f"{root} holds recordings already ({name}); give corpus.path a new or empty folder")
-        write_text(summary, json.dumps({"recipe": recipe}, indent=1) + "\n")
+        files.write_text(summary, json.dumps({"recipe": recipe}, indent=1) + "\n")
 
     missing = [index for index in range(len(shards)) if not _shard_path(root, index, "json").exists()]
     _speak_in_processes(config, root, {index: shards[index] for index in missing}, progress)
@@ -166,8 +168,8 @@ def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
     for index in range(len(shards)):
         lines.append(_shard_path(root, index, "jsonl").read_text(encoding="utf-8"))
         hashes.append(json.loads(_shard_path(root, index, "json").read_text(encoding="utf-8"))["sha256"])
-    write_text(summary, json.dumps({"recipe": recipe, "shards": hashes}, indent=1) + "\n")
-    write_text(root / "manifest.jsonl", "".join(lines))
+    files.write_text(summary, json.dumps({"recipe": recipe, "shards": hashes}, indent=1) + "\n")
+    files.write_text(root / "manifest.jsonl", "".join(lines))
     return root
 
 
@@ -295,9 +297,9 @@ def _speak_shard(root: Path, index: int, items: list[dict], sample_rate: int) ->
         lines.append(json.dumps(line) + "\n")
         digest.update(samples.tobytes())
         digest.update(lines[-1].encode())
-    write_text(_shard_path(root, index, "jsonl"), "".join(lines))
+    files.write_text(_shard_path(root, index, "jsonl"), "".join(lines))
     record = {"utterances": len(items), "sha256": digest.hexdigest()}
-    write_text(_shard_path(root, index, "json"), json.dumps(record) + "\n")
+    files.write_text(_shard_path(root, index, "json"), json.dumps(record) + "\n")
 
 
 def finish(speech, text: str, sample_rate: int) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
@@ -308,9 +310,7 @@ def finish(speech, text: str, sample_rate: int) -> tuple[np.ndarray, list[tuple[
       in seconds. A word ends where the next one starts; the synthesiser reports starts only. What it speaks as one
       word, such as "on the", is one entry.
     """
-    import soxr
-
-    waveform = soxr.resample(speech.waveform, speech.sample_rate, sample_rate, quality="HQ")
+    waveform = resample(speech.waveform, speech.sample_rate, sample_rate)
     block = max(sample_rate // 100, 1)
     blocks = len(waveform) // block
     level = np.sqrt(np.mean(waveform[: blocks * block].reshape(blocks, block) ** 2, axis=1))

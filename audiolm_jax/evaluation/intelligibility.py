@@ -14,6 +14,7 @@ import numpy as np
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
+from audiolm_jax.waveforms import resample
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -109,7 +110,6 @@ def second_opinion(references: Sequence[str], waveforms: Sequence[np.ndarray], s
         import pocketsphinx
     except ImportError:
         return None
-    import soxr
 
     decoder = pocketsphinx.Decoder(lm=None, samprate=16_000, loglevel="FATAL")
     grammar = f"#JSGF V1.0; grammar digits; public <digits> = ( {' | '.join(DIGITS)} )+ ;"
@@ -121,8 +121,7 @@ def second_opinion(references: Sequence[str], waveforms: Sequence[np.ndarray], s
         if len(waveform) < 0.1 * sample_rate or not np.all(np.isfinite(waveform)):
             transcripts.append("")
             continue
-        if sample_rate != 16_000:
-            waveform = soxr.resample(waveform, sample_rate, 16_000)
+        waveform = resample(waveform, sample_rate, 16_000)
         quiet = np.zeros(1600, np.float32)  # the decoder expects silence around the words
         samples = np.clip(np.concatenate([quiet, waveform, quiet]), -1, 1)
         decoder.start_utt()

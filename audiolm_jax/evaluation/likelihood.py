@@ -29,12 +29,14 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 from audiolm_jax.losses import target_logprobs
 from audiolm_jax.model import Transformer
+from audiolm_jax.sampling import plan
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
 from audiolm_jax.serialization.documents import Document, Row
 from audiolm_jax.sharding import shard_batch
 from audiolm_jax.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
 
 METHODS = ("auto", "exact", "bound")
+SHORTEST = 32  # positions of the smallest bucket of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,11 +239,11 @@ def score(model: Transformer, vocab: Vocab, rows: Sequence[Row], positions_per_b
     graph, state = nnx.split(model)
     mesh = jax.sharding.get_mesh()
     devices = 1 if model.rules.batch is None else mesh.shape[model.rules.batch]
-    lengths = sorted({_bucket(len(row["positions"])) for row in rows})
+    lengths = sorted({plan.bucket(len(row["positions"]), SHORTEST) for row in rows})
     waiting: list[int] = []
     done = []
     for length in lengths:
-        waiting += [n for n, row in enumerate(rows) if _bucket(len(row["positions"])) == length]
+        waiting += [n for n, row in enumerate(rows) if plan.bucket(len(row["positions"]), SHORTEST) == length]
         size = devices * max(1, positions_per_batch // (length * devices))
         while len(waiting) >= size or (waiting and length == lengths[-1]):
             # A batch that would not be full waits for the next length: more padding, fewer empty rows.
@@ -252,14 +254,6 @@ def score(model: Transformer, vocab: Vocab, rows: Sequence[Row], positions_per_b
     for members, nats_BC in done:
         nats_NC[members] = np.asarray(nats_BC)[: len(members)]
     return nats_NC
-
-
-def _bucket(length: int) -> int:
-    """The next of 32, 48, 64, 96, 128, 192, ...: at most a third of a row is padding, and shapes are few."""
-    size = 32
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 def _pad(rows: Sequence[Row], length: int, size: int) -> dict[str, np.ndarray]:

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import files
 from audiolm_jax.errors import InputError
+from audiolm_jax.waveforms import resample
 
 WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
 LEVEL = 0.1  # every waveform is brought to this root mean square, so loudness cannot matter
@@ -144,10 +146,7 @@ def prepare(waveform: np.ndarray, sample_rate: int, config: RecogniserConfig) ->
         raise InputError(f"a sample rate must be positive, got {sample_rate}")
     if len(waveform) < SHORTEST_SECONDS * sample_rate or not np.all(np.isfinite(waveform)):
         return None
-    if sample_rate != config.sample_rate:
-        import soxr
-
-        waveform = soxr.resample(waveform, sample_rate, config.sample_rate)
+    waveform = resample(waveform, sample_rate, config.sample_rate)
     level = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
     if level < 1e-5:
         return None
@@ -250,14 +249,12 @@ def save(path: Path, config: RecogniserConfig, weights: dict[str, np.ndarray], c
     from safetensors.numpy import save as to_bytes
 
     weights = {name: value.astype(np.float16) for name, value in weights.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(to_bytes(weights))
     text = {"config": asdict(config), "fingerprint": fingerprint(config, weights), **card}
-    temporary_json = path.with_name(path.stem + ".json.tmp")
-    temporary_json.write_text(json.dumps(text, indent=1) + "\n")
-    temporary.replace(path)
-    temporary_json.replace(path.with_suffix(".json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Both are whole before either has its name.
+    with files.replacing(path) as binary, files.replacing(path.with_suffix(".json")) as described:
+        binary.write_bytes(to_bytes(weights))
+        described.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path = WEIGHTS) -> Recogniser:

@@ -80,14 +80,14 @@ def measure(
             _stream(generator, request)
         runs = [_stream(generator, request) for _ in range(repeats)]
         result = runs[0][2]
-        grid, config, size = generator.grid, generator.model.config, generator.vocab.size
-        row = documents.prompt_row(request.document, grid, generator.vocab, causal=grid.causal_levels > 0)
+        grid, config, vocab = generator.grid, generator.model.config, generator.vocab
+        row = documents.prompt_row(request.document, grid, vocab, causal=grid.causal_levels > 0)
         prompt, frames = len(row["positions"]), len(result.codes_TQ)
-        predicted = cost.cost(grid, frames, prompt, config, size, dtype.itemsize)
+        predicted = cost.cost(grid, frames, prompt, config, vocab, dtype.itemsize)
         seconds_P = cost.seconds_of_passes(
             cost.generation(grid, frames, prompt),
             config,
-            size,
+            vocab,
             rates.flops_per_second,
             rates.bytes_per_second,
             dtype.itemsize,

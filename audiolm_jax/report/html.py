@@ -3,6 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
+from audiolm_jax import files
 from audiolm_jax.report import differences, plots, tables
 from audiolm_jax.report.listen import listening
 from audiolm_jax.report.schema import EQUAL, write_results
@@ -23,15 +24,13 @@ def write_report(results: dict, directory: str | Path, pictures: dict[str, str] 
     directory = Path(directory)
     write_results(results, directory)
     page = directory / "report.html"
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(build(results, directory, pictures or {}), encoding="utf-8")
-    temporary.replace(page)
+    files.write_text(page, build(results, directory, pictures or {}))
     return page
 
 
 def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
     """The page as text."""
-    files = resources.files("audiolm_jax.report")
+    beside = resources.files("audiolm_jax.report")
     sections = [
         ("results", "Results", _results(results)),
         ("differences", "Differences", _differences(results)),
@@ -51,7 +50,7 @@ def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(results['title'])}</title>"
         '<link rel="icon" href="data:,">'
-        f"<style>{files.joinpath('page.css').read_text(encoding='utf-8')}</style>"
+        f"<style>{beside.joinpath('page.css').read_text(encoding='utf-8')}</style>"
         "<noscript><style>audio{display:block!important;width:100%}.icon{display:none!important}</style></noscript>"
         f'</head><body><header><div class="inner"><h1>{escape(results["title"])}</h1>'
         f'<p class="question">{escape(results["question"])}</p>'
@@ -60,7 +59,7 @@ def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
         f"<footer>Made by audiolm_jax at commit {escape(results['commit'][:12])}, {escape(results['created'])}. "
         "The same numbers are in results.json beside this page.</footer>"
         f'<div id="tip" role="status"></div>'
-        f"<script>{files.joinpath('page.js').read_text(encoding='utf-8')}</script></body></html>\n"
+        f"<script>{beside.joinpath('page.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
 
 

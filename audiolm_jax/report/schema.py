@@ -13,11 +13,11 @@ Version 2 has one entry of `strategies` for each strategy of each size, the mean
 """
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from audiolm_jax import files
 from audiolm_jax.errors import InputError
 
 VERSION = 2
@@ -297,13 +297,8 @@ def strip_times(results: dict) -> dict:
 
 
 def write_results(results: dict, directory: Path) -> Path:
-    """Validates, then writes `directory`/results.json (UTF-8, indented) under a temporary name and renames it."""
+    """Validates, then writes `directory`/results.json (UTF-8, indented)."""
     validate(results)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "results.json"
-    temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    path = Path(directory) / "results.json"
+    files.write_json(path, results, indent=1, ensure_ascii=False, allow_nan=False)
     return path

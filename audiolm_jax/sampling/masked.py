@@ -95,12 +95,15 @@ def advance(model: Transformer, vocab: Vocab, fixed: Fixed, now: Pass, codes_BFQ
 
     level_BF = jnp.take_along_axis(codes_BFQ, jnp.broadcast_to(now.level, (batch, F, 1)), axis=2)[..., 0]
     hidden_BF = (level_BF < 0) & (jnp.arange(F) < fixed.frames_B[:, None])
+    level_BF = jnp.where(revealed(confidence_BF, hidden_BF, now.hidden_B), drawn_BF, level_BF)
+    return jnp.where(jnp.arange(Q) == now.level, level_BF[:, :, None], codes_BFQ)
+
+
+def revealed(confidence_BF: jax.Array, hidden_BF: jax.Array, left_B: jax.Array) -> jax.Array:
+    """bool [B, F]: the cells that keep their code, all hidden ones but the `left_B` least confident."""
     # Ranks among the hidden cells of this level and row: everything else is more confident than any of them.
     order_BF = jnp.argsort(jnp.where(hidden_BF, confidence_BF, jnp.inf), axis=1)
-    rank_BF = jnp.argsort(order_BF, axis=1)
-    revealed_BF = hidden_BF & (rank_BF >= now.hidden_B[:, None])
-    level_BF = jnp.where(revealed_BF, drawn_BF, level_BF)
-    return jnp.where(jnp.arange(Q) == now.level, level_BF[:, :, None], codes_BFQ)
+    return hidden_BF & (jnp.argsort(order_BF, axis=1) >= left_B[:, None])
 
 
 def _gumbel(keys_B, number, like):

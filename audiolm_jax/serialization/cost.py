@@ -8,11 +8,13 @@ computed once. Nothing here asks for a strategy by name.
 FLOPs (a multiply-add counts as two; norms, softmax, rotations and the embedding's sum are left out, as is usual: Kaplan
 et al., arXiv 2001.08361, section 2.1; PaLM, arXiv 2204.02311, appendix B):
 
-    forward  = positions * 2 * block weights  +  pairs * 4 * layers * heads * head_width  +  predictions * 2 * D * V
+    forward  = positions * 2 * block weights  +  pairs * 4 * layers * heads * head_width  +  logits * 2 * D
     training = 3 * forward                                                      (recomputation is not counted)
 
 where `pairs` counts (query, key) pairs that are visible, so a causal row of L positions has L (L + 1) / 2: attention
-that is computed and thrown away is no useful work. `model` below is a ModelConfig (or anything with its sizes).
+that is computed and thrown away is no useful work. A prediction of a causal pass, of a length or of a training row has
+logits over the whole vocabulary; a level pass multiplies with the head of its codebook alone, K logits per frame.
+`model` below is a ModelConfig (or anything with its sizes).
 """
 
 import dataclasses
@@ -20,18 +22,24 @@ import dataclasses
 import numpy as np
 
 from audiolm_jax.serialization import Grid, layout
+from audiolm_jax.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
     """One pass of the network over one row.
 
-    `positions` are computed, their queries see `pairs` keys in all, and `predictions` positions have logits.
+    `positions` are computed, their queries see `pairs` keys in all, `predictions` positions have logits over the whole
+    vocabulary and `of_level` positions those of one codebook.
     """
 
     positions: int
     pairs: int
     predictions: int
+    of_level: int = 0
+
+    def logits(self, vocab: Vocab) -> int:
+        return self.predictions * vocab.size + self.of_level * vocab.codebook_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +69,7 @@ def generation(grid: Grid, frames: int, prompt: int) -> list[Work]:
     layout.require_frames(frames)
     passes = [Work(prompt, _triangle(prompt), 1)]
     passes += [Work(1, prompt + i, 1) for i in range(1, causal_steps(grid, frames))]
-    passes += [Work(frames, frames * (prompt + frames), frames)] * sum(grid.iterations)
+    passes += [Work(frames, frames * (prompt + frames), 0, frames)] * sum(grid.iterations)
     return passes
 
 
@@ -86,7 +94,7 @@ def look_ahead(grid: Grid, frames: int) -> tuple[int, int]:
     return int(touched[-1]), last + 1
 
 
-def cost(grid: Grid, frames: int, prompt: int, model, vocab_size: int, bytes_per_value: int = 4) -> Cost:
+def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_value: int = 4) -> Cost:
     """Everything at once, for one segment of `frames` frames after `prompt` positions.
 
     Raises InputError for a segment of no frames.
@@ -102,7 +110,7 @@ def cost(grid: Grid, frames: int, prompt: int, model, vocab_size: int, bytes_per
         look_ahead=ahead,
         first_passes=first_steps + len(passes) - steps,
         positions=sum(work.positions for work in passes),
-        flops=sum(forward_flops(model, vocab_size, work) for work in passes),
+        flops=sum(forward_flops(model, vocab, work) for work in passes),
         cache_bytes=kept * cache_bytes_per_position(model, bytes_per_value),
     )
 
@@ -118,28 +126,30 @@ def cache_bytes_per_position(model, bytes_per_value: int) -> int:
     return 2 * model.layers * model.kv_heads * model.head_width * bytes_per_value
 
 
-def forward_flops(model, vocab_size: int, work: Work) -> int:
+def forward_flops(model, vocab: Vocab, work: Work) -> int:
     """Forward FLOPs of one pass; the formula at the top of this file."""
     return (
         2 * work.positions * block_weights(model)
         + 4 * work.pairs * model.layers * model.heads * model.head_width
-        + 2 * work.predictions * model.width * vocab_size
+        + 2 * model.width * work.logits(vocab)
     )
 
 
-def training_flops_per_step(model, vocab_size: int, batch: int, length: int) -> int:
+def training_flops_per_step(model, vocab: Vocab, batch: int, length: int) -> int:
     """FLOPs of one training step on `batch` causal rows of `length` positions: forward and twice that backward.
 
-    This is the numerator of MFU and what "equal training FLOPs" means. Padding and packed documents count as if a
-    row were one document; level rows, whose frames see ahead, are counted as causal too: equal batches are equal work.
+    This is what "equal training FLOPs" means: it knows sizes alone, so it can be asked before a run. Padding and packed
+    documents count as if a row were one document, every position as if it predicted over the whole vocabulary; level
+    rows, whose frames see ahead, are counted as causal too: equal batches are equal work. The MFU of a training log
+    counts the legal logits of the predictions that were there (`recording.train_flops`).
     """
-    return 3 * batch * forward_flops(model, vocab_size, Work(length, _triangle(length), length))
+    return 3 * batch * forward_flops(model, vocab, Work(length, _triangle(length), length))
 
 
 def seconds_of_passes(
     passes: list[Work],
     model,
-    vocab_size: int,
+    vocab: Vocab,
     flops_per_second: float,
     bytes_per_second: float,
     bytes_per_value: int = 4,
@@ -149,12 +159,16 @@ def seconds_of_passes(
 
     Roofline model of Williams et al. 2009 (doi 10.1145/1498765.1498785). No launch overhead, no codec: a floor.
     """
-    weights = bytes_per_value * (block_weights(model) + model.width * vocab_size)
     per_pair = cache_bytes_per_position(model, bytes_per_value)
-    flops = np.array([batch * forward_flops(model, vocab_size, work) for work in passes], float)
-    # Every position of a pass reads the same keys, so keys read are those one query sees.
-    moved = np.array([weights + batch * per_pair * work.pairs / work.positions for work in passes])
-    return np.maximum(flops / flops_per_second, moved / bytes_per_second)
+    flops = np.array([batch * forward_flops(model, vocab, work) for work in passes], float)
+
+    def moved(work: Work) -> float:
+        heads = vocab.size * (work.predictions > 0) + vocab.codebook_size * (work.of_level > 0)
+        weights = bytes_per_value * (block_weights(model) + model.width * heads)
+        # Every position of a pass reads the same keys, so keys read are those one query sees.
+        return weights + batch * per_pair * work.pairs / work.positions
+
+    return np.maximum(flops / flops_per_second, np.array([moved(work) for work in passes]) / bytes_per_second)
 
 
 def _triangle(n: int) -> int:

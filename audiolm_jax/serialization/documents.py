@@ -20,6 +20,8 @@ A row is a dict of numpy arrays over its own L positions; data.py packs rows int
     positions [L]   position within the document                      ahead [L]       positions ahead it may see
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from audiolm_jax import vocab as ids
@@ -47,18 +49,13 @@ class _Builder:
         self.length += len(tokens_LS)
 
     def expect(self, targets, heads, weight: float, at: int) -> None:
-        """Positions at, at + 1, ... predict `targets`, [n, S] or one id on stream 0."""
+        """Positions at, at + 1, ... predict `targets`, [n, S] or ids on stream 0; `heads` likewise, or one for all."""
         self.predictions.append((at, self._wide(targets, ids.PAD), self._wide(heads, ids.HEAD_NONE), weight))
 
     def then(self, tokens, heads, weight: float) -> None:
         """Adds positions whose inputs are predicted causally, each by the position before it."""
         tokens_LS = self._wide(tokens, ids.PAD)
-        heads_LS = (
-            np.broadcast_to(heads, tokens_LS.shape)
-            if np.ndim(heads) == 2
-            else self._wide(np.full(len(tokens_LS), heads), ids.HEAD_NONE)
-        )
-        self.expect(tokens_LS, heads_LS, weight, at=self.length - 1)
+        self.expect(tokens_LS, heads, weight, at=self.length - 1)
         self.see(tokens_LS)
 
     def _wide(self, values, fill: int) -> np.ndarray:
@@ -102,16 +99,12 @@ def check(document: Document, grid: Grid, vocab: Vocab) -> None:
 def causal_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
     """The row of the causal pass over the codebooks that have one."""
     check(document, grid, vocab)
-    build = _Builder(grid.streams)
-    build.see(ids.BOS)
-    for kind, values in document:
-        if kind == "text":
-            build.then(values, ids.HEAD_TEXT, text_weight)
-            continue
-        build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
-        frame_LS, book_LS = layout.causal_cells(grid, len(values))
-        steps_LS = layout.serialize(values, grid, vocab)
-        build.then(steps_LS, layout.heads_of(frame_LS, book_LS, vocab), 1.0)
+
+    def steps(build: _Builder, codes_TQ: np.ndarray) -> None:
+        heads_LS = layout.heads_of(*layout.causal_cells(grid, len(codes_TQ)), vocab)
+        build.then(layout.serialize(codes_TQ, grid, vocab), heads_LS, 1.0)
+
+    build = _segments(document, grid, text_weight, steps)
     build.expect(ids.EOS, ids.HEAD_TEXT, text_weight, at=build.length - 1)
     return build.row()
 
@@ -204,13 +197,25 @@ def prompt_row(document: Document, grid: Grid, vocab: Vocab, causal: bool) -> Ro
 
 
 def _clean(document: Document, grid: Grid, vocab: Vocab, text_weight: float) -> _Builder:
+    """Audio stands in place frame by frame, every frame seeing its whole segment; nothing of it is predicted."""
+
+    def frames(build: _Builder, codes_TQ: np.ndarray) -> None:
+        build.see(vocab.code_ids(codes_TQ), ahead=np.arange(len(codes_TQ))[::-1])
+        build.see(ids.END_AUDIO)
+
+    return _segments(document, grid, text_weight, frames)
+
+
+def _segments(
+    document: Document, grid: Grid, text_weight: float, audio: Callable[[_Builder, np.ndarray], None]
+) -> _Builder:
+    """BOS, then every segment in turn; `audio` adds what follows an <audio>."""
     build = _Builder(grid.streams)
     build.see(ids.BOS)
     for kind, values in document:
         if kind == "text":
             build.then(values, ids.HEAD_TEXT, text_weight)
-            continue
-        build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
-        build.see(vocab.code_ids(values), ahead=np.arange(len(values))[::-1])
-        build.see(ids.END_AUDIO)
+        else:
+            build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
+            audio(build, values)
     return build

@@ -7,15 +7,13 @@ and how each codebook is used. Means over utterances; needs the extra `eval` (py
 """
 
 import argparse
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 from train import load_split
 
-from audiolm_jax import codecs
+from audiolm_jax import codecs, files
 
 
 def si_sdr(source: np.ndarray, output: np.ndarray) -> float:
@@ -104,9 +102,7 @@ def main() -> None:
         for level, use in enumerate(result["usage"]):
             print(f"codebook {level}: {use['codes']} codes used, {use['entropy']:.2f} bits, top {use['most']:.1%}")
     if args.out:
-        temporary = args.out.with_name(args.out.name + ".tmp")
-        temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        os.replace(temporary, args.out)
+        files.write_json(args.out, results, indent=1)
 
 
 if __name__ == "__main__":

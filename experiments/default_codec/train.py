@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import time
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import corpora
+from audiolm_jax import corpora, files
 from audiolm_jax.codecs import frame
 from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel, quantize
 
@@ -183,8 +182,8 @@ def save_checkpoint(path: Path, state: dict, progress: dict) -> None:
     """Every array of the state by its path in the tree, progress as JSON; whole or not at all."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     arrays = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
-    save_file(arrays, path.with_suffix(".tmp"), metadata={"progress": json.dumps(progress)})
-    os.replace(path.with_suffix(".tmp"), path)
+    with files.replacing(path) as temporary:
+        save_file(arrays, temporary, metadata={"progress": json.dumps(progress)})
 
 
 def load_checkpoint(path: Path, state: dict) -> tuple[dict, dict]:

@@ -21,7 +21,7 @@ import tqdm
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from audiolm_jax import corpora
+from audiolm_jax import corpora, files
 from audiolm_jax.corpora import CorpusConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import recogniser
@@ -225,9 +225,8 @@ def make_step(graph, optimizer, seed):
 
 def save_checkpoint(path, state, step, settings):
     leaves = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    temporary = path.with_suffix(".tmp")
-    save_file(leaves | {"step": np.array(step)}, temporary, metadata={"settings": json.dumps(settings)})
-    temporary.replace(path)
+    with files.replacing(path) as temporary:
+        save_file(leaves | {"step": np.array(step)}, temporary, metadata={"settings": json.dumps(settings)})
 
 
 def load_checkpoint(path, state, settings):

@@ -86,7 +86,7 @@ def main(name: str) -> None:
             model = Transformer(sizes, vocab.size, nnx.Rngs(0))
             rows, held = batch(grid, vocab, section.batch_size, section.sequence_length, frames)
             seconds = gradient_seconds(model, vocab, rows)
-        flops = cost.training_flops_per_step(sizes, vocab.size, section.batch_size, section.sequence_length)
+        flops = cost.training_flops_per_step(sizes, vocab, section.batch_size, section.sequence_length)
         generator = generate.Generator(model, grid, vocab, codec, data.DataConfig(template=""))
         silence = np.zeros(codec.hop, np.float32)
         [timing] = speed.measure(generator, [""], rates=rates, frames=frames, prompts=[silence])

@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all: written under a temporary name beside the final one, then renamed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields the temporary name to write to; it becomes `path` at the end, and is gone if the block raises.
+
+    The name ends in .tmp, is this process's own and lies in the folder of `path`, which must exist: a rename is
+    atomic within one file system only. What a kill leaves behind is such a .tmp file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A UTF-8 file, and the folders above it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 2, **options: Any) -> None:
+    """A JSON file that ends in a newline, and the folders above it. options: those of `json.dumps`."""
+    write_text(path, json.dumps(value, indent=indent, **options) + "\n")

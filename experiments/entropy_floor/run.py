@@ -1,0 +1,189 @@
+"""Every strategy on every source: the floor, what the order can reach, what training reached, and what comes out.
+
+    make floor                                                        everything, a table
+    python experiments/entropy_floor/run.py --break leak              the same with a mistake built in; it is found
+    python experiments/entropy_floor/run.py --strategies delay,flat   some strategies
+
+One small network per strategy learns all sources at once: the first letter of its text says which one it is to be.
+The workdir is resumable like any run. Exit code 1 if a number is not where theory says it must be.
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from audiolm_jax import checkpoints, data, files, serialization, sharding, stages, training
+from audiolm_jax.corpora import sources
+from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import floor, likelihood
+from audiolm_jax.model import ModelConfig
+from audiolm_jax.optimizer import OptimizerConfig
+from audiolm_jax.serialization import SerializationConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+import broken
+import sampled
+
+MODEL = ModelConfig(layers=2, width=64, heads=4, kv_heads=4, head_width=16, ffn=192)
+DATA = data.DataConfig(sequence_length=128, batch_size=16, max_frames=sources.MAX_FRAMES, drop_text=0.02)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup=50, weight_decay=0.0)
+GRIDS, STEPS, SEED = 200_000, 1500, 0  # grids drawn for training; steps over them
+HELD = 1500  # held-out grids per source
+DRAWS = 4  # of the any-order bound
+MOST = 0.02  # excess over what is reachable, as a fraction of it
+ERRORS = 4  # standard errors by which a number may lie below what is reachable
+
+# The masked strategy makes one cell per pass: every order of the cells is then a chain of true conditionals.
+ITERATIONS = (sources.MAX_FRAMES,) * sources.CODEBOOKS
+ORDERS = {
+    name: SerializationConfig(strategy=name)
+    if name not in ("hierarchical", "masked")
+    else SerializationConfig(strategy=name, prompt_fraction=0.5)
+    if name == "hierarchical"
+    else SerializationConfig(strategy=name, iterations=ITERATIONS, schedule="linear", prompt_fraction=0.5)
+    for name in serialization.STRATEGIES
+}
+# The same network, asked for the likelihood of three passes for codebook 0 and one for each of the others.
+FEW_PASSES = SerializationConfig(strategy="masked", iterations=(3, 1, 1), prompt_fraction=0.5)
+
+
+def vocabulary():
+    return data.make_vocab(sources.Split([], "none").metadata, DATA)
+
+
+def train(order: SerializationConfig, workdir: Path, steps: int) -> None:
+    split = sources.Split(sources.draw(np.random.default_rng([SEED, 0]), GRIDS), "train")
+    batches = data.training_batches(split, DATA, order, vocabulary(), SEED)
+    config = training.TrainingConfig(steps=steps, log_every=100, checkpoint_every=250, peak_tflops=1.0)
+    with contextlib.closing(batches):
+        training.train(
+            workdir,
+            batches,
+            vocabulary(),
+            MODEL,
+            sharding.ShardingConfig(),
+            OPTIMIZER,
+            config,
+            seed=SEED,
+            about={"serialization": order.strategy, "grids": GRIDS},
+        )
+
+
+def measure(order: SerializationConfig, workdir: Path) -> dict[str, dict]:
+    """{letter: bits per frame} on held-out grids: the floor, what is reachable, and what was reached."""
+    grid, vocab = serialization.bind(order, sources.CODEBOOKS), vocabulary()
+    with jax.set_mesh(sharding.single_device_mesh()):
+        model, _ = checkpoints.restore_params(workdir)
+        rows = {}
+        for letter in sources.SOURCES:
+            held = sources.draw(np.random.default_rng([SEED, 1]), HELD, letter)
+            split = sources.Split(held, "test")
+            documents = [data.document(split[n], DATA, vocab) for n in range(len(split))]
+            found = likelihood.likelihood(model, grid, vocab, documents, 1.0, draws=DRAWS)
+            rows[letter] = compare(held, found, letter, grid)
+    return rows
+
+
+def compare(held: list[tuple[str, int]], found: likelihood.Likelihood, letter: str, grid) -> dict:
+    chances = sources.texts(letter)
+    bound = found.tag == "bound"
+    best = {text: floor.ideal(sources.outcomes(text), grid, bound) for text in chances}
+
+    def mean(values) -> float:
+        """Of values(text) [N] over the source, exactly."""
+        return sum(p * float(sources.outcomes(text).probability_N @ values(text)) for text, p in chances.items())
+
+    frames = mean(lambda text: sources.outcomes(text).frames_N)
+    excess_U = found.code_bits_UQ.sum(axis=1) + found.end_bits_U + found.length_bits_U
+    excess_U = excess_U - np.array([best[text].bits_N[number] for text, number in held])
+    codes_U = found.code_bits_UQ.sum(axis=1) - np.array([best[t].code_bits_NQ[n].sum() for t, n in held])
+    entropy = sum(p * floor.entropy(sources.outcomes(text)) for text, p in chances.items())
+    reachable = mean(lambda text: best[text].bits_N)
+    codes = mean(lambda text: best[text].code_bits_NQ.sum(axis=1))
+    # Paired with the best model on the same grids: what these grids happen to be cancels.
+    error = float(excess_U.std(ddof=1) / np.sqrt(len(held)))
+    return {
+        "tag": found.tag,
+        "floor": entropy / frames,
+        "reachable": reachable / frames,
+        "reached": (reachable + float(excess_U.mean())) / frames,
+        "standard_error": error / frames,
+        "codes_reachable": codes / frames,
+        "codes_reached": (codes + float(codes_U.mean())) / frames,
+        "excess_bits_per_grid": float(excess_U.mean()),
+        "verdict": verdict(float(excess_U.mean()), reachable, float(codes_U.mean()), codes, error),
+    }
+
+
+def verdict(excess: float, reachable: float, codes_excess: float, codes: float, error: float) -> str:
+    if excess < -ERRORS * error:
+        return "LEAK"
+    if excess > MOST * reachable or codes_excess > MOST * codes:
+        return "NOT REACHED"
+    return "ok"
+
+
+def table(rows: dict[str, dict[str, dict]]) -> str:
+    lines = [
+        "Bits per frame, the end of audio included. Excess: of reached over reachable.",
+        f"{'source':14s} {'strategy':22s} {'floor':>8s} {'reachable':>10s} {'reached':>17s} {'excess':>8s}",
+    ]
+    for letter, source in sources.SOURCES.items():
+        for name, by_letter in rows.items():
+            row = by_letter[letter]
+            excess = row["reached"] / row["reachable"] - 1
+            label = name + (" (bound)" if row["tag"] == "bound" else "")
+            verdict = "" if row["verdict"] == "ok" else f"  {row['verdict']}"
+            lines.append(
+                f"{letter} {source.__name__.rpartition('.')[2]:12s} {label:22s} {row['floor']:8.4f} "
+                f"{row['reachable']:10.4f} {row['reached']:9.4f} ±{row['standard_error']:.4f} {excess:8.2%}{verdict}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, help="default: runs/floor, or runs/floor-MISTAKE")
+    parser.add_argument("--strategies", default=",".join(ORDERS), help="some of them, separated by commas")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--break", dest="mistake", choices=broken.MISTAKES, help="build a mistake in")
+    flags = parser.parse_args()
+    names = flags.strategies.split(",")
+    for name in names:
+        if name not in ORDERS:
+            raise InputError(f"--strategies={flags.strategies}: there is no {name!r}; known are {', '.join(ORDERS)}")
+    workdir = flags.workdir or Path("runs") / ("floor" + (f"-{flags.mistake}" if flags.mistake else ""))
+    kept = stages.Stages(workdir / "stages")
+    mistake = broken.MISTAKES[flags.mistake] if flags.mistake else contextlib.nullcontext
+    with mistake():
+        rows, tests = {}, {}
+        for name in names:
+            run = workdir / name
+            settings = [name, flags.steps, repr((MODEL, DATA, OPTIMIZER, ORDERS[name], GRIDS, SEED))]
+            kept.run(f"train-{name}", functools.partial(train, ORDERS[name], run, flags.steps), *settings)
+            measured = functools.partial(measure, ORDERS[name], run)
+            rows[name] = kept.run(f"bits-{name}", measured, HELD, DRAWS, after=[f"train-{name}"])
+            if name == "masked":
+                few = functools.partial(measure, FEW_PASSES, run)
+                rows["masked, 3 1 1 passes"] = kept.run("bits-few", few, HELD, after=[f"train-{name}"])
+            drawn = functools.partial(sampled.test, ORDERS[name], run, vocabulary(), DATA, rows[name])
+            tests[name] = kept.run(f"samples-{name}", drawn, sampled.COUNT, after=[f"bits-{name}"])
+    verdicts = [row["verdict"] for by_letter in rows.values() for row in by_letter.values()]
+    print(f"\n{table(rows)}\n\n{sampled.table(tests)}\n")
+    files.write_json(workdir / "results.json", {"bits": rows, "samples": tests})
+    wrong = sum(v != "ok" for v in verdicts), sum(t["p"] < sampled.level(tests) for ts in tests.values() for t in ts)
+    print(f"{wrong[0]} of {len(verdicts)} likelihoods are not where they must be; {wrong[1]} tests of samples fail")
+    return 1 if any(wrong) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

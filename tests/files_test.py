@@ -1,0 +1,58 @@
+"""A file is there whole or not at all."""
+
+import json
+import os
+
+import pytest
+
+from audiolm_jax import files
+
+
+def test_a_writer_that_raises_leaves_the_old_content_and_no_temporary(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="disk"), files.replacing(path) as temporary:
+        temporary.write_bytes(b"half of the n")
+        raise RuntimeError("disk")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_the_old_content_is_there_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".tmp"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_values_that_are_no_json_leave_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(path, {"a": object()})
+    with pytest.raises(ValueError, match="nan"):
+        files.write_json(path, {"a": float("nan")}, allow_nan=False)
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(path, "half \ud800")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_text_is_utf_8_and_folders_are_made(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    files.write_text(path, "größer")
+    assert path.read_bytes() == "größer".encode()
+    files.write_json(path, ["größer"], ensure_ascii=False)
+    assert path.read_text(encoding="utf-8") == '[\n  "größer"\n]\n'
+
+
+def test_a_file_that_cannot_be_renamed_leaves_no_temporary(tmp_path):
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        files.write_text(tmp_path / "folder", "text")
+    assert os.listdir(tmp_path) == ["folder"]
