@@ -159,11 +159,19 @@ def measured(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tu
         return measures.speech(load(), examples, judge, evaluation, workdir / "speech" / cell.name)
 
     make = partial(train, cell.config, comparison.data, folder, comparison.progress)
-    bits = partial(measures.bits, folder, comparison.data, evaluation, configs.section(config, "sharding"))
+    bits = partial(
+        measures.bits, folder, comparison.data, evaluation=evaluation, shards=configs.section(config, "sharding")
+    )
+    others = {
+        split: partial(bits, evaluation=dataclasses.replace(evaluation, split=split)) for split in evaluation.also
+    }
     tokens_made = comparison.stages.kept["tokens"]["digest"]
     found = stages.run("train", make, *parts, tokens_made) | stages.run("likelihood", bits, *held, after=["train"])
     found |= stages.run("speech", speak, *drawn, after=["train"])
     found |= stages.run("speed", lambda: measures.clocked(load(), examples, evaluation), *drawn, after=["train"])
+    found["also"] = {
+        split: stages.run(f"likelihood-{split}", measure, *held, after=["train"]) for split, measure in others.items()
+    }
     return found, sum(stages.seconds().values())
 
 

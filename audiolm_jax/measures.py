@@ -24,6 +24,7 @@ class EvaluationConfig:
     """Which held-out speech, and how much of it."""
 
     split: str = "test"
+    also: tuple[str, ...] = ()  # audiolm compare: further splits whose likelihood is measured
     utterances: int = 0  # scored by likelihood, spread evenly over the split; 0: all
     method: str = (
         "auto"  # masked: "bound" (any order), "exact" (the fixed order), "auto" (bound where there is a choice)

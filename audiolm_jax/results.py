@@ -95,6 +95,7 @@ def _entry(entry: str, members: Sequence[Cell], shares: Mapping, found: Mapping[
             "utterances": len(characters_U),
             "second_opinion": None if None in opinions else float(np.mean(opinions)),
         },
+        "also": {split: _also([run["also"][split] for run in runs]) for split in first["also"]},
         "cost": first["cost"],
         "speed": first["speed"],
         "spread": {
@@ -121,6 +122,13 @@ def _entry(entry: str, members: Sequence[Cell], shares: Mapping, found: Mapping[
         "training_curve": first["training_curve"],
         "samples": first["samples"],
     }
+
+
+def _also(runs: Sequence[dict]) -> dict:
+    """Likelihood on a further split, over seeds."""
+    bits_SU = np.array([run["utterance_bits"] for run in runs])
+    bits = intervals.ratio(bits_SU, np.array(runs[0]["utterance_seconds"]))
+    return {"bits_per_second": bits.value, "low": bits.low, "high": bits.high, "utterances": bits_SU.shape[1]}
 
 
 def differences(groups: Mapping[str, Sequence[Cell]], found: Mapping[str, dict]) -> list[dict]:

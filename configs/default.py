@@ -251,6 +251,8 @@ def get_config() -> ConfigDict:
         {
             # Of the token data set: test, unseen (other voices), valid or train.
             "split": "test",
+            # audiolm compare: further splits whose likelihood is measured, such as ("unseen",).
+            "also": (),
             # Utterances scored by likelihood, spread evenly over the split; 0: all.
             "utterances": 0,
             # masked: "bound" (any order), "exact" (the fixed order), "auto" (bound where there is a choice).

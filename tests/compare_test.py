@@ -108,6 +108,7 @@ def test_report_and_results(done):
     assert (delay["likelihood"], masked["likelihood"]) == ("exact", "bound")
     assert results["config"]["training"]["steps"] == delay["training_steps"] == 6
     for found in results["strategies"]:
+        assert 0 < found["also"]["unseen"]["low"] <= found["also"]["unseen"]["bits_per_second"]
         assert found["cost"]["predicted_passes"] == found["cost"]["measured_passes"]
         assert 0 < found["bits_per_second"] < 2 * results["baselines"]["uniform_bits_per_second"]
         for sample in found["samples"]:

@@ -104,6 +104,7 @@ def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
             "end_bits_per_utterance": None if name == "masked" else 2.14,
             "length_bits_per_utterance": 4.6 if name == "masked" else None,
             "utterance_bits": ((bits + noise) * seconds).tolist(), "utterance_seconds": seconds.tolist(),
+            "also": {"unseen": {"utterance_bits": (1.1 * bits * seconds).tolist(), "utterance_seconds": seconds.tolist()}},
             "cer": cer(rate, 0.5 + rate), "sentence_errors": errors.tolist(), "sentence_characters": [50] * 32,
             "cost": {"frames": 100, "predicted_passes": passes, "measured_passes": passes, "lookahead_frames": ahead,
                      "first_audio_passes": ahead + 1, "flops": 3.1e10, "kv_bytes": 2_000_000},
@@ -149,7 +150,7 @@ def test_page_is_whole_and_needs_nothing_beside_itself(results, tmp_path):
     assert text.count(picture) == len(NAMES)
     clips = len(SENTENCES) * (len(NAMES) + 2)
     assert text.count("data:audio/flac;base64,") == text.count("data:image/png;base64,") == clips
-    for number in ("412.3", "861.0", "1000.0", "18.0", "row minus column", "≥ "):
+    for number in ("412.3", "453.5", "861.0", "1000.0", "18.0", "row minus column", "≥ "):
         assert number in text
     assert "nan" not in re.sub(r"base64,[^\"']*", "", text).lower().split()
     assert len(text) < 15_000_000

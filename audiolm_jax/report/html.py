@@ -72,7 +72,9 @@ def _results(results: dict) -> str:
         + (f", {test} test utterances" if test else "")
         + f"; speech of {results['strategies'][0]['cer']['utterances']} utterances was heard by the recogniser."
     )
-    shown = tables.results_table(results) + tables.training_table(results) + tables.speed_table(results)
+    shown = "".join(
+        table(results) for table in (tables.results_table, tables.also_table, tables.training_table, tables.speed_table)
+    )
     return f'<p class="lead">{lead}</p>{shown}'
 
 

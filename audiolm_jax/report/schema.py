@@ -79,6 +79,8 @@ _STRATEGY = {
     "end_bits_per_utterance": (float, None),  # predicting where the audio ends; null where it is not predicted
     "length_bits_per_utterance": (float, None),  # predicting the number of frames; null where it is not predicted
     "cer": _CER,  # all seeds together
+    # Of every split in config.evaluation.also: code bits as above and their interval.
+    "also": {"*": {"bits_per_second": float, "low": float, "high": float, "utterances": int}},
     "spread": {"bits_per_second": _SPREAD, "cer": _SPREAD},
     "seeds": [_SEED],
     # Of the first seed, from here on.

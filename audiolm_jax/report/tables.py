@@ -107,6 +107,22 @@ def results_table(results: dict) -> str:
     return _table(_columns(seeds), rows, "Likelihood and intelligibility")
 
 
+def also_table(results: dict) -> str:
+    """Likelihood on the further splits, "" if there are none."""
+    strategies, symbols, rows = results["strategies"], colours(results), []
+    splits = list(strategies[0]["also"])
+    if not splits:
+        return ""
+    for one in strategies:
+        rates = [one["also"][split] for split in splits]
+        cells = [
+            f"{rate['bits_per_second']:.1f}<br><small>{rate['low']:.1f}–{rate['high']:.1f}</small>" for rate in rates
+        ]
+        rows.append((_title(symbols[one["name"]], one), cells, False))
+    columns = tuple((split, "bits/s, 95 % interval") for split in splits)
+    return _table((("Bits on other held-out speech", columns),), rows, "Other held-out speech")
+
+
 def training_table(results: dict) -> str:
     """What every strategy was given, and what it took: the budget that is equal, and the others that are not."""
     symbols, rows = colours(results), []
