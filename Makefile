@@ -6,11 +6,12 @@ VENV ?= .venv
 WORKDIR ?= runs/demo
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test test-all lint format bench pictures clean
+.PHONY: help install demo floor test test-all lint format bench pictures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      compare serialization strategies on synthetic speech: a report in ten minutes"
+	@echo "make floor     every strategy against sources whose entropy is known: half an hour, a table"
 	@echo "make test      the tests (make test-all: the slow ones too)"
 	@echo "make install   the package alone, in $(VENV)"
 	@echo "make lint      ruff check and ruff format --check (make format: apply them)"
@@ -38,6 +39,9 @@ install: $(VENV)/.package
 demo: $(VENV)/.package
 	@echo "== audiolm compare --config configs/demo.py --workdir $(WORKDIR)"
 	@$(VENV)/bin/audiolm compare --config configs/demo.py --workdir $(WORKDIR)
+
+floor: $(VENV)/.package
+	$(VENV)/bin/python experiments/entropy_floor/run.py
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2

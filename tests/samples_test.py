@@ -70,3 +70,11 @@ def test_what_an_order_cannot_help_is_expected_outside():
     observed = [lengths[number] for number in draw(truth()[TEXT], 500, 0)]
     assert samples.p_value(expected, observed + [(99,)] * 500, 0.0) > 1e-3
     assert samples.p_value(expected, observed + [(99,)] * 700, 0.0) < 1e-4
+
+
+def test_a_grid_of_likely_frames_in_an_impossible_order_is_outside():
+    codes_TQ = sources.outcomes(TEXT).grid(0).copy()
+    assert samples.category(TEXT, "length", codes_TQ) == (len(codes_TQ),)
+    codes_TQ[0, 0] = 2  # the first frame follows zeros: 0 or 1
+    assert samples.category(TEXT, "length", codes_TQ) == samples.OUTSIDE
+    assert samples.category(TEXT, "last frame", codes_TQ[:1]) == samples.OUTSIDE

@@ -47,6 +47,18 @@ def categories(text: str, statistic: str) -> tuple:
     return tuple(STATISTICS[statistic](listed.grid(number)) for number in range(len(listed.frames_N)))
 
 
+@functools.cache
+def _grids(text: str) -> frozenset[bytes]:
+    listed = sources.outcomes(text)
+    return frozenset(listed.grid(number).tobytes() for number in range(len(listed.frames_N)))
+
+
+def category(text: str, statistic: str, codes_TQ: np.ndarray) -> tuple | str:
+    """Of a sample made from `text`: `OUTSIDE` if the source cannot give it."""
+    codes_TQ = np.ascontiguousarray(codes_TQ, np.int32)
+    return STATISTICS[statistic](codes_TQ) if codes_TQ.tobytes() in _grids(text) else OUTSIDE
+
+
 def expected(statistic: str, probability: dict[str, np.ndarray]) -> dict:
     """{category: probability}, summed over texts.
 
@@ -60,9 +72,9 @@ def expected(statistic: str, probability: dict[str, np.ndarray]) -> dict:
     return {**found, OUTSIDE: max(0.0, 1 - sum(found.values()))}
 
 
-def p_value(expected: dict, observed: Sequence[tuple], excess: float) -> float:
-    """Probability, under the hypothesis above, of samples at least as far from `expected` as `observed`, the category
-    of each.
+def p_value(expected: dict, observed: Sequence[tuple | str], excess: float) -> float:
+    """Probability, under the hypothesis above, of samples at least as far from `expected` as `observed`, the
+    `category` of each.
 
     Where grids outside the source are rare, their share is tested apart and the smaller of both p-values is doubled
     (Bonferroni). Categories with fewer than 5 expected samples are counted together.

@@ -84,12 +84,11 @@ def judge(way: str, grid, asked: list, grids: list[np.ndarray], bits: dict[str, 
     found = []
     for letter in sources.SOURCES:
         rows = [(said, count, codes) for (said, count, _), codes in zip(asked, grids, strict=True) if said[0] == letter]
-        rows = [row for row in rows if len(row[2]) >= 2]
         if not rows:
             continue
         expected = probabilities(letter, grid)
-        for statistic, category in samples.STATISTICS.items():
-            observed = [category(codes_TQ) for _, _, codes_TQ in rows]
+        for statistic in samples.STATISTICS:
+            observed = [samples.category(said, statistic, codes_TQ) for said, _, codes_TQ in rows]
             p = samples.p_value(samples.expected(statistic, expected), observed, bits[letter]["excess_bits_per_grid"])
             found.append({"source": letter, "way": way, "statistic": statistic, "p": p, "samples": len(rows)})
     return found
