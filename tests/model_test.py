@@ -41,7 +41,7 @@ def packed_rows() -> dict[str, np.ndarray]:
     return {"positions": positions, "segments": segments, "ahead": ahead}
 
 
-@pytest.mark.parametrize("config", [TINY, OTHER])
+@pytest.mark.parametrize("config", [OTHER, pytest.param(TINY, marks=pytest.mark.slow)])
 def test_the_gradient_is_zero_exactly_where_a_query_must_not_see(config):
     rows = packed_rows()
     b, length = rows["segments"].shape
@@ -117,7 +117,9 @@ def decode(network, prompt_cache, cache, generated):
     return jax.lax.scan(body, cache, jnp.arange(G))
 
 
-@pytest.mark.parametrize("config", [TINY, OTHER, dataclasses.replace(TINY, tied=True, kv_heads=1)])
+@pytest.mark.parametrize(
+    "config", [TINY, OTHER, pytest.param(dataclasses.replace(TINY, tied=True, kv_heads=1), marks=pytest.mark.slow)]
+)
 def test_prefill_and_steps_equal_one_forward_pass(config):
     network = model.unstack(make(config))
     prompt, generated = decode_rows()
@@ -184,7 +186,9 @@ def mixed_batch(vocab: Vocab, rows: int = 8, length: int = 10, streams: int = 2)
     }
 
 
-@pytest.mark.parametrize("preset,tensor", [("data", 1), ("fsdp", 1), ("fsdp_tensor", 2)])
+@pytest.mark.parametrize(
+    "preset,tensor", [pytest.param("data", 1, marks=pytest.mark.slow), ("fsdp", 1), ("fsdp_tensor", 2)]
+)
 def test_eight_devices_give_the_loss_and_gradients_of_one(preset, tensor):
     vocab = Vocab(codebooks=2, codebook_size=16, max_frames=8)
     batch = mixed_batch(vocab)

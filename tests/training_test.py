@@ -90,7 +90,7 @@ def stop_at(step: int, number: int):
     return lambda count: os.kill(os.getpid(), number) if count == step else None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_by_a_signal_and_resumed_equals_never_stopped(tmp_path, number):
     straight = run(tmp_path / "straight", steps=7)
     with pytest.raises(SystemExit) as stopped:
