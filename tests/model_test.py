@@ -187,7 +187,7 @@ def mixed_batch(vocab: Vocab, rows: int = 8, length: int = 10, streams: int = 2)
 
 
 @pytest.mark.parametrize(
-    "preset,tensor", [pytest.param("data", 1, marks=pytest.mark.slow), ("fsdp", 1), ("fsdp_tensor", 2)]
+    "preset,tensor", [("fsdp_tensor", 2), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("data", "fsdp"))]
 )
 def test_eight_devices_give_the_loss_and_gradients_of_one(preset, tensor):
     vocab = Vocab(codebooks=2, codebook_size=16, max_frames=8)
