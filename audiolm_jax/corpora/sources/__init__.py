@@ -18,6 +18,7 @@ All have Q = 3 codebooks of K = 3 codes and at most 9 frames: one vocabulary, so
 import collections
 import dataclasses
 import functools
+from collections.abc import Iterable
 from types import ModuleType
 
 import numpy as np
@@ -31,9 +32,10 @@ END = "end"
 LENGTHS = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4}
 
 
-def ends(frames: int) -> float:
-    """Probability that a grid ends after so many frames, given that it has them: the hazard of `LENGTHS`."""
-    return LENGTHS.get(frames, 0.0) / sum(p for length, p in LENGTHS.items() if length >= frames)
+def unless_ended(frames: int, following: Iterable[tuple]) -> list[tuple]:
+    """A `step` after so many frames: the end with the hazard of `LENGTHS`, or one of `following`, which sum to one."""
+    end = LENGTHS.get(frames, 0.0) / sum(p for length, p in LENGTHS.items() if length >= frames)
+    return [(end, END, None), *(((1 - end) * p, frame, after) for p, frame, after in following)]
 
 
 def either(code: int, p: float) -> list[tuple[float, int]]:

@@ -6,7 +6,7 @@ c0 ~ (.6, 0, .4)    c1 = c0 with .9, else c0 + 1    c2 = c1 with .9, else c1 + 1
 frame. Every other order of the dict sees the coarser codes of the frame and loses nothing.
 """
 
-from audiolm_jax.corpora.sources import END, either, ends
+from audiolm_jax.corpora.sources import either, unless_ended
 
 COARSE = {0: 0.6, 2: 0.4}
 
@@ -20,10 +20,10 @@ def start(text):
 
 
 def step(state):
-    frames, end = state, ends(state)
-    return [(end, END, None)] + [
-        ((1 - end) * p0 * p1 * p2, (c0, c1, c2), frames + 1)
+    following = (
+        (p0 * p1 * p2, (c0, c1, c2), state + 1)
         for c0, p0 in COARSE.items()
         for p1, c1 in either(c0, 0.9)
         for p2, c2 in either(c1, 0.9)
-    ]
+    )
+    return unless_ended(state, following)

@@ -7,7 +7,7 @@ then and is not told about it later. `flat` loses nothing. `hierarchical` loses 
 c2, but then c2 with the c0 that followed.
 """
 
-from audiolm_jax.corpora.sources import END, either, ends
+from audiolm_jax.corpora.sources import either, unless_ended
 
 
 def texts():
@@ -20,10 +20,10 @@ def start(text):
 
 def step(state):
     frames, finest = state
-    end = ends(frames)
-    return [(end, END, None)] + [
-        ((1 - end) * p0 * p1 * p2, (c0, c1, c2), (frames + 1, c2))
+    following = (
+        (p0 * p1 * p2, (c0, c1, c2), (frames + 1, c2))
         for p0, c0 in either(finest, 0.9)
         for p1, c1 in either(c0, 0.7)
         for p2, c2 in either(c1, 0.5)
-    ]
+    )
+    return unless_ended(frames, following)

@@ -9,7 +9,7 @@ first; so does `masked` wherever one pass predicts neighbours.
 
 import itertools
 
-from audiolm_jax.corpora.sources import CODEBOOK_SIZE, CODEBOOKS, END, either, ends
+from audiolm_jax.corpora.sources import CODEBOOK_SIZE, CODEBOOKS, either, unless_ended
 
 STAY = (0.85, 0.75, 0.8)
 
@@ -24,12 +24,12 @@ def start(text):
 
 def step(state):
     frames, last = state
-    end = ends(frames)
     choices = [
         [(1 / CODEBOOK_SIZE, code) for code in range(CODEBOOK_SIZE)] if last is None else either(last[q], STAY[q])
         for q in range(CODEBOOKS)
     ]
-    return [(end, END, None)] + [
-        ((1 - end) * p0 * p1 * p2, (c0, c1, c2), (frames + 1, (c0, c1, c2)))
+    following = (
+        (p0 * p1 * p2, (c0, c1, c2), (frames + 1, (c0, c1, c2)))
         for (p0, c0), (p1, c1), (p2, c2) in itertools.product(*choices)
-    ]
+    )
+    return unless_ended(frames, following)

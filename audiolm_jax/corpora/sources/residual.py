@@ -6,7 +6,7 @@ The first frame follows a frame of zeros. `parallel` does not see the coarser co
 `masked` do not see the last value of codebooks that they predict in one pass: all of these lose.
 """
 
-from audiolm_jax.corpora.sources import END, either, ends
+from audiolm_jax.corpora.sources import either, unless_ended
 
 
 def texts():
@@ -19,10 +19,10 @@ def start(text):
 
 def step(state):
     frames, last = state
-    end = ends(frames)
-    return [(end, END, None)] + [
-        ((1 - end) * p0 * p1 * p2, (c0, c1, c2), (frames + 1, (c0, c1, c2)))
+    following = (
+        (p0 * p1 * p2, (c0, c1, c2), (frames + 1, (c0, c1, c2)))
         for p0, c0 in either(last[0], 0.7)
         for p1, c1 in either(last[1] + c0, 0.85)
         for p2, c2 in either(last[2] + c1, 0.85)
-    ]
+    )
+    return unless_ended(frames, following)
