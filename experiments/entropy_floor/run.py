@@ -67,14 +67,11 @@ ERRORS = 4  # standard errors by which a number may lie below what is reachable
 
 # The masked strategy makes one cell per pass: every order of the cells is then a chain of true conditionals.
 ITERATIONS = (sources.MAX_FRAMES,) * sources.CODEBOOKS
-ORDERS = {
-    name: SerializationConfig(strategy=name)
-    if name not in ("hierarchical", "masked")
-    else SerializationConfig(strategy=name, prompt_fraction=0.5)
-    if name == "hierarchical"
-    else SerializationConfig(strategy=name, iterations=ITERATIONS, schedule="linear", prompt_fraction=0.5)
-    for name in serialization.STRATEGIES
+OPTIONS = {
+    "hierarchical": {"prompt_fraction": 0.5},
+    "masked": {"prompt_fraction": 0.5, "iterations": ITERATIONS, "schedule": "linear"},
 }
+ORDERS = {name: SerializationConfig(name, **OPTIONS.get(name, {})) for name in serialization.STRATEGIES}
 # The same network, asked for the likelihood of three passes for codebook 0 and one for each of the others.
 FEW_PASSES = SerializationConfig(strategy="masked", iterations=(3, 1, 1), prompt_fraction=0.5)
 

@@ -8,9 +8,11 @@ Four ways to sample, each with rows of unequal texts, lengths and sources in one
     streamed    in chunks of two steps; must equal `plain` code by code
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from audiolm_jax import checkpoints, generate, serialization, sharding, text
@@ -40,7 +42,7 @@ class NoCodec:
 def test(order: SerializationConfig, run: Path, vocab, config, bits: dict[str, dict]) -> list[dict]:
     """Every statistic of every source and way: [{"source", "way", "statistic", "p", "samples"}, ...]."""
     grid = serialization.bind(order, sources.CODEBOOKS)
-    with sharding.jax.set_mesh(sharding.single_device_mesh()):
+    with jax.set_mesh(sharding.single_device_mesh()):
         model, _ = checkpoints.restore_params(run)
     generator = generate.Generator(model, grid, vocab, NoCodec, config)
     option = SamplingConfig(temperature=(1.0,), one_pass_temperature=1.0, length_temperature=1.0, confidence_noise=1e6)
@@ -49,7 +51,7 @@ def test(order: SerializationConfig, run: Path, vocab, config, bits: dict[str, d
     asked = [(said, 0, None) for said, _ in sources.draw(rng, COUNT)]
     plain = draw(generator, asked, option, [option.guidance])
     found += judge("plain", grid, asked, plain, bits)
-    streamed = draw(generator, asked[:BATCH], SamplingConfig(**{**vars(option), "chunk": 2}), [option.guidance])
+    streamed = draw(generator, asked[:BATCH], dataclasses.replace(option, chunk=2), [option.guidance])
     same = all(np.array_equal(a, b) for a, b in zip(plain, streamed, strict=False))
     found.append({"source": "all", "way": "streamed", "statistic": "equals plain", "p": float(same), "samples": BATCH})
 
@@ -73,7 +75,7 @@ def draw(generator, asked: list, option: SamplingConfig, guidance: list[float]) 
         requests = []
         for row, (said, count, codes_TQ) in enumerate(asked[start : start + BATCH]):
             prompt_TQ = np.zeros((0, sources.CODEBOOKS), np.int32) if codes_TQ is None else codes_TQ[:count]
-            rules = SamplingConfig(**{**vars(option), "guidance": guidance[row % len(guidance)]})
+            rules = dataclasses.replace(option, guidance=guidance[row % len(guidance)])
             requests.append(Request((("text", text.encode(said)),), prompt_TQ, None, start + row, rules))
         *_, last = generator.progress(requests)
         grids += [codes[:frames] for codes, frames in zip(last.codes_BFQ, last.frames_B, strict=True)]
@@ -83,21 +85,27 @@ def draw(generator, asked: list, option: SamplingConfig, guidance: list[float]) 
 def judge(way: str, grid, asked: list, grids: list[np.ndarray], bits: dict[str, dict]) -> list[dict]:
     found = []
     for letter in sources.SOURCES:
-        rows = [(said, count, codes) for (said, count, _), codes in zip(asked, grids, strict=True) if said[0] == letter]
+        rows = [(said, codes) for (said, _, _), codes in zip(asked, grids, strict=True) if said[0] == letter]
         if not rows:
             continue
-        expected = probabilities(letter, grid)
+        measured = bits[letter]
         for statistic in samples.STATISTICS:
-            observed = [samples.category(said, statistic, codes_TQ) for said, _, codes_TQ in rows]
-            p = samples.p_value(samples.expected(statistic, expected), observed, bits[letter]["excess_bits_per_grid"])
+            right = expected(letter, statistic, grid, measured["tag"] == "bound")
+            observed = [samples.category(said, statistic, codes_TQ) for said, codes_TQ in rows]
+            p = samples.p_value(right, observed, measured["excess_bits_per_grid"])
             found.append({"source": letter, "way": way, "statistic": statistic, "p": p, "samples": len(rows)})
     return found
 
 
 @functools.cache
-def probabilities(letter: str, grid) -> dict[str, np.ndarray]:
-    """Of every grid of every text, under the best model of the order."""
-    bound = max(grid.iterations, default=1) > 1
+def expected(letter: str, statistic: str, grid, bound: bool) -> dict:
+    """{category: probability} under the best model of the order; the same for every way of sampling."""
+    return samples.expected(statistic, probabilities(letter, grid, bound))
+
+
+@functools.cache
+def probabilities(letter: str, grid, bound: bool) -> dict[str, np.ndarray]:
+    """Of every grid of every text."""
     return {
         said: chance * 2.0 ** -floor.ideal(sources.outcomes(said), grid, bound).bits_N
         for said, chance in sources.texts(letter).items()
