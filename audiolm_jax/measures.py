@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import checkpoints, corpora, data, encoding, generate, sharding, tokens
+from audiolm_jax import checkpoints, corpora, data, encoding, files, generate, sharding, tokens
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, recogniser, speed
 from audiolm_jax.sampling import SamplingConfig
@@ -175,10 +175,8 @@ def listen(
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     for index, waveform in enumerate(waveforms[: evaluation.heard]):
-        path = folder / f"{index}.wav"
-        temporary = path.with_name(f"{index}.tmp.wav")
-        soundfile.write(temporary, waveform, sample_rate)
-        temporary.replace(path)
+        with files.replacing(folder / f"{index}.wav") as temporary:
+            soundfile.write(temporary, waveform, sample_rate, format="WAV")
         samples.append(
             {
                 "sentence": index,
