@@ -1,6 +1,8 @@
 """Eight CPU devices for the whole suite, and a mesh that is always entered."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import pytest
@@ -20,3 +22,16 @@ def mesh():
     one = sharding.single_device_mesh()
     with jax.set_mesh(one):
         yield one
+
+
+@pytest.fixture(scope="session")
+def script():
+    """script("docs/draw.py") is that file of the repository as a module: it is no part of the package."""
+
+    def load(path: str) -> ModuleType:
+        specification = importlib.util.spec_from_file_location(path, Path(__file__).parent.parent / path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        return module
+
+    return load

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -128,12 +126,8 @@ def test_totals_add_up():
 
 
 @pytest.fixture(scope="module")
-def counting():
-    path = Path(__file__).parents[1] / "experiments" / "cost_model" / "count.py"
-    spec = importlib.util.spec_from_file_location("cost_model_count", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def counting(script):
+    return script("experiments/cost_model/count.py")
 
 
 @functools.cache

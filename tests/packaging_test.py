@@ -1,6 +1,5 @@
 """What a person gets: an importable package without heavy dependencies, pinned versions, working make targets."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -75,11 +74,9 @@ def test_ci_runs_what_a_person_runs():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
-def test_pictures_of_the_readme_are_current():
+def test_pictures_of_the_readme_are_current(script):
     """`make pictures` would change nothing, and the README shows every strategy."""
-    specification = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw.py")
-    draw = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(draw)
+    draw = script("docs/draw.py")
     assert {path.name: path.read_text() for path in draw.FOLDER.iterdir()} == draw.drawn()
     readme = (ROOT / "README.md").read_text()
     for name in STRATEGIES:

@@ -1,9 +1,7 @@
 """The yardstick: error rates are exact, the frozen recogniser hears speech and survives everything else."""
 
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -212,35 +210,30 @@ def test_the_second_opinion_hears_digits_and_knows_its_limits():
 # ---------------------------------------------------------------- training it
 
 
-def training_script():
-    path = Path(__file__).parents[1] / "experiments" / "recogniser" / "train.py"
-    spec = importlib.util.spec_from_file_location("recogniser_train", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def training(script):
+    return script("experiments/recogniser/train.py")
 
 
-def test_training_goes_on_with_the_batch_it_would_have_had():
-    script = training_script()
+def test_training_goes_on_with_the_batch_it_would_have_had(training):
     rng = np.random.default_rng(0)
     examples = [(rng.normal(size=(n, 4)).astype(np.float16), np.ones(3, np.int32)) for n in rng.integers(90, 400, 90)]
-    whole = [batch for (step, batch), _ in zip(script.batches(examples, 0, 0), range(40))]
-    part = [batch for (step, batch), _ in zip(script.batches(examples, 0, 25), range(15))]
+    whole = [batch for (step, batch), _ in zip(training.batches(examples, 0, 0), range(40))]
+    part = [batch for (step, batch), _ in zip(training.batches(examples, 0, 25), range(15))]
     for a, b in zip(whole[25:], part, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_augmentation_keeps_shapes_and_stays_finite():
-    script = training_script()
+def test_augmentation_keeps_shapes_and_stays_finite(training):
     mel_BFM = jax.random.normal(jax.random.key(0), (4, 120, TINY.bands))
-    out_BFM, frames_B = jax.jit(script.augment)(mel_BFM, jnp.array([120, 100, 60, 1]), jax.random.key(1))
+    out_BFM, frames_B = jax.jit(training.augment)(mel_BFM, jnp.array([120, 100, 60, 1]), jax.random.key(1))
     assert out_BFM.shape == mel_BFM.shape
     assert np.isfinite(out_BFM).all()
     assert (frames_B >= 1).all() and (frames_B <= 120).all()
 
 
-def test_the_corpora_of_the_script_can_be_made():
-    for corpus in training_script().CORPORA.values():
+def test_the_corpora_of_the_script_can_be_made(training):
+    for corpus in training.CORPORA.values():
         assert isinstance(corpus, CorpusConfig)
-        assert max(len(item["text"]) for item in synthetic.plan(corpus)) < training_script().CHARACTERS
+        assert max(len(item["text"]) for item in synthetic.plan(corpus)) < training.CHARACTERS
