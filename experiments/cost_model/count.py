@@ -91,8 +91,8 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
 
     prompts = plan.prompts([request], grid, vocab, causal=grid.causal_levels > 0, guided=False)
     P = prompts.tokens_MPS.shape[1]
-    prefill, flops["prompt"] = compiled(causal.run_prefill, model, *plan.place(prompts))
     placed = plan.place(prompts)
+    prefill, flops["prompt"] = compiled(causal.run_prefill, model, *placed)
     seconds += fastest(lambda: prefill(model, *placed))
     runs["prompt"], dense["prompt"] = 1, cost.Work(P, P * P, 0)
     if grid.causal_levels:
