@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -335,6 +336,13 @@ def environment(error: BaseException) -> str | None:
     return None
 
 
+def not_after_the_first(unraisable: Any) -> None:
+    """One failed write of a checkpoint is raised, and told; its threads would print a traceback for each other one."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def run() -> None:
     """Entry point of the console script."""
+    sys.unraisablehook = not_after_the_first
     sys.exit(main(sys.argv[1:], keep_executables=True))

@@ -225,7 +225,7 @@ def test_a_full_disk_ends_with_one_sentence(done, folder):
     assert ended.returncode == 2, ended.stderr
     last = ended.stderr.splitlines()[-1]
     assert re.match(r"audiolm: .*(File too large|No space left).* what was finished is kept", last), ended.stderr
-    assert "audiolm_jax/" not in ended.stderr, "a traceback of this package"
+    assert "Traceback" not in ended.stderr
 
 
 def kill_when(process: subprocess.Popen, stage: str, seconds: float) -> None:
