@@ -39,13 +39,17 @@ class Setup:
     """How a strategy is trained: what its network needs to come within 2 %."""
 
     layers: int = 2
+    width: int = 64
     learning_rate: float = 1e-2
     rows: int = 16
     steps: int = 1500
 
     @property
     def model(self) -> ModelConfig:
-        return ModelConfig(layers=self.layers, width=64, heads=4, kv_heads=4, head_width=16, ffn=192)
+        heads = self.width // 16
+        # A row has thirty positions at most: rotations of thousands of them would tell none of these apart.
+        sizes = {"heads": heads, "kv_heads": heads, "head_width": 16, "ffn": 3 * self.width, "rope_base": 30.0}
+        return ModelConfig(layers=self.layers, width=self.width, **sizes)
 
     @property
     def data(self) -> data.DataConfig:
@@ -57,8 +61,11 @@ class Setup:
 
 
 # A row of these trains one level, and its network must find neighbours by attention, which causal input is shifted for.
-BIDIRECTIONAL = Setup(layers=3, learning_rate=4e-3, rows=32, steps=4000)
-SETUPS = {"hierarchical": BIDIRECTIONAL, "masked": BIDIRECTIONAL}
+BIDIRECTIONAL = Setup(layers=3, learning_rate=4e-3)
+SETUPS = {
+    "hierarchical": BIDIRECTIONAL,
+    "masked": dataclasses.replace(BIDIRECTIONAL, width=96, rows=32, steps=3000),
+}
 
 HELD = 1500  # held-out grids per source
 DRAWS = 4  # of the any-order bound
