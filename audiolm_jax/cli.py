@@ -168,10 +168,10 @@ def generate(options: argparse.Namespace) -> None:
     }
     stream = generator.stream([options.text], **wanted)
     writable(options.out.parent, "--out")
-    rate = generator.codec.sample_rate
+    rate, channels = generator.codec.sample_rate, generator.codec.channels
     with (
         files.replacing(options.out) as temporary,
-        soundfile.SoundFile(temporary, "w", rate, 1, subtype="PCM_16", format="WAV") as file,
+        soundfile.SoundFile(temporary, "w", rate, channels, subtype="PCM_16", format="WAV") as file,
     ):
         while True:
             try:
@@ -179,11 +179,11 @@ def generate(options: argparse.Namespace) -> None:
             except StopIteration as finished:
                 [result] = finished.value
                 break
-            file.write(samples)
+            file.write(samples.T)
             if options.stream:
                 file.flush()
                 print(f"{file.frames / rate:6.2f} s of audio", flush=True)
-    seconds = len(result.waveform) / result.sample_rate
+    seconds = result.waveform.shape[-1] / result.sample_rate
     print(f"{options.out}: {seconds:.2f} s of audio in {result.seconds:.2f} s and {result.passes} passes")
 
 

@@ -19,8 +19,8 @@ def encode(
 ) -> list:
     """For each utterance (codes_TQ, seconds) or the Reject that says why not.
 
-    Recordings of similar length share a batch of fixed shape, padded on the right (a causal codec gives the same
-    frames) and, in the last batch of a length, with empty rows.
+    Recordings of similar length share a batch of fixed shape, padded on the right and, in the last batch of a length,
+    with empty rows.
     """
     results: list = [None] * len(members)
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
@@ -28,14 +28,14 @@ def encode(
     def run(bucket: int) -> None:
         rows = waiting.pop(bucket)
         batch_BN = np.zeros((_rows(bucket, codec, batch_seconds), bucket), np.float32)
+        samples_B = np.ones(len(batch_BN), int)
         for row, (_, waveform_N) in enumerate(rows):
-            batch_BN[row, : len(waveform_N)] = waveform_N
-        codes_BTQ = np.asarray(codec.encode(batch_BN))
+            batch_BN[row, : len(waveform_N)], samples_B[row] = waveform_N, len(waveform_N)
+        codes_BTQ = np.asarray(codec.encode(batch_BN, samples_B))
         if codes_BTQ.min() < 0 or codes_BTQ.max() >= codec.codebook_size:
             raise ValueError(f"the codec {codec.name!r} gave codes outside 0..{codec.codebook_size - 1}")
         for codes_TQ, (index, waveform_N) in zip(codes_BTQ, rows, strict=False):
-            frames = -(-len(waveform_N) // codec.hop)
-            results[index] = (codes_TQ[:frames], len(waveform_N) / codec.sample_rate)
+            results[index] = (codes_TQ[: codec.frames(len(waveform_N))], len(waveform_N) / codec.sample_rate)
             bar.update(1, len(waveform_N) / codec.sample_rate)
 
     for index, loaded in enumerate(_ahead(pool, members, codec.sample_rate, LOOK_AHEAD)):

@@ -39,7 +39,7 @@ class Result:
 
     codes_TQ: np.ndarray  # int32, prompt included
     prompt_frames: int
-    waveform: np.ndarray  # float32 [samples]
+    waveform: np.ndarray  # float32 [samples], [2, samples] from a stereo codec
     sample_rate: int  # Hz
     ended: bool  # the model ended it; False: it was cut at the limit, or the length was given
     passes: int  # sequential passes of the network that this row took, the prompt's included
@@ -169,33 +169,40 @@ class Generator:
     def run_stream(self, requests: Sequence[Request], include_prompt: bool = False) -> Iterator[list[np.ndarray]]:
         """`stream` for requests."""
         started = time.perf_counter()
-        Q, hop = self.vocab.codebooks, self.codec.hop
+        Q = self.vocab.codebooks
         states = [self.codec.decode_init(1) for _ in requests]
         made: list[list[np.ndarray]] = [[] for _ in requests]
         decoded_B = np.zeros(len(requests), int)
+        nothing = np.zeros((0,) if self.codec.channels == 1 else (self.codec.channels, 0), np.float32)
+        # Samples of the prompts that are still to come out of the codec, and are left away.
+        skip_B = [0 if include_prompt else self.codec.samples(len(request.prompt_TQ)) for request in requests]
         progress = None
         for progress in self.progress(requests):
             fresh = []
-            for b, request in enumerate(requests):
-                until = int(progress.complete_B[b])
+            for b in range(len(requests)):
+                until, done = int(progress.complete_B[b]), states[b] is not None and bool(progress.done_B[b])
                 if not progress.done_B[b]:
                     until -= until % DECODE_FRAMES
-                new = np.zeros(0, np.float32)
+                samples = []
                 if until > decoded_B[b]:
                     codes_1TQ = progress.codes_BFQ[b : b + 1, decoded_B[b] : until, :Q]
-                    samples, states[b] = self.codec.decode_step(states[b], codes_1TQ)
-                    skip = 0 if include_prompt else max(0, len(request.prompt_TQ) - decoded_B[b]) * hop
-                    new, decoded_B[b] = np.asarray(samples)[0, skip:], until
+                    more, states[b] = self.codec.decode_step(states[b], codes_1TQ)
+                    samples, decoded_B[b] = [more[0]], until
+                if done:
+                    rest, states[b] = self.codec.decode_end(states[b]), None
+                    samples += [] if rest is None else [rest[0]]
+                new = np.concatenate(samples, axis=-1) if samples else nothing
+                new, skip_B[b] = new[..., skip_B[b] :], max(0, skip_B[b] - new.shape[-1])
                 made[b].append(new)
                 fresh.append(new)
-            if any(len(new) for new in fresh):
+            if any(new.size for new in fresh):
                 yield fresh
         seconds = time.perf_counter() - started
         return [
             Result(
                 progress.codes_BFQ[b, : progress.frames_B[b], :Q].copy(),
                 len(request.prompt_TQ),
-                np.concatenate(made[b]),
+                np.concatenate(made[b], axis=-1),
                 self.codec.sample_rate,
                 request.frames is None
                 and bool(progress.frames_B[b] < plan.limits(request, self.grid, self.vocab, self.context)[0]),
@@ -249,9 +256,12 @@ class Generator:
         prompt = np.asarray(prompt)
         if np.issubdtype(prompt.dtype, np.integer):
             return prompt.astype(np.int32)
-        if prompt.ndim != 1:
+        if prompt.ndim == 1 and self.codec.channels == 2:
+            prompt = np.stack([prompt, prompt])
+        if prompt.ndim != (1 if self.codec.channels == 1 else 2):
+            wanted = "[samples]" if self.codec.channels == 1 else "[samples] or [2, samples]"
             raise InputError(
-                f"a prompt has shape {prompt.shape}; a waveform is [samples], codes are integers [frames, {Q}]"
+                f"a prompt has shape {prompt.shape}; a waveform is {wanted}, codes are integers [frames, {Q}]"
             )
         return np.asarray(self.codec.encode(prompt))[:, :Q]
 

@@ -4,41 +4,51 @@ The contract of a codec file is one function,
 
     load(path=None, codebooks=None) -> codec
 
-`path` names the weights (None: those that ship with the package), `codebooks` keeps only the first so many
-codebooks (None: all). The codec it returns has
+`path` names the weights (None: those that ship with the package; of published codecs none do: a folder, a file or a
+repository, see `huggingface.py`), `codebooks` keeps only the first so many codebooks (None: all). A codec has
 
     name, fingerprint    str; the fingerprint is the sha256 of weights and config. It is the same however many
                          codebooks are kept, because the codes of a prefix of the codebooks are a prefix.
     sample_rate          Hz
-    hop                  samples per frame
-    frame_rate           frames per second = sample_rate / hop (float)
+    channels             1 or 2. Mono waveforms are [B, N], stereo ones [B, 2, N]
+    hop                  samples per frame (`encodec` at 48 kHz: see encodec_chunks.py)
+    frame_rate           frames per second (float)
     codebooks            Q, the number of codebooks that encode returns
     codebook_size        K, codes are 0 .. K-1
     delay                samples by which decoded speech lags behind its source: decode(encode(x))[n] ~ x[n - delay]
+    block                frames of a piece in which the whole is done
 
-    frames(samples)                     -> T = ceil(samples / hop)
-    encode(waveform_BN float32)         -> codes_BTQ int32, T = frames(N); codebook 0 is the coarsest
-    decode(codes_BTQ)                   -> waveform_BN float32, N = T * hop; the first q <= Q codebooks suffice
-    encode_init(batch) -> state         encode_step(state, waveform_BN) -> (codes_BTQ, state), N a multiple of hop
-    decode_init(batch) -> state         decode_step(state, codes_BTQ)   -> (waveform_BN, state), any T >= 1
+    frames(samples)                             -> T = ceil(samples / hop)
+    samples(frames)                             -> N = frames * hop
+    encode(waveform_BN float32, samples_B=None) -> codes_BTQ int32, T = frames(N); codebook 0 is the coarsest
+    decode(codes_BTQ, frames_B=None)            -> waveform_BN float32, N = samples(T); the first q <= Q codebooks do
+                                                   samples_B, frames_B: the lengths of the rows, where they differ
+    encode_init(batch) -> state   encode_step(state, waveform_BN) -> (codes_BTQ, state), N a multiple of hop
+                                  encode_end(state, waveform_BN=None) -> codes_BTQ or None, N < hop
+    decode_init(batch) -> state   decode_step(state, codes_BTQ) -> (waveform_BN, state), any T >= 1
+                                  decode_end(state) -> waveform_BN or None
 
 Arrays that come back are numpy arrays, states are pytrees. Every function also takes one utterance without
 the batch axis (`[N]`, `[T, Q]`) except the streaming steps. Promises, checked for every codec by the tests:
 
-- causal: code t depends on samples before (t + 1) * hop only, so right padding never changes earlier frames and
-  the codes of a prefix are a prefix of the codes; sample n of a decoded waveform depends on frames <= n // hop;
-- the streaming steps, in chunks of any size, give what the whole-utterance functions give (same codes, the
-  same waveform up to float rounding; bit for bit in chunks of `block` frames, which is how the whole is done);
+- a row of a batch of unequal lengths gives what the row alone gives; what lies after its end is zero;
+- the streaming steps, in chunks of any size, give together with the end what the whole-utterance functions give (same
+  codes, the same waveform up to float rounding). A step gives what is complete by then: `default`, `tiny` and `mimi`
+  give a frame for a frame; `encodec` at 24 kHz begins once it has seen seven frames; the others look ahead;
+- `default`, `tiny`, `mimi` are causal: code t depends on samples before (t + 1) * hop only, so right padding never
+  changes earlier frames and the codes of a prefix are a prefix of the codes; sample n of a decoded waveform depends on
+  frames <= n // hop. So is `encodec` at 24 kHz but for its first seven frames;
+- memory does not grow with the length of a signal beyond what goes in and comes out;
 - bad input raises `InputError`: NaN or infinite audio, no audio, no frames, codes out of range, too many codebooks,
-  missing or truncated weights.
+  missing, truncated or pickled weights.
 """
 
 from pathlib import Path
 
-from audiolm_jax.codecs import frame, tiny
+from audiolm_jax.codecs import dac, encodec, frame, mimi, tiny
 from audiolm_jax.errors import InputError
 
-CODECS = {"default": frame, "tiny": tiny}
+CODECS = {"default": frame, "tiny": tiny, "encodec": encodec, "dac": dac, "mimi": mimi}
 
 
 def load(name: str, path: str | Path | None = None, codebooks: int | None = None):

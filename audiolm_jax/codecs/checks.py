@@ -14,21 +14,44 @@ def kept_codebooks(codebooks: int | None, available: int) -> int:
     return int(codebooks)
 
 
-def waveform(waveform_BN, multiple_of: int | None = None) -> np.ndarray:
-    """`[B, N]` or `[N]` audio as float32, refused when empty, not finite or of another shape."""
+def waveform(waveform_BN, channels: int = 1, multiple_of: int | None = None) -> tuple[np.ndarray, bool]:
+    """Audio as float32 `[B, N, channels]`, and whether it came without a batch axis.
+
+    Mono comes as `[B, N]` or `[N]`, stereo as `[B, 2, N]` or `[2, N]`. Refused when empty, not finite or of another
+    shape.
+    """
     audio = np.asarray(waveform_BN)
-    if audio.ndim not in (1, 2) or not np.issubdtype(audio.dtype, np.floating):
-        raise InputError(
-            f"audio: shape {audio.shape} of {audio.dtype}; a codec takes float samples in [-1, 1] shaped "
-            "[batch, samples] or [samples]"
+    axes = 1 if channels == 1 else 2
+    if audio.ndim not in (axes, axes + 1) or not np.issubdtype(audio.dtype, np.floating):
+        wanted = (
+            "[batch, samples] or [samples]" if axes == 1 else f"[batch, {channels}, samples] or [{channels}, samples]"
         )
+        raise InputError(
+            f"audio: shape {audio.shape} of {audio.dtype}; this codec takes float samples in [-1, 1] shaped {wanted}"
+        )
+    if axes == 2 and audio.shape[-2] != channels:
+        raise InputError(f"audio: {audio.shape[-2]} channels in shape {audio.shape}; this codec takes {channels}")
     if audio.size == 0:
         raise InputError(f"audio: shape {audio.shape} holds no samples; at least one is needed")
     if not np.isfinite(audio).all():
         raise InputError("audio: holds NaN or infinite samples; only finite samples can be encoded")
     if multiple_of and audio.shape[-1] % multiple_of:
         raise InputError(f"audio: a streaming step of {audio.shape[-1]} samples; a multiple of {multiple_of} is needed")
-    return audio.astype(np.float32)
+    alone = audio.ndim == axes
+    audio = audio[None] if alone else audio
+    return (audio[..., None] if axes == 1 else audio.swapaxes(1, 2)).astype(np.float32), alone
+
+
+def lengths(given_B, rows: int, longest: int, unit: str) -> np.ndarray:
+    """The length of every row `[B]`; None: all the longest. Raises InputError outside 1..longest."""
+    if given_B is None:
+        return np.full(rows, longest)
+    given = np.asarray(given_B)
+    if given.shape != (rows,) or not np.issubdtype(given.dtype, np.integer):
+        raise InputError(f"{unit} per row: shape {given.shape} of {given.dtype}; {rows} integers are needed")
+    if given.min() < 1 or given.max() > longest:
+        raise InputError(f"{unit} per row: {given.min()} to {given.max()}; 1 to {longest} is what the rows hold")
+    return given.astype(np.int64)
 
 
 def codes(codes_BTQ, codebooks: int, codebook_size: int) -> np.ndarray:

@@ -17,126 +17,57 @@ from flax import nnx
 
 from audiolm_jax import files
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel, dequantize, quantize
+from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel
+from audiolm_jax.codecs.quantizer import dequantize, quantize
+from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
 from audiolm_jax.errors import InputError
 
 WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
-SIZES = (32, 8, 1)  # frames per call of the network: input goes piece by piece through the streaming state, so that
-BLOCK = SIZES[0]  # few shapes are ever compiled
-ROWS = 64  # rows per call, or fewer by a power of two
-
-
-class FrameCodec:
-    """See the contract in `audiolm_jax.codecs`."""
-
-    def __init__(self, config: FrameConfig, model: FrameModel, books_QKZ, fingerprint: str, codebooks: int | None):
-        self.name = "default"
-        self.sample_rate, self.hop, self.delay = config.sample_rate, config.hop, config.delay
-        self.frame_rate = config.sample_rate / config.hop
-        self.codebook_size = config.codebook_size
-        self.codebooks = checks.kept_codebooks(codebooks, config.codebooks)
-        self.block = BLOCK
-        self.fingerprint = fingerprint
-        self.graph, self.params = nnx.split(model)
-        with own_mesh():
-            self.books_QKZ = jnp.asarray(books_QKZ)[: self.codebooks]
-
-    def frames(self, samples: int) -> int:
-        """Frames that cover so many samples."""
-        return -(-int(samples) // self.hop)
-
-    def encode(self, waveform_BN) -> np.ndarray:
-        """`[B, N]` (or `[N]`) samples -> codes `[B, T, Q]` (or `[T, Q]`) int32, T = ceil(N / hop)."""
-        audio = checks.waveform(waveform_BN)
-        if audio.ndim == 1:
-            return self.encode(audio[None])[0]
-        count = self.frames(audio.shape[1])
-        audio = np.pad(audio, [(0, 0), (0, -(-count // BLOCK) * BLOCK * self.hop - audio.shape[1])])
-        groups = []
-        for rows in row_groups(audio):
-            codes, _ = self.encode_step(self.encode_init(len(rows)), rows)
-            groups.append(codes)
-        return np.concatenate(groups)[: len(audio), :count]
-
-    def decode(self, codes_BTQ) -> np.ndarray:
-        """Codes `[B, T, q <= Q]` (or `[T, q]`) -> samples `[B, T * hop]` (or `[T * hop]`)."""
-        grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
-        if grid.ndim == 2:
-            return self.decode(grid[None])[0]
-        count = grid.shape[1]
-        padded = np.pad(grid, [(0, 0), (0, -count % BLOCK), (0, 0)])
-        groups = []
-        for rows in row_groups(padded):
-            waveform, _ = self.decode_step(self.decode_init(len(rows)), rows)
-            groups.append(waveform)
-        return np.concatenate(groups)[: len(grid), : count * self.hop]
-
-    def encode_init(self, batch: int) -> dict:
-        """The streaming state before the first sample."""
-        with own_mesh():
-            return nnx.merge(self.graph, self.params).encoder.initial_state(batch)
-
-    def encode_step(self, state: dict, waveform_BN) -> tuple[np.ndarray, dict]:
-        """The next `[B, N]` samples (N a multiple of hop) -> (their codes `[B, T, Q]`, state)."""
-        audio, chunks = checks.waveform(waveform_BN, multiple_of=self.hop), []
-        for start, stop in pieces(audio.shape[1] // self.hop):
-            piece = audio[:, start * self.hop : stop * self.hop]
-            with own_mesh():
-                codes, state = _encode(self.graph, self.params, self.books_QKZ, piece, state)
-            chunks.append(np.asarray(codes))
-        return np.concatenate(chunks, axis=1), state
-
-    def decode_init(self, batch: int) -> dict:
-        """The streaming state before the first frame."""
-        with own_mesh():
-            return nnx.merge(self.graph, self.params).decoder.initial_state(batch)
-
-    def decode_step(self, state: dict, codes_BTQ) -> tuple[np.ndarray, dict]:
-        """The next frames `[B, T, q <= Q]` -> (their samples `[B, T * hop]`, state)."""
-        grid, chunks = checks.codes(codes_BTQ, self.codebooks, self.codebook_size), []
-        absent = self.codebooks - grid.shape[-1]
-        grid = np.pad(grid, [(0, 0), (0, 0), (0, absent)], constant_values=-1)
-        for start, stop in pieces(grid.shape[1]):
-            with own_mesh():
-                waveform, state = _decode(self.graph, self.params, self.books_QKZ, grid[:, start:stop], state)
-            chunks.append(np.asarray(waveform))
-        return np.concatenate(chunks, axis=1), state
-
-
-def own_mesh():
-    """The first local device by itself. A codec works on one device, whatever mesh its caller has entered."""
-    device = jax.local_devices()[:1]
-    return jax.set_mesh(jax.make_mesh((1,), ("codec",), (jax.sharding.AxisType.Auto,), devices=device))
+SIZES = (32, 8, 1)  # frames per call of the network
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(graph, params, books_QKZ, waveform_BN, state):
-    latents, state = nnx.merge(graph, params).encoder(waveform_BN, state)
+def _encode(graph, params, books_QKZ, waveform_BNC, n_B, state, first):
+    encoder = nnx.merge(graph, params).encoder
+    exists_BN = jnp.arange(waveform_BNC.shape[1]) < n_B[:, None]
+    waveform_BN = jnp.where(exists_BN, waveform_BNC[..., 0], 0)
+    state = resumed(encoder.initial_state(len(waveform_BN)), state, first)
+    latents, state = encoder(waveform_BN, state)
     return quantize(latents, books_QKZ)[0], state
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(graph, params, books_QKZ, codes_BTQ, state):
-    waveform, state = nnx.merge(graph, params).decoder(dequantize(codes_BTQ, books_QKZ), state)
-    return jnp.clip(waveform, -1, 1), state
+def _decode(graph, params, books_QKZ, codes_BTQ, n_B, state, first):
+    decoder = nnx.merge(graph, params).decoder
+    state = resumed(decoder.initial_state(len(codes_BTQ)), state, first)
+    waveform, state = decoder(dequantize(codes_BTQ, books_QKZ), state)
+    return waveform[..., None], state
 
 
-def pieces(frames: int) -> list[tuple[int, int]]:
-    """Cuts so many frames into (start, stop) of the compiled sizes, the largest first."""
-    cuts, start = [], 0
-    for size in SIZES:
-        while frames - start >= size:
-            cuts.append((start, start + size))
-            start += size
-    return cuts
+def resumed(beginning: dict, state: dict | None, first) -> dict:
+    """The state to go on from: the beginning in the first piece."""
+    return beginning if state is None else jax.tree.map(lambda new, old: jnp.where(first, new, old), beginning, state)
 
 
-def row_groups(array: np.ndarray) -> list[np.ndarray]:
-    """Groups of at most ROWS rows, the last one padded by repeating a row to a power of two."""
-    groups = [array[start : start + ROWS] for start in range(0, len(array), ROWS)]
-    size = 1 << (len(groups[-1]) - 1).bit_length()
-    groups[-1] = np.pad(groups[-1], [(0, size - len(groups[-1]))] + [(0, 0)] * (array.ndim - 1), mode="edge")
-    return groups
+def build(config: FrameConfig, model: FrameModel, books_QKZ, fingerprint: str, codebooks: int | None) -> Codec:
+    """The codec of a filled model."""
+    kept = checks.kept_codebooks(codebooks, config.codebooks)
+    about = About(
+        name="default",
+        fingerprint=fingerprint,
+        sample_rate=config.sample_rate,
+        hop=config.hop,
+        codebooks=kept,
+        codebook_size=config.codebook_size,
+        delay=config.delay,
+        block=SIZES[0],
+    )
+    graph, params = nnx.split(model)
+    with own_mesh():
+        fixed = (graph, params, jnp.asarray(books_QKZ)[:kept])
+    encoder = Carry(functools.partial(_encode, *fixed), config.hop, 1, SIZES)
+    decoder = Carry(functools.partial(_decode, *fixed), 1, config.hop, SIZES)
+    return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))
 
 
 def names(params: nnx.State) -> dict[str, tuple]:
@@ -198,10 +129,10 @@ def _fill(path: Path, config: FrameConfig, arrays: dict[str, np.ndarray]) -> tup
     return nnx.merge(graph, nnx.from_flat_state(flat)), jnp.asarray(arrays["books_QKZ"], jnp.float32)
 
 
-def load(path: str | Path | None = None, codebooks: int | None = None) -> FrameCodec:
+def load(path: str | Path | None = None, codebooks: int | None = None) -> Codec:
     """The codec with weights from `path`, or with those of the package. Raises InputError if they cannot be used."""
     path = Path(path) if path else WEIGHTS
     if not path.is_file():
         raise InputError(f"codec.path: {path} does not exist; a safetensors file of the codec 'default' is needed")
     config, model, books_QKZ, fingerprint = _read(path, path.stat().st_mtime_ns)
-    return FrameCodec(config, model, books_QKZ, fingerprint, codebooks)
+    return build(config, model, books_QKZ, fingerprint, codebooks)

@@ -47,6 +47,7 @@ class TinyCodec:
         self.frame_rate = self.sample_rate / self.hop
         self.codebook_size = config["codebook_size"]
         self.delay = 0
+        self.channels = 1
         self.block = 1
         self.codebooks = checks.kept_codebooks(codebooks, config["codebooks"])
         self.books_QKC = build_codebooks(config["seed"], config["codebooks"], self.codebook_size, config["cosines"])
@@ -61,12 +62,18 @@ class TinyCodec:
         """Frames that cover so many samples."""
         return -(-int(samples) // self.hop)
 
-    def encode(self, waveform_BN) -> np.ndarray:
+    def samples(self, frames: int) -> int:
+        """Samples that so many frames are decoded to."""
+        return frames * self.hop
+
+    def encode(self, waveform_BN, samples_B=None) -> np.ndarray:
         """`[B, N]` (or `[N]`) float samples -> codes `[B, T, Q]` (or `[T, Q]`) int32, T = ceil(N / hop)."""
-        audio = checks.waveform(waveform_BN)
-        pad = self.frames(audio.shape[-1]) * self.hop - audio.shape[-1]
-        audio = np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, pad)])
-        frames = audio.reshape(*audio.shape[:-1], -1, self.hop).astype(np.float64)
+        audio_BNC, alone = checks.waveform(waveform_BN)
+        batch, count, _ = audio_BNC.shape
+        ends_B = checks.lengths(samples_B, batch, count, "samples")[:, None]
+        audio_BN = np.where(np.arange(count) < ends_B, audio_BNC[..., 0], 0)
+        audio_BN = np.pad(audio_BN, ((0, 0), (0, self.frames(count) * self.hop - count)))
+        frames = audio_BN.reshape(batch, -1, self.hop).astype(np.float64)
         # einsum without optimisation sums in a fixed order, whatever the number of rows
         coefficients = np.einsum("...n,nc->...c", frames, self.basis_NC)
         residual = np.sign(coefficients) * np.abs(coefficients) ** COMPAND
@@ -76,15 +83,21 @@ class TinyCodec:
             code = distance.argmin(-1)
             residual = residual - book_KC[code]
             chosen.append(code)
-        return np.stack(chosen, axis=-1).astype(np.int32)
+        codes_BTQ = np.stack(chosen, axis=-1).astype(np.int32)
+        codes_BTQ = np.where((np.arange(codes_BTQ.shape[1]) < -(-ends_B // self.hop))[..., None], codes_BTQ, 0)
+        return codes_BTQ[0] if alone else codes_BTQ
 
-    def decode(self, codes_BTQ) -> np.ndarray:
+    def decode(self, codes_BTQ, frames_B=None) -> np.ndarray:
         """Codes `[B, T, q <= Q]` (or `[T, q]`) -> float32 samples `[B, T * hop]` (or `[T * hop]`)."""
         grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
+        alone, grid = grid.ndim == 2, grid[None] if grid.ndim == 2 else grid
+        ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
         companded = sum(self.books_QKC[q][grid[..., q]].astype(np.float64) for q in range(grid.shape[-1]))
         coefficients = np.sign(companded) * np.abs(companded) ** (1 / COMPAND)
         frames = np.einsum("...c,nc->...n", coefficients, self.basis_NC)
-        return np.clip(frames.reshape(*grid.shape[:-2], -1), -1, 1).astype(np.float32)
+        frames = np.where((np.arange(grid.shape[1]) < ends_B[:, None])[..., None], frames, 0)
+        waveform_BN = np.clip(frames.reshape(len(grid), -1), -1, 1).astype(np.float32)
+        return waveform_BN[0] if alone else waveform_BN
 
     def encode_init(self, batch: int) -> tuple:
         """Frames are independent: the streaming state is empty."""
@@ -92,7 +105,12 @@ class TinyCodec:
 
     def encode_step(self, state: tuple, waveform_BN) -> tuple[np.ndarray, tuple]:
         """The next samples (a multiple of hop) -> (their codes, state)."""
-        return self.encode(checks.waveform(waveform_BN, multiple_of=self.hop)), state
+        checks.waveform(waveform_BN, multiple_of=self.hop)
+        return self.encode(waveform_BN), state
+
+    def encode_end(self, state: tuple, waveform_BN=None) -> np.ndarray | None:
+        """The codes of the last samples, if there are any."""
+        return None if waveform_BN is None else self.encode(waveform_BN)
 
     def decode_init(self, batch: int) -> tuple:
         """Frames are independent: the streaming state is empty."""
@@ -101,6 +119,10 @@ class TinyCodec:
     def decode_step(self, state: tuple, codes_BTQ) -> tuple[np.ndarray, tuple]:
         """The next frames of codes -> (their samples, state)."""
         return self.decode(codes_BTQ), state
+
+    def decode_end(self, state: tuple) -> None:
+        """Nothing is held back."""
+        return
 
 
 def load(path: str | None = None, codebooks: int | None = None) -> TinyCodec:

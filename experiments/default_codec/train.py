@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from audiolm_jax import corpora, files
 from audiolm_jax.codecs import frame
-from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel, quantize
+from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel
+from audiolm_jax.codecs.quantizer import quantize
 
 # Part of every batch is decoded from a random number of leading codebooks, few ones more often: a language
 # model may use only the first four, so these must be good by themselves.

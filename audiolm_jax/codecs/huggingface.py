@@ -1,0 +1,211 @@
+"""Published codecs in the Hugging Face layout, `config.json` beside `model.safetensors`, without torch.
+
+A source is a folder, a safetensors file with its config.json beside it, or a repository `owner/name@revision`, which
+`huggingface_hub` downloads once and keeps in its cache.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax import files
+from audiolm_jax.errors import InputError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LISTED = 12  # problems of a file that a message names
+
+
+def locate(source: str | Path) -> tuple[Path, Path]:
+    """(config.json, weights) of a source. Raises InputError saying which file is missing and where it should be."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        config, weights = path / CONFIG, path / WEIGHTS
+    elif path.is_file() or path.suffix:
+        config, weights = path.parent / CONFIG, path
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source)):
+        return _download(str(source))
+    else:
+        raise InputError(
+            f"codec.path: {source} is no folder, no safetensors file and no repository owner/name@revision"
+        )
+    if weights.is_file() and weights.suffix != ".safetensors":
+        raise InputError(f"codec.path: {weights} is not a safetensors file; weights are never read from other formats")
+    for file in (weights, config):
+        if not file.is_file():
+            others = [f.name for f in sorted(file.parent.glob("*")) if f.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+            hint = f" ({others[0]} is a pickle, which is never read; convert it to safetensors)" if others else ""
+            raise InputError(f"codec.path: {file} does not exist{hint}; a codec is {CONFIG} beside {WEIGHTS}")
+    return config, weights
+
+
+def _download(source: str) -> tuple[Path, Path]:
+    name, _, revision = source.partition("@")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise InputError(
+            f"codec.path: {source} is no folder here, and downloading it needs the package huggingface_hub; install "
+            f"it, or give a folder with {CONFIG} and {WEIGHTS}"
+        ) from None
+    if not revision:
+        raise InputError(
+            f"codec.path: {source} names no revision, so what it means may change; write {name}@COMMIT, with the "
+            f"commit from the repository's history (or @main to take the latest)"
+        )
+    found = []
+    for file in (CONFIG, WEIGHTS):
+        try:
+            found.append(Path(hf_hub_download(name, file, revision=revision)))
+        except Exception as error:  # the library raises errors of several HTTP clients
+            said = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"codec.path: {file} of {source} could not be downloaded ({said}); without a network, put {CONFIG} "
+                f"and {WEIGHTS} of that repository into a folder and give the folder"
+            ) from None
+    return found[0], found[1]
+
+
+def read(source: str | Path, kind: str) -> tuple[dict, "Weights"]:
+    """(config, weights) of a source. Raises InputError unless its config.json has "model_type": kind."""
+    config_path, weights_path = locate(source)
+    try:
+        config = json.loads(config_path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"codec.path: {config_path} cannot be read as JSON ({error})") from None
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != kind:
+        raise InputError(f"codec.path: {config_path} describes a model of type {found!r}; {kind!r} is needed")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights_path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(
+            f"codec.path: {weights_path} cannot be read as safetensors ({error}); it may be truncated"
+        ) from None
+    return config, Weights(weights_path, tensors)
+
+
+def config_of(given: dict, config_class: type, where: Any = "config.json") -> Any:
+    """The fields of a published config that a codec reads. Raises InputError for values that it does not accept."""
+    names = config_class.__dataclass_fields__
+    try:
+        return config_class(**{k: v for k, v in given.items() if k in names and v is not None})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"codec.path: {where} holds values that this codec cannot use ({error})") from None
+
+
+class Weights:
+    """The tensors of a file, given out by name. Everything wrong with them is collected and told at once."""
+
+    def __init__(self, path: Path, tensors: dict[str, np.ndarray]):
+        self.path, self.tensors = path, fold(tensors)
+        self.problems: list[str] = []
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor, or zeros of that shape if it is not what it should be, which `finish` will say."""
+        found = self.tensors.pop(name, None)
+        if found is None:
+            self.problems.append(f"{name} is missing")
+        elif found.shape != shape:
+            self.problems.append(f"{name} is {found.shape} where {shape} is needed")
+        elif not np.isfinite(found).all():
+            self.problems.append(f"{name} holds NaN or infinite values")
+        else:
+            return np.asarray(found, np.float32)
+        return np.zeros(shape, np.float32)
+
+    def fill(self, module: nnx.Module, renamed: Callable[[str], str] = str) -> nnx.Module:
+        """The module with every parameter taken by its path. renamed: a path -> its name in the file."""
+        graph, state = nnx.split(module)
+        flat = dict(nnx.to_flat_state(state))
+        for path, variable in flat.items():
+            axes = variable.get_metadata()["torch"]
+            theirs = tuple(variable.shape[axes.index(axis)] for axis in range(len(axes)))
+            array = self.take(renamed(".".join(map(str, path))), theirs).transpose(axes)
+            flat[path] = variable.replace(jnp.asarray(np.ascontiguousarray(array)))
+        return nnx.merge(graph, nnx.from_flat_state(flat))
+
+    def stack(self, names: list[str], shape: tuple[int, ...]) -> jnp.ndarray:
+        """Tensors of one shape as one array, in the order of their names."""
+        return jnp.asarray(np.stack([self.take(name, shape) for name in names]))
+
+    def ignore(self, pattern: str) -> None:
+        """Drops tensors that a codec has no use for (counters of the training)."""
+        self.tensors = {name: tensor for name, tensor in self.tensors.items() if not re.search(pattern, name)}
+
+    def finish(self) -> None:
+        """Raises InputError naming everything that was missing, misshapen or not asked for."""
+        problems = self.problems + [f"{name} is unexpected" for name in self.tensors]
+        if problems:
+            more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+            raise InputError(
+                f"codec.path: {self.path} does not fit its {CONFIG}: {'; '.join(problems[:LISTED])}{more}; give the "
+                f"{CONFIG} that it was published with"
+            )
+
+
+def fold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weight normalisation w = g v / |v| folded, in both of torch's naming schemes; the norm is over all axes but 0."""
+    folded = dict(tensors)
+    for gain, direction in (("weight_g", "weight_v"), *[(f"parametrizations.weight.original{n}" for n in (0, 1))]):
+        for name in [n for n in tensors if n.endswith(f".{gain}")]:
+            base = name.removesuffix(gain)
+            if base + direction not in tensors:
+                continue
+            g, v = folded.pop(name).astype(np.float32), folded.pop(base + direction).astype(np.float32)
+            folded[f"{base}weight"] = v * (g / norms(v))
+    return folded
+
+
+def unfold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every `conv.weight` as gain and direction, which models of weight-normalised convolutions are saved with."""
+    unfolded = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".conv.weight"):
+            base = name.removesuffix("weight") + "parametrizations.weight.original"
+            unfolded |= {f"{base}0": norms(tensor), f"{base}1": tensor}
+        else:
+            unfolded[name] = tensor
+    return unfolded
+
+
+def norms(v: np.ndarray) -> np.ndarray:
+    """Over all axes but the first, which stay as ones."""
+    return np.sqrt((v.astype(np.float64) ** 2).sum(tuple(range(1, v.ndim)), keepdims=True)).astype(np.float32)
+
+
+def named(module: nnx.Module, renamed: Callable[[str], str] = str) -> dict[str, np.ndarray]:
+    """The parameters of a module under their names in a file, in torch's layout."""
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(module)):
+        inverse = np.argsort(variable.get_metadata()["torch"])
+        tensors[renamed(".".join(map(str, path)))] = np.ascontiguousarray(np.asarray(variable[...]).transpose(inverse))
+    return tensors
+
+
+def write(folder: str | Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
+    """Saves a codec so that `transformers` opens it."""
+    from safetensors.numpy import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.replacing(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+    files.write_json(folder / CONFIG, config)
+
+
+def fingerprint(config: Any, tensors: dict[str, np.ndarray]) -> str:
+    """Sha256 of a configuration and weights by name, whatever file they came from."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name], np.float32).tobytes())
+    return digest.hexdigest()

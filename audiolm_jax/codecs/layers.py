@@ -1,0 +1,279 @@
+"""What the networks of published codecs are built from: convolutions over time that stream, and an LSTM.
+
+Arrays are `[B, N, C]`, channels last. A layer is called with
+
+    n_B    how many positions of the array each row really has: <= 0 where it ended before, >= N where it goes on
+    tape   the streaming state of a causal network: every layer takes its own past from it and leaves the next one
+
+and returns the same for its output. Padding follows the end of every row, so a row of a batch equals the row alone,
+and it follows the reference (SEANet in EnCodec, arXiv:2210.13438, appendix A; as in the Hugging Face implementation):
+`ceil(n / stride)` outputs for n inputs, the last one completed on the right with the padding of the layer.
+
+Every parameter knows the axes of its torch counterpart: `torch` is the permutation that turns torch's array into ours.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+MODES = ("constant", "reflect", "replicate")
+
+
+class Tape:
+    """The past of every layer of a causal network, in the order in which the layers run."""
+
+    def __init__(self, pasts: Sequence | None = None, first: jax.Array | bool = True):
+        """pasts: what `kept` was after the piece before. first: this is the first piece, whatever the pasts are.
+
+        Without pasts it is the first piece too; with both, one compiled program serves first and later pieces.
+        """
+        self.first = first
+        self.kept: list = []
+        self._given = None if pasts is None else iter(pasts)
+
+    def take(self, beginning):
+        """The past of the layer that is running; what it is before the first piece is `beginning`."""
+        if self._given is None:
+            return beginning
+        return jax.tree.map(lambda new, old: jnp.where(self.first, new, old), beginning, next(self._given))
+
+    def leave(self, past) -> None:
+        """What the layer that is running will take in the next piece."""
+        self.kept.append(past)
+
+
+def parameter(shape: tuple[int, ...], *torch: int) -> nnx.Param:
+    """A parameter to be filled from a file, with the axes that torch stores it in."""
+    return nnx.Param(jnp.zeros(shape), torch=torch)
+
+
+class Conv(nnx.Module):
+    """Convolution without padding: `[B, N, inputs]` -> `[B, (N - reach) // stride + 1, outputs]`."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, bias: bool = True):
+        self.weight = parameter((kernel, inputs, outputs), 2, 1, 0)
+        self.bias = parameter((outputs,), 0) if bias else None
+        self.stride, self.dilation = stride, dilation
+
+    @property
+    def reach(self) -> int:
+        """Inputs that one output sees, from the first to the last."""
+        return (self.weight.shape[0] - 1) * self.dilation + 1
+
+    def __call__(self, x_BNC: jax.Array) -> jax.Array:
+        weight = self.weight[...]
+        if weight.shape[1] == 1 and jax.default_backend() == "cpu":
+            # One channel at the sample rate: XLA's convolution takes nine times as long as these products.
+            count = (x_BNC.shape[1] - self.reach) // self.stride + 1
+            starts = [i * self.dilation for i in range(weight.shape[0])]
+            taps = (x_BNC[:, at : at + (count - 1) * self.stride + 1 : self.stride] for at in starts)
+            y = sum(tap * w for tap, w in zip(taps, weight, strict=True))
+        else:
+            y = jax.lax.conv_general_dilated(
+                x_BNC,
+                weight,
+                (self.stride,),
+                "VALID",
+                rhs_dilation=(self.dilation,),
+                dimension_numbers=("NWC", "WIO", "NWC"),
+            )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class PaddedConv(nnx.Module):
+    """`Conv` with padding, causal or centred, and EnCodec's normalisation over time if asked for."""
+
+    def __init__(
+        self, inputs, outputs, kernel, stride=1, dilation=1, *, causal=True, mode="constant", bias=True, norm=False
+    ):
+        self.conv = Conv(inputs, outputs, kernel, stride, dilation, bias)
+        self.norm = TimeNorm(outputs) if norm else None
+        self.causal, self.mode = causal, mode
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Positions added on the left and, beyond what completes the last output, on the right."""
+        total = self.conv.reach - self.conv.stride
+        right = 0 if self.causal else total // 2
+        return total - right, right
+
+    def __call__(self, x_BNC: jax.Array, n_B: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array]:
+        (left, right), stride = self.padding, self.conv.stride
+        context = x_BNC
+        if left:
+            past = before(x_BNC, n_B, left, self.mode)
+            past = tape.take(past) if self.causal else past
+            context = jnp.concatenate([past, x_BNC], axis=1)
+            if self.causal:
+                tape.leave(context[:, context.shape[1] - left :])
+        if right + stride > 1:
+            context = completed(context, n_B, left, right, stride, self.mode, tape.first)
+            context = context[:, : left + x_BNC.shape[1] + right]
+        y, n_B = self.conv(context), -(-n_B // stride)
+        return (self.norm(y, n_B) if self.norm else y), n_B
+
+
+def before(x_BNC: jax.Array, n_B: jax.Array, left: int, mode: str) -> jax.Array:
+    """The `left` positions before the beginning of a signal."""
+    batch, count, channels = x_BNC.shape
+    if mode == "replicate":
+        return jnp.broadcast_to(x_BNC[:, :1], (batch, left, channels))
+    if mode == "constant" or not left:
+        return jnp.zeros((batch, left, channels), x_BNC.dtype)
+    # A signal of up to `left` positions is followed by zeros, and these are reflected too (as in the reference).
+    head = jnp.pad(x_BNC[:, : left + 1], ((0, 0), (0, max(0, left + 1 - count)), (0, 0)))
+    exists = jnp.arange(left + 1) < n_B[:, None]
+    return jnp.where(exists[..., None], head, 0)[:, :0:-1]
+
+
+def completed(context, n_B, left: int, right: int, stride: int, mode: str, first: jax.Array | bool) -> jax.Array:
+    """The context `[B, left + N, C]`, longer by right + stride - 1, with padding after the end of every row.
+
+    first: the piece is the beginning of the signal, which may then be shorter than its padding.
+    """
+    batch, length, channels = context.shape
+    after = right + stride - 1
+    count = length - left
+    end_B = jnp.clip(n_B, 0, count)
+    longer = jnp.pad(context, ((0, 0), (0, after), (0, 0)))
+    at_BA = end_B[:, None] + jnp.arange(after)  # positions to fill
+    if mode == "constant":
+        fill = jnp.zeros((batch, after, channels), context.dtype)
+    elif mode == "replicate":
+        fill = jnp.take_along_axis(longer, (left + jnp.maximum(end_B, 1) - 1)[:, None, None], axis=1)
+        fill = jnp.broadcast_to(fill, (batch, after, channels))
+    else:
+        extra_B = -end_B % stride
+        short_B = jnp.where(first, jnp.maximum(0, jnp.maximum(left, right + extra_B) - end_B + 1), 0)
+        mirror_B = end_B + short_B - 1  # zeros follow a signal shorter than its padding; the last one is the mirror
+        source_BA = 2 * mirror_B[:, None] - at_BA
+        exists_BA = (source_BA < end_B[:, None]) & (source_BA >= -left)
+        index_BA = jnp.clip(left + source_BA, 0, length - 1)
+        fill = jnp.where(exists_BA[..., None], jnp.take_along_axis(longer, index_BA[..., None], axis=1), 0)
+    return jax.vmap(lambda row, cells, start: jax.lax.dynamic_update_slice(row, cells, (start, 0)))(
+        longer, fill, left + end_B
+    )
+
+
+class TransposedConv(nnx.Module):
+    """Transposed convolution of a kernel of 2 * stride: each input gives two blocks of outputs, which overlap-add."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, bias: bool = True):
+        self.weight = parameter((inputs, 2 * stride, outputs), 0, 2, 1)
+        self.bias = parameter((outputs,), 0) if bias else None
+        self.stride = stride
+
+    def blocks(self, x_BNC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What every input adds to its own block and to the next one, `[B, N, stride, outputs]` each."""
+        inputs, kernel, outputs = self.weight.shape
+        y = (x_BNC @ self.weight[...].reshape(inputs, kernel * outputs)).reshape(*x_BNC.shape[:2], kernel, outputs)
+        return y[:, :, : self.stride], y[:, :, self.stride :]
+
+
+class DepthwiseTransposedConv(nnx.Module):
+    """`TransposedConv` of every channel by itself (as many groups as channels)."""
+
+    def __init__(self, channels: int, stride: int):
+        self.weight = parameter((channels, 2 * stride, 1), 0, 2, 1)
+        self.bias = None
+        self.stride = stride
+
+    def blocks(self, x_BNC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = x_BNC[:, :, None] * self.weight[..., 0].T
+        return y[:, :, : self.stride], y[:, :, self.stride :]
+
+
+class PaddedTransposedConv(nnx.Module):
+    """A transposed convolution cut to `stride` outputs per input: on the right if causal, else on both sides.
+
+    odd_short: an odd stride gives one output less at the end of a row (DAC, which cuts both sides alike).
+    """
+
+    def __init__(self, conv: TransposedConv | DepthwiseTransposedConv, *, causal=True, norm=0, odd_short=False):
+        self.conv = conv
+        self.norm = TimeNorm(norm) if norm else None
+        self.causal, self.odd_short = causal, odd_short
+
+    def __call__(self, x_BNC: jax.Array, n_B: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array]:
+        stride = self.conv.stride
+        if self.causal:
+            past = tape.take(jnp.zeros((len(x_BNC), 1, x_BNC.shape[2]), x_BNC.dtype))
+            tape.leave(x_BNC[:, -1:])
+            own, over = self.conv.blocks(jnp.concatenate([past, x_BNC], axis=1))
+            y = own[:, 1:] + over[:, :-1]
+        else:
+            exists = jnp.arange(x_BNC.shape[1]) < n_B[:, None]
+            own, over = self.conv.blocks(jnp.where(exists[..., None], x_BNC, 0))
+            y = jnp.pad(own, ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(over, ((0, 0), (1, 0), (0, 0), (0, 0)))
+        y = y.reshape(len(y), -1, y.shape[-1])
+        y = y if self.conv.bias is None else y + self.conv.bias[...]
+        if self.norm:  # over all outputs, those to be cut included
+            y = self.norm(y, (n_B + 1) * stride)
+        if not self.causal:
+            y = y[:, stride - stride // 2 : y.shape[1] - stride // 2]
+        return y, n_B * stride - (stride % 2 if self.odd_short else 0)
+
+
+class TimeNorm(nnx.Module):
+    """Group normalisation of one group: over all channels and the n positions of a row (`time_group_norm`)."""
+
+    def __init__(self, channels: int):
+        self.weight, self.bias = parameter((channels,), 0), parameter((channels,), 0)
+
+    def __call__(self, y_BNC: jax.Array, n_B: jax.Array) -> jax.Array:
+        exists = (jnp.arange(y_BNC.shape[1]) < n_B[:, None])[..., None]
+        cells_B = jnp.maximum(n_B, 1)[:, None, None] * y_BNC.shape[2]
+        mean = jnp.where(exists, y_BNC, 0).sum((1, 2), keepdims=True) / cells_B
+        variance = jnp.where(exists, (y_BNC - mean) ** 2, 0).sum((1, 2), keepdims=True) / cells_B
+        return (y_BNC - mean) * jax.lax.rsqrt(variance + 1e-5) * self.weight[...] + self.bias[...]
+
+
+class LSTM(nnx.Module):
+    """Layers of an LSTM with a skip around all of them; gates in torch's order (input, forget, cell, output)."""
+
+    def __init__(self, channels: int, layers: int):
+        self.layers = layers
+        self.lstm = nnx.Dict()
+        for n in range(layers):
+            self.lstm[f"weight_ih_l{n}"] = parameter((channels, 4 * channels), 1, 0)
+            self.lstm[f"weight_hh_l{n}"] = parameter((channels, 4 * channels), 1, 0)
+            self.lstm[f"bias_ih_l{n}"] = parameter((4 * channels,), 0)
+            self.lstm[f"bias_hh_l{n}"] = parameter((4 * channels,), 0)
+
+    def __call__(self, x_BNC: jax.Array, n_B: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array]:
+        y_NBC = jnp.moveaxis(x_BNC, 1, 0)
+        for n in range(self.layers):
+            weights = [self.lstm[f"{name}_l{n}"][...] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            zeros = jnp.zeros(y_NBC.shape[1:], y_NBC.dtype)
+            state, y_NBC = self.run(y_NBC, tape.take((zeros, zeros)), *weights)
+            tape.leave(state)
+        return x_BNC + jnp.moveaxis(y_NBC, 0, 1), n_B
+
+    @staticmethod
+    def run(x_NBC, state, weight_ih, weight_hh, bias_ih, bias_hh):
+        def step(state, given_BG):
+            h_BC, c_BC = state
+            i, f, g, o = jnp.split(given_BG + h_BC @ weight_hh, 4, axis=-1)
+            c_BC = jax.nn.sigmoid(f) * c_BC + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h_BC = jax.nn.sigmoid(o) * jnp.tanh(c_BC)
+            return (h_BC, c_BC), h_BC
+
+        return jax.lax.scan(step, state, x_NBC @ weight_ih + (bias_ih + bias_hh))
+
+
+def reach(parts: Sequence) -> tuple[Fraction, Fraction]:
+    """How far before and after its own place an output of these layers looks, in positions of their input."""
+    left = right = Fraction(0)
+    position = Fraction(1)  # of the layer at hand, in positions of the input
+    for part in parts:
+        if isinstance(part, PaddedConv):
+            before, after = part.padding
+            left += before * position
+            right += (after + part.conv.stride - 1) * position
+            position *= part.conv.stride
+        elif isinstance(part, PaddedTransposedConv):
+            left, right, position = left + position, right + position, position / part.conv.stride
+    return left, right

@@ -1,0 +1,294 @@
+"""Mimi, the codec of Moshi (arXiv:2410.00037, section 3.3): 24 kHz mono at 12.5 frames per second, causal.
+
+Reads the published layout (`config.json` and `model.safetensors`, as in kyutai/mimi). SEANet at 25 positions per
+second, a transformer with a window of ten seconds on both sides of the quantiser, and down to 12.5 Hz. The quantiser
+is split: `num_semantic_quantizers` codebooks and all the others are two separate residual chains over the same
+latents, whose sums are added. It streams exactly, frame by frame.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax.codecs import checks, huggingface
+from audiolm_jax.codecs.layers import Conv, DepthwiseTransposedConv, PaddedConv, PaddedTransposedConv, Tape, parameter
+from audiolm_jax.codecs.quantizer import dequantize, quantize
+from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig
+from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
+from audiolm_jax.errors import InputError
+
+REPOSITORIES = ("kyutai/mimi",)
+SIZES = (8, 1)  # frames per call: eight are 15,360 samples
+ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu, "silu": jax.nn.silu}
+
+
+@dataclasses.dataclass(frozen=True)
+class MimiConfig(SEANetConfig):
+    """The fields of a published `config.json` that matter here, with the defaults of `transformers`."""
+
+    hidden_size: int = 512
+    num_filters: int = 64
+    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)
+    last_kernel_size: int = 3
+    pad_mode: str = "constant"
+    use_conv_shortcut: bool = False
+    frame_rate: float | None = None
+    num_quantizers: int = 32
+    num_semantic_quantizers: int = 1
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    vector_quantization_hidden_dimension: int = 256
+    upsample_groups: int = 512
+    num_hidden_layers: int = 8
+    intermediate_size: int = 2048
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    hidden_act: str = "gelu"
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    sliding_window: int = 250
+    attention_bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        accepted = {
+            "use_causal_conv": (True,),
+            "pad_mode": ("constant",),
+            "hidden_act": tuple(ACTIVATIONS),
+            "attention_bias": (False,),
+            "upsample_groups": (self.hidden_size,),
+            "frame_rate": (None, self.sampling_rate / self.hop),
+            "vector_quantization_hidden_dimension": (self.codebook_dim,),
+        }
+        for name, values in accepted.items():
+            if getattr(self, name) not in values:
+                raise InputError(f"codec config: {name}={getattr(self, name)!r} is not supported; known are {values}")
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame: every second position of SEANet."""
+        return 2 * self.stride
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, width: int, epsilon: float):
+        self.weight, self.bias, self.epsilon = parameter((width,), 0), parameter((width,), 0), epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + self.epsilon) * self.weight[...] + self.bias[...]
+
+
+class Linear(nnx.Module):
+    def __init__(self, inputs: int, outputs: int):
+        self.weight = parameter((inputs, outputs), 1, 0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.weight[...]
+
+
+class Scale(nnx.Module):
+    def __init__(self, width: int):
+        self.scale = parameter((width,), 0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.scale[...]
+
+
+class Attention(nnx.Module):
+    """Causal attention over the last `sliding_window` positions, with rotary positions."""
+
+    def __init__(self, c: MimiConfig):
+        self.config = c
+        queries, keys = c.num_attention_heads * c.head_width, c.num_key_value_heads * c.head_width
+        self.q_proj, self.o_proj = Linear(c.hidden_size, queries), Linear(queries, c.hidden_size)
+        self.k_proj, self.v_proj = Linear(c.hidden_size, keys), Linear(c.hidden_size, keys)
+
+    def __call__(self, x_BND: jax.Array, begin: jax.Array, tape: Tape) -> jax.Array:
+        """begin: positions before this piece. The past is keys and values `[B, window - 1, heads, K]`."""
+        c = self.config
+        batch, count, _ = x_BND.shape
+        heads, groups = c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads
+        before = c.sliding_window - 1
+        q = self.q_proj(x_BND).reshape(batch, count, heads * groups, c.head_width)
+        k, v = (project(x_BND).reshape(batch, count, heads, c.head_width) for project in (self.k_proj, self.v_proj))
+        place_N = begin + jnp.arange(count)
+        q, k = (rotate(x, place_N, c.rope_theta) for x in (q, k))
+        past = tape.take((jnp.zeros((batch, before, heads, c.head_width), x_BND.dtype),) * 2)
+        k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
+        tape.leave((k[:, count:], v[:, count:]))
+        place_M = begin - before + jnp.arange(before + count)
+        ago_NM = place_N[:, None] - place_M
+        visible_NM = (ago_NM >= 0) & (ago_NM < c.sliding_window) & (place_M >= 0)
+        q = q.reshape(batch, count, heads, groups, c.head_width)
+        scores = jnp.einsum("bnhgk,bmhk->bhgnm", q, k) * c.head_width**-0.5
+        weights = jax.nn.softmax(jnp.where(visible_NM, scores, -jnp.inf), axis=-1)
+        y = jnp.einsum("bhgnm,bmhk->bnhgk", weights, v).reshape(batch, count, -1)
+        return self.o_proj(y)
+
+
+def rotate(x_BNHK: jax.Array, place_N: jax.Array, base: float) -> jax.Array:
+    """Rotary positions; the two halves of a head are the two coordinates (as in Llama)."""
+    half = x_BNHK.shape[-1] // 2
+    angle = place_N[:, None] * base ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+    a, b = x_BNHK[..., :half], x_BNHK[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class MLP(nnx.Module):
+    def __init__(self, c: MimiConfig):
+        self.fc1, self.fc2 = Linear(c.hidden_size, c.intermediate_size), Linear(c.intermediate_size, c.hidden_size)
+        self.act = c.hidden_act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+class TransformerLayer(nnx.Module):
+    def __init__(self, c: MimiConfig):
+        self.input_layernorm = LayerNorm(c.hidden_size, c.norm_eps)
+        self.self_attn, self.self_attn_layer_scale = Attention(c), Scale(c.hidden_size)
+        self.post_attention_layernorm = LayerNorm(c.hidden_size, c.norm_eps)
+        self.mlp, self.mlp_layer_scale = MLP(c), Scale(c.hidden_size)
+
+    def __call__(self, x_BND, begin, tape):
+        x_BND = x_BND + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x_BND), begin, tape))
+        return x_BND + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x_BND)))
+
+
+class Transformer(nnx.Module):
+    def __init__(self, c: MimiConfig):
+        self.layers = nnx.List([TransformerLayer(c) for _ in range(c.num_hidden_layers)])
+
+    def __call__(self, x_BND, n_B, tape: Tape):
+        begin = tape.take(jnp.int32(0))
+        tape.leave(begin + x_BND.shape[1])
+        for layer in self.layers:
+            x_BND = layer(x_BND, begin, tape)
+        return x_BND, n_B
+
+
+class Projections(nnx.Module):
+    """The way into one residual chain of the quantiser and out of it."""
+
+    def __init__(self, c: MimiConfig):
+        self.input_proj = Conv(c.hidden_size, c.codebook_dim, 1, bias=False)
+        self.output_proj = Conv(c.codebook_dim, c.hidden_size, 1, bias=False)
+
+
+class SplitQuantizer(nnx.Module):
+    """The projections of the two chains; the codebooks live apart, stacked."""
+
+    def __init__(self, c: MimiConfig):
+        self.semantic_residual_vector_quantizer = Projections(c)
+        self.acoustic_residual_vector_quantizer = Projections(c)
+
+    def chains(self, semantic: int, books_QKZ: jax.Array) -> list[tuple[Projections, jax.Array]]:
+        chains = [self.semantic_residual_vector_quantizer, self.acoustic_residual_vector_quantizer]
+        return [(c, b) for c, b in zip(chains, (books_QKZ[:semantic], books_QKZ[semantic:]), strict=True) if len(b)]
+
+
+class MimiModel(nnx.Module):
+    """All but the codebooks."""
+
+    def __init__(self, c: MimiConfig):
+        self.encoder, self.encoder_transformer = Encoder(c), Transformer(c)
+        self.downsample = PaddedConv(c.hidden_size, c.hidden_size, 4, 2, mode="replicate", bias=False)
+        self.quantizer = SplitQuantizer(c)
+        self.upsample = PaddedTransposedConv(DepthwiseTransposedConv(c.hidden_size, 2))
+        self.decoder_transformer, self.decoder = Transformer(c), Decoder(c)
+
+
+def chain_names(c: MimiConfig) -> list[str]:
+    """The name of every codebook, the semantic ones first."""
+    counts = {"semantic": c.num_semantic_quantizers, "acoustic": c.num_quantizers - c.num_semantic_quantizers}
+    return [
+        f"quantizer.{kind}_residual_vector_quantizer.layers.{n}.codebook"
+        for kind, k in counts.items()
+        for n in range(k)
+    ]
+
+
+def load(path=None, codebooks: int | None = None) -> Codec:
+    """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
+    if path is None:
+        raise InputError(
+            "codec.path: Mimi ships with no weights; give a folder with config.json and model.safetensors, or a "
+            f"repository such as {REPOSITORIES[0]}@main"
+        )
+    given, weights = huggingface.read(path, "mimi")
+    rope = given.get("rope_parameters") or {}
+    config = huggingface.config_of({**given, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
+    weights.ignore(r"\.codebook\.initialized$")
+    digest = huggingface.fingerprint(dataclasses.asdict(config), weights.tensors)
+    with own_mesh():
+        model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
+        names, size = chain_names(config), config.codebook_size
+        sums_QKZ = weights.stack([f"{name}.embed_sum" for name in names], (size, config.codebook_dim))
+        usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (size,))
+        books_QKZ = sums_QKZ / jnp.maximum(usage_QK, 1e-5)[..., None]
+    weights.finish()
+    return build(config, model, books_QKZ, digest, codebooks)
+
+
+def save(folder, config: MimiConfig, model: MimiModel, books_QKZ) -> None:
+    """Writes config.json and model.safetensors that `transformers` opens."""
+    tensors = huggingface.named(model)
+    for name, book_KZ in zip(chain_names(config), jax.device_get(books_QKZ), strict=True):
+        ones = np.ones(config.codebook_size, np.float32)
+        tensors |= {f"{name}.embed_sum": book_KZ, f"{name}.cluster_usage": ones, f"{name}.initialized": ones[:1]}
+    huggingface.write(folder, {"model_type": "mimi", **dataclasses.asdict(config)}, tensors)
+
+
+def build(config: MimiConfig, model: MimiModel, books_QKZ, digest: str, codebooks: int | None = None) -> Codec:
+    """The codec of a filled model."""
+    kept = checks.kept_codebooks(codebooks, config.num_quantizers)
+    if kept < config.num_semantic_quantizers:
+        raise InputError(f"codec.codebooks: {kept}; Mimi needs its {config.num_semantic_quantizers} semantic ones")
+    graph, params = nnx.split(model)
+    about = About(
+        name="mimi",
+        fingerprint=digest,
+        sample_rate=config.sampling_rate,
+        hop=config.hop,
+        codebooks=kept,
+        codebook_size=config.codebook_size,
+    )
+    with own_mesh():
+        fixed = (graph, config.num_semantic_quantizers, params, books_QKZ[:kept])
+    encoder = Carry(functools.partial(_encode, *fixed), config.hop, 1, SIZES)
+    decoder = Carry(functools.partial(_decode, *fixed), 1, config.hop, SIZES)
+    return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(graph, semantic, params, books_QKZ, waveform_BNC, n_B, pasts, first):
+    tape, model = Tape(pasts, first), nnx.merge(graph, params)
+    x, n_B = model.encoder(waveform_BNC, n_B, tape)
+    x, n_B = model.encoder_transformer(x, n_B, tape)
+    latents, _ = model.downsample(x, n_B, tape)
+    chains = model.quantizer.chains(semantic, books_QKZ)
+    codes = [quantize(chain.input_proj(latents), books)[0] for chain, books in chains]
+    return jnp.concatenate(codes, axis=-1), tape.kept
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(graph, semantic, params, books_QKZ, codes_BTQ, n_B, pasts, first):
+    tape, model = Tape(pasts, first), nnx.merge(graph, params)
+    latents, start = 0, 0
+    for chain, books in model.quantizer.chains(semantic, books_QKZ):
+        latents += chain.output_proj(dequantize(codes_BTQ[..., start : start + len(books)], books))
+        start += len(books)
+    x, n_B = model.upsample(latents, n_B, tape)
+    x, n_B = model.decoder_transformer(x, n_B, tape)
+    return model.decoder(x, n_B, tape)[0], tape.kept

@@ -1,0 +1,146 @@
+"""SEANet, the convolutional encoder and decoder of SoundStream, EnCodec and Mimi (arXiv:2009.02095, 2210.13438).
+
+The numbers of the layers are those of the reference implementation, activations included, so that the path of a
+parameter is its name in a file of published weights.
+"""
+
+import dataclasses
+import math
+
+import jax
+from flax import nnx
+
+from audiolm_jax.codecs.layers import LSTM, PaddedConv, PaddedTransposedConv, Tape, TransposedConv
+from audiolm_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SEANetConfig:
+    """The part of a published `config.json` that SEANet reads, under its names there."""
+
+    sampling_rate: int = 24000
+    audio_channels: int = 1
+    hidden_size: int = 128
+    num_filters: int = 32
+    num_residual_layers: int = 1
+    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
+    kernel_size: int = 7
+    last_kernel_size: int = 7
+    residual_kernel_size: int = 3
+    dilation_growth_rate: int = 2
+    use_causal_conv: bool = True
+    pad_mode: str = "reflect"
+    compress: int = 2
+    trim_right_ratio: float = 1.0
+    use_conv_shortcut: bool = True
+    num_lstm_layers: int = 0
+    norm_type: str = "weight_norm"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "upsampling_ratios", tuple(self.upsampling_ratios))
+        accepted = {
+            "pad_mode": ("constant", "reflect"),
+            "norm_type": ("weight_norm", "time_group_norm"),
+            "trim_right_ratio": (1.0,),
+            "audio_channels": (1, 2),
+        }
+        for name, values in accepted.items():
+            if getattr(self, name) not in values:
+                raise InputError(f"codec config: {name}={getattr(self, name)!r} is not supported; known are {values}")
+        if self.use_causal_conv and self.norm_type == "time_group_norm":
+            raise InputError("codec config: norm_type='time_group_norm' looks at all of a signal; it cannot be causal")
+
+    @property
+    def stride(self) -> int:
+        """Samples per position of the latents."""
+        return math.prod(self.upsampling_ratios)
+
+    @property
+    def padding(self) -> dict:
+        return {"causal": self.use_causal_conv, "mode": self.pad_mode, "norm": self.norm_type == "time_group_norm"}
+
+    @property
+    def start(self) -> int:
+        """Positions of the latents that a causal network must have seen before the first one is known.
+
+        Reflection pads the beginning of every layer's input with what comes after it.
+        """
+        if self.pad_mode != "reflect":
+            return 1
+        reach = (self.residual_kernel_size - 1) * self.dilation_growth_rate ** (self.num_residual_layers - 1) + 1
+        return max(2, self.kernel_size, self.last_kernel_size, -(-reach // self.upsampling_ratios[0]))
+
+
+class Elu(nnx.Module):
+    def __call__(self, x_BNC, n_B, tape):
+        return jax.nn.elu(x_BNC), n_B
+
+
+class ResidualBlock(nnx.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, c: SEANetConfig, width: int, dilation: int):
+        hidden = width // c.compress
+        self.block = nnx.List(
+            [
+                Elu(),
+                PaddedConv(width, hidden, c.residual_kernel_size, dilation=dilation, **c.padding),
+                Elu(),
+                PaddedConv(hidden, width, 1, **c.padding),
+            ]
+        )
+        self.shortcut = PaddedConv(width, width, 1, **c.padding) if c.use_conv_shortcut else None
+
+    def __call__(self, x_BNC, n_B, tape: Tape):
+        y, _ = run(self.block, x_BNC, n_B, tape)
+        return (self.shortcut(x_BNC, n_B, tape)[0] if self.shortcut else x_BNC) + y, n_B
+
+
+class Encoder(nnx.Module):
+    """Waveforms `[B, N, channels]` -> latents `[B, ceil(N / stride), hidden_size]`."""
+
+    def __init__(self, c: SEANetConfig):
+        width = c.num_filters
+        layers = [PaddedConv(c.audio_channels, width, c.kernel_size, **c.padding)]
+        for ratio in reversed(c.upsampling_ratios):
+            layers += [ResidualBlock(c, width, c.dilation_growth_rate**n) for n in range(c.num_residual_layers)]
+            layers += [Elu(), PaddedConv(width, 2 * width, 2 * ratio, ratio, **c.padding)]
+            width *= 2
+        layers += [LSTM(width, c.num_lstm_layers)] if c.num_lstm_layers else []
+        layers += [Elu(), PaddedConv(width, c.hidden_size, c.last_kernel_size, **c.padding)]
+        self.layers = nnx.List(layers)
+
+    def __call__(self, x_BNC, n_B, tape: Tape):
+        return run(self.layers, x_BNC, n_B, tape)
+
+
+class Decoder(nnx.Module):
+    """Latents `[B, N, hidden_size]` -> waveforms `[B, N * stride, channels]`."""
+
+    def __init__(self, c: SEANetConfig):
+        width = c.num_filters * 2 ** len(c.upsampling_ratios)
+        layers = [PaddedConv(c.hidden_size, width, c.kernel_size, **c.padding)]
+        layers += [LSTM(width, c.num_lstm_layers)] if c.num_lstm_layers else []
+        for ratio in c.upsampling_ratios:
+            norm = width // 2 if c.padding["norm"] else 0
+            up = PaddedTransposedConv(TransposedConv(width, width // 2, ratio), causal=c.use_causal_conv, norm=norm)
+            width //= 2
+            layers += [Elu(), up]
+            layers += [ResidualBlock(c, width, c.dilation_growth_rate**n) for n in range(c.num_residual_layers)]
+        layers += [Elu(), PaddedConv(width, c.audio_channels, c.last_kernel_size, **c.padding)]
+        self.layers = nnx.List(layers)
+
+    def __call__(self, x_BNC, n_B, tape: Tape):
+        return run(self.layers, x_BNC, n_B, tape)
+
+
+def run(layers, x_BNC, n_B, tape: Tape):
+    """One layer after the other."""
+    for layer in layers:
+        x_BNC, n_B = layer(x_BNC, n_B, tape)
+    return x_BNC, n_B
+
+
+def parts(layers) -> list:
+    """The layers, with the convolutions of residual blocks in their place."""
+    return [part for layer in layers for part in (layer.block if isinstance(layer, ResidualBlock) else [layer])]

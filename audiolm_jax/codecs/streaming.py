@@ -1,0 +1,278 @@
+"""A codec from its networks: whole signals, batches of unequal lengths, streaming, and hours of audio in little memory.
+
+A direction of a codec (encode, decode) is a chain of stages, each a pure function of a piece of its input:
+
+    Carry    a causal network. What it remembers goes from piece to piece, so that pieces give exactly the whole.
+    Window   a network that looks at `left` frames before and `right` frames after. Pieces are taken with that much
+             around them, and what the surroundings give is cut off.
+
+Everything is done in pieces of few sizes, so that few shapes are ever compiled, and memory does not grow with the
+length of a signal. A whole signal and a stream go the same way.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from audiolm_jax.codecs import checks
+
+ROWS = 64  # rows per call, or fewer by a power of two
+LONG = 1024  # frames of a whole signal that go through all stages before the next ones do
+ENDLESS = 1 << 40  # positions of a row whose end is not known yet
+
+
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """run(x [B, F * unit_in, ...], n_B, pasts, first) -> (y [B, F * unit_out, ...], pasts), pasts being arrays.
+
+    n_B counts the positions (not frames) of each row in the piece. In the first piece run may be given None or any
+    pasts, which it must not look at. start: frames that the first piece must have.
+    """
+
+    run: Callable
+    unit_in: int = 1
+    unit_out: int = 1
+    sizes: tuple[int, ...] = (32, 8, 1)  # frames of a piece, the largest first
+    start: int = 1
+    shapes: dict = dataclasses.field(default_factory=dict, compare=False)  # of the pasts, by rows: found once
+
+    def init(self) -> dict:
+        return {"pasts": None, "waiting": None, "done": 0}
+
+    def blank(self, x: np.ndarray, n_B: np.ndarray) -> Any:
+        """Pasts to hand to the first piece, so that it runs the same compiled program as the later ones."""
+        if len(x) not in self.shapes:
+            self.shapes[len(x)] = jax.eval_shape(self.run, x, n_B, None, True)[1]
+        zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), self.shapes[len(x)])
+        # Placed like what the program returns, or else it would be compiled once more for the second piece.
+        return jax.device_put(zeros, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))
+
+    def push(self, state: dict, x, ends_B: np.ndarray, last: bool, eager: bool) -> tuple[np.ndarray | None, dict]:
+        """The next positions (whole frames unless last; None for no more) -> (what they complete, state).
+
+        ends_B: the positions of every row in all. eager: in pieces of any size, not to wait for a large one.
+        """
+        waiting, pasts, done = joined(state["waiting"], x), state["pasts"], state["done"]
+        pieces = []
+        while waiting is not None and waiting.shape[1]:
+            frames = -(-waiting.shape[1] // self.unit_in)
+            sizes = [size for size in self.sizes if done or size >= self.start]
+            size = piece_size(sizes, frames, last, eager)
+            if not size:
+                break
+            piece, waiting = cut(waiting, size * self.unit_in)
+            n_B = remaining(ends_B, done * self.unit_in, piece)
+            pasts = self.blank(piece, n_B) if pasts is None else pasts
+            y, pasts = self.run(piece, n_B, pasts, done == 0)
+            pieces.append(np.asarray(y)[:, : min(size, frames) * self.unit_out])
+            done += size
+        return concatenated(pieces), {"pasts": pasts, "waiting": waiting, "done": done}
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """run(x [B, F * unit_in, ...], n_B) -> y [B, F * unit_out, ...]; a frame of it sees `left` and `right` others."""
+
+    run: Callable
+    left: int
+    right: int
+    unit_in: int = 1
+    unit_out: int = 1
+    sizes: tuple[int, ...] = (64, 8)  # frames that are kept of a window, the largest first
+
+    def init(self) -> dict:
+        return {"around": None, "begin": 0, "done": 0}  # frames are held from `begin` on; those before `done` are out
+
+    def push(self, state: dict, x, ends_B: np.ndarray, last: bool, eager: bool) -> tuple[np.ndarray | None, dict]:
+        """See `Carry.push`."""
+        around, begin, done = joined(state["around"], x), state["begin"], state["done"]
+        pieces = []
+        while around is not None:
+            ready = begin + -(-around.shape[1] // self.unit_in) - done - (0 if last else self.right)
+            size = piece_size(self.sizes, ready, last, eager) if ready > 0 else 0
+            if not size:
+                break
+            start, kept = max(0, done - self.left), min(size, ready)
+            piece, _ = cut(around[:, (start - begin) * self.unit_in :], (self.left + size + self.right) * self.unit_in)
+            y = np.asarray(self.run(piece, remaining(ends_B, start * self.unit_in, piece)))
+            pieces.append(y[:, (done - start) * self.unit_out : (done - start + kept) * self.unit_out])
+            done += kept
+            drop = max(0, done - self.left) - begin
+            around, begin = around[:, drop * self.unit_in :], begin + drop
+        return concatenated(pieces), {"around": around, "begin": begin, "done": done}
+
+
+def piece_size(sizes: tuple[int, ...], frames: int, last: bool, eager: bool) -> int:
+    """How many frames to take of so many; 0: wait for more. The last piece may be larger than what there is."""
+    if last:
+        return min((size for size in sizes if size >= frames), default=sizes[0])
+    return next((size for size in (sizes if eager else sizes[:1]) if size <= frames), 0)
+
+
+def joined(before: np.ndarray | None, x: np.ndarray | None) -> np.ndarray | None:
+    if before is None or x is None or not before.shape[1]:
+        return before if x is None else x
+    return np.concatenate([before, x], axis=1)
+
+
+def cut(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` positions, zeros where there are none, and the rest."""
+    piece, missing = x[:, :count], count - x.shape[1]
+    return np.pad(piece, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]) if missing > 0 else piece, x[:, count:]
+
+
+def remaining(ends_B: np.ndarray, start: int, piece: np.ndarray) -> np.ndarray:
+    """Positions that every row has from `start` on; one more than the piece has stands for any number beyond it."""
+    return np.broadcast_to(np.clip(ends_B - start, 0, piece.shape[1] + 1).astype(np.int32), (len(piece),))
+
+
+def concatenated(pieces: list[np.ndarray]) -> np.ndarray | None:
+    return np.concatenate(pieces, axis=1) if pieces else None
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a codec says of itself; see the contract in `audiolm_jax.codecs`."""
+
+    name: str
+    fingerprint: str
+    sample_rate: int
+    hop: int
+    codebooks: int
+    codebook_size: int
+    delay: int = 0
+    channels: int = 1
+    block: int = 1
+
+
+class Codec:
+    """The contract in `audiolm_jax.codecs`, from two chains of stages.
+
+    encoder: waveforms [B, N, channels] -> codes [B, T, Q]; decoder: codes [B, T, Q], -1 where a codebook is left
+    out -> waveforms [B, T * hop, channels].
+    """
+
+    def __init__(self, about: About, encoder: tuple, decoder: tuple, config: object = None):
+        for field in dataclasses.fields(about):
+            setattr(self, field.name, getattr(about, field.name))
+        self.frame_rate = self.sample_rate / self.hop
+        self.config, self._encoder, self._decoder = config, encoder, decoder
+
+    def frames(self, samples: int) -> int:
+        """Frames that cover so many samples."""
+        return -(-int(samples) // self.hop)
+
+    def samples(self, frames: int) -> int:
+        """Samples that so many frames are decoded to."""
+        return frames * self.hop
+
+    def encode(self, waveform_BN, samples_B=None) -> np.ndarray:
+        """`[B, N]` (or `[N]`; `[B, channels, N]` if stereo) -> codes `[B, T, Q]` (or `[T, Q]`), T = ceil(N / hop).
+
+        samples_B: the length of every row, where they differ. Codes after the end of a row are 0.
+        """
+        audio_BNC, alone = checks.waveform(waveform_BN, self.channels)
+        ends_B = checks.lengths(samples_B, *audio_BNC.shape[:2], "samples")
+        codes_BTQ = self._whole(self._encoder, audio_BNC, ends_B, self.hop)
+        exists_BT = np.arange(codes_BTQ.shape[1]) < -(-ends_B[:, None] // self.hop)
+        codes_BTQ = np.where(exists_BT[..., None], codes_BTQ, 0)
+        return codes_BTQ[0] if alone else codes_BTQ
+
+    def decode(self, codes_BTQ, frames_B=None) -> np.ndarray:
+        """Codes `[B, T, q <= Q]` (or `[T, q]`) -> samples `[B, T * hop]` (or `[T * hop]`; channels before samples).
+
+        frames_B: the length of every row, where they differ. Samples after the end of a row are 0.
+        """
+        grid, alone = self._grid(codes_BTQ)
+        ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
+        waveform_BNC = self._whole(self._decoder, grid, ends_B, 1)
+        exists_BN = np.arange(waveform_BNC.shape[1]) < ends_B[:, None] * self.hop
+        waveform = self._shaped(np.where(exists_BN[..., None], waveform_BNC, 0))
+        return waveform[0] if alone else waveform
+
+    def encode_init(self, batch: int) -> tuple:
+        """The streaming state before the first sample."""
+        return 0, [stage.init() for stage in self._encoder]
+
+    def encode_step(self, state: tuple, waveform_BN) -> tuple[np.ndarray, tuple]:
+        """The next `[B, N]` samples (N a multiple of hop) -> (the codes that they complete, state)."""
+        audio_BNC, _ = checks.waveform(waveform_BN, self.channels, multiple_of=self.hop)
+        codes, state = self._push(self._encoder, state, audio_BNC, None, False)
+        return np.zeros((len(audio_BNC), 0, self.codebooks), np.int32) if codes is None else codes, state
+
+    def encode_end(self, state: tuple, waveform_BN=None) -> np.ndarray | None:
+        """The last `[B, N < hop]` samples, or none -> the codes still to come, None if there are none."""
+        audio_BNC = None if waveform_BN is None else checks.waveform(waveform_BN, self.channels)[0]
+        return self._push(self._encoder, state, audio_BNC, None, True)[0]
+
+    def decode_init(self, batch: int) -> tuple:
+        """The streaming state before the first frame."""
+        return 0, [stage.init() for stage in self._decoder]
+
+    def decode_step(self, state: tuple, codes_BTQ) -> tuple[np.ndarray, tuple]:
+        """The next frames `[B, T, q <= Q]` -> (the samples that they complete, state)."""
+        grid, _ = self._grid(codes_BTQ)
+        waveform, state = self._push(self._decoder, state, grid, None, False)
+        waveform = np.zeros((len(grid), 0, self.channels), np.float32) if waveform is None else waveform
+        return self._shaped(waveform), state
+
+    def decode_end(self, state: tuple) -> np.ndarray | None:
+        """The samples still to come after the last frame, None if there are none."""
+        waveform = self._push(self._decoder, state, None, None, True)[0]
+        return None if waveform is None else self._shaped(waveform)
+
+    def _grid(self, codes_BTQ) -> tuple[np.ndarray, bool]:
+        """Codes with -1 for the codebooks left out, and whether they came without a batch axis."""
+        grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
+        alone = grid.ndim == 2
+        grid = grid[None] if alone else grid
+        return np.pad(grid, [(0, 0), (0, 0), (0, self.codebooks - grid.shape[-1])], constant_values=-1), alone
+
+    def _shaped(self, waveform_BNC: np.ndarray) -> np.ndarray:
+        clipped = np.clip(waveform_BNC, -1, 1)
+        return clipped[..., 0] if self.channels == 1 else clipped.swapaxes(1, 2)
+
+    def _whole(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit: int) -> np.ndarray:
+        """All of a signal through a chain, a long piece at a time, in groups of rows."""
+        groups, long = [], LONG * unit
+        for rows in row_groups(len(x)):
+            state, pieces = (0, [stage.init() for stage in stages]), []
+            for start in range(0, x.shape[1], long):
+                last = start + long >= x.shape[1]
+                y, state = self._push(stages, state, x[rows, start : start + long], ends_B[rows], last, eager=False)
+                pieces += [] if y is None else [y]
+            groups.append(np.concatenate(pieces, axis=1))
+        return np.concatenate(groups)[: len(x)]
+
+    @staticmethod
+    def _push(stages: tuple, state: tuple, x, ends_B: np.ndarray | None, last: bool, eager: bool = True) -> tuple:
+        """The next positions through a chain. ends_B: the length of every row; None where only `last` tells it."""
+        seen, before = state
+        seen += 0 if x is None else x.shape[1]
+        if ends_B is None:
+            ends_B = np.asarray(seen if last else ENDLESS)
+        after = []
+        with own_mesh():
+            for stage, past in zip(stages, before, strict=True):
+                x, past = stage.push(past, x, ends_B, last, eager)
+                after.append(past)
+                ends_B = -(-ends_B // stage.unit_in) * stage.unit_out
+        return x, (seen, after)
+
+
+def row_groups(rows: int) -> list[np.ndarray]:
+    """Numbers of rows in groups of at most ROWS, the last group filled up with its last row to a power of two."""
+    groups = []
+    for start in range(0, rows, ROWS):
+        size = 1 << (min(ROWS, rows - start) - 1).bit_length()
+        groups.append(np.minimum(np.arange(start, start + size), rows - 1))
+    return groups
+
+
+def own_mesh():
+    """The first local device by itself. A codec works on one device, whatever mesh its caller has entered."""
+    device = jax.local_devices()[:1]
+    return jax.set_mesh(jax.make_mesh((1,), ("codec",), (jax.sharding.AxisType.Auto,), devices=device))

@@ -1,0 +1,237 @@
+"""EnCodec, DAC and Mimi by themselves: lengths, rows, streams, files. Against `transformers`: codecs_parity_test.py."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies
+from safetensors.numpy import load_file, save_file
+
+from audiolm_jax import codecs
+from audiolm_jax.codecs.huggingface import fold
+from audiolm_jax.errors import InputError
+from tests.published_codecs import CONFIGS, sound, write
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{name: (module, folder)} of all small codecs."""
+    root = tmp_path_factory.mktemp("published")
+    return {name: (write(root / name, name), root / name) for name in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def opened(folders):
+    return {name: codecs.load(kind, folder) for name, (kind, folder) in folders.items()}
+
+
+@pytest.fixture(params=list(CONFIGS))
+def codec(request, opened):
+    return opened[request.param]
+
+
+def audio(codec, rows, samples, seed=0):
+    return sound(seed, *((rows, samples) if codec.channels == 1 else (rows, 2, samples)))
+
+
+def test_codes_are_many_and_lengths_exact(codec):
+    for samples in (1, codec.hop - 1, codec.hop, codec.hop + 1, 90 * codec.hop + 5):
+        codes = codec.encode(audio(codec, 1, samples))
+        assert codes.shape == (1, codec.frames(samples), codec.codebooks) and codes.dtype == np.int32
+        assert codec.decode(codes).shape[-1] == codec.samples(codes.shape[1]) >= samples
+    assert all(len(np.unique(codes[..., q])) > 5 for q in range(codec.codebooks))
+    waveform = codec.decode(codes)
+    assert waveform.dtype == np.float32 and np.isfinite(waveform).all() and 0.01 < np.abs(waveform).max() <= 1
+
+
+def test_a_row_of_unequal_lengths_equals_the_row_alone(codec):
+    for lengths in ((90 * codec.hop + 1, 3), (33 * codec.hop - 1, 40 * codec.hop), (7 * codec.hop + 2, codec.hop)):
+        rows = [audio(codec, 1, n, seed)[0] for seed, n in enumerate(lengths)]
+        longest = max(lengths)
+        batch = np.stack([np.pad(r, [(0, 0)] * (r.ndim - 1) + [(0, longest - r.shape[-1])], "edge") for r in rows])
+        codes = codec.encode(batch, lengths)
+        waveforms = codec.decode(codes, [codec.frames(n) for n in lengths])
+        for row, found, waveform in zip(rows, codes, waveforms, strict=True):
+            alone = codec.encode(row)
+            np.testing.assert_array_equal(found[: len(alone)], alone)
+            assert not found[len(alone) :].any()
+            expected = codec.decode(alone)
+            np.testing.assert_allclose(waveform[..., : expected.shape[-1]], expected, atol=1e-5)
+            assert not waveform[..., expected.shape[-1] :].any()
+
+
+@given(strategies.data())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_streaming_in_any_chunks_is_the_whole(codec, data):
+    """Random lengths and chunks, the last frame not whole: the codes are the same, the waveform up to rounding."""
+    frames = data.draw(strategies.integers(1, 120))
+    rest = data.draw(strategies.integers(0, codec.hop - 1))
+    source = audio(codec, 2, frames * codec.hop + rest, frames)
+    codes = codec.encode(source)
+    waveform = codec.decode(codes)
+    sizes = strategies.integers(1, 50)
+    state, pieces, at = codec.encode_init(2), [], 0
+    while at < frames:
+        size = min(data.draw(sizes), frames - at)
+        piece, state = codec.encode_step(state, source[..., at * codec.hop : (at + size) * codec.hop])
+        pieces.append(piece)
+        at += size
+    end = codec.encode_end(state, source[..., frames * codec.hop :] if rest else None)
+    pieces += [] if end is None else [end]
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), codes)
+    state, pieces, at = codec.decode_init(2), [], 0
+    while at < codes.shape[1]:
+        size = min(data.draw(sizes), codes.shape[1] - at)
+        piece, state = codec.decode_step(state, codes[:, at : at + size])
+        pieces.append(piece)
+        at += size
+    end = codec.decode_end(state)
+    pieces += [] if end is None else [end]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=-1), waveform, atol=1e-5)
+
+
+def test_how_soon_a_stream_begins(opened):
+    """Frames that go in before the first audio comes out: one, seven (reflection), what the convolutions look ahead."""
+    first = {}
+    for name, codec in opened.items():
+        codes = codec.encode(audio(codec, 1, 200 * codec.hop))
+        state = codec.decode_init(1)
+        for count in range(1, 100):
+            piece, state = codec.decode_step(state, codes[:, count - 1 : count])
+            if piece.size:
+                first[name] = count
+                break
+    assert first["mimi"] == 1
+    assert first["encodec"] == CONFIGS["encodec"].start == 5
+    assert first["encodec-chunks"] == opened["encodec-chunks"].block
+
+
+def test_causal_codecs_do_not_look_ahead(opened):
+    for name, start in (("mimi", 0), ("encodec", 5)):
+        codec = opened[name]
+        source = audio(codec, 1, 60 * codec.hop)[0]
+        other = source.copy()
+        other[30 * codec.hop :] = audio(codec, 1, 60 * codec.hop, seed=5)[0][30 * codec.hop :]
+        assert start < 30
+        np.testing.assert_array_equal(codec.encode(source)[:30], codec.encode(other)[:30])
+        assert (codec.encode(source)[30:] != codec.encode(other)[30:]).any()
+
+
+def test_leading_codebooks_suffice(folders, opened):
+    for name, (kind, folder) in folders.items():
+        whole, part = opened[name], codecs.load(kind, folder, codebooks=2)
+        codes = whole.encode(audio(whole, 1, 50 * whole.hop))
+        np.testing.assert_array_equal(part.encode(audio(part, 1, 50 * part.hop)), codes[..., :2])
+        np.testing.assert_allclose(part.decode(codes[..., :2]), whole.decode(codes[..., :2]), atol=1e-6)
+        assert np.abs(whole.decode(codes[..., :2]) - whole.decode(codes)).max() > 1e-3
+        assert part.fingerprint == whole.fingerprint
+
+
+def test_loudness_goes_beside_the_codes(opened):
+    codec = opened["encodec-chunks"]
+    source = audio(codec, 1, 5 * codec.stride)
+    codes, scales = codec.encode_scaled(source)
+    loud, loud_scales = codec.encode_scaled(source * 3)
+    np.testing.assert_array_equal(codes, loud)
+    np.testing.assert_allclose(loud_scales, scales * 3, rtol=1e-4)
+    quiet = codec.decode(codes, scales_BC=scales * 0.1)
+    np.testing.assert_allclose(codec.decode(codes, scales_BC=scales * 0.2), quiet * 2, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_come_back_as_they_were(folders, tmp_path):
+    for name, (kind, folder) in folders.items():
+        codec = codecs.load(kind, folder)
+        codecs.CODECS[kind].save(tmp_path / name, *codec.config)
+        again = codecs.load(kind, tmp_path / name)
+        ours, theirs = load_file(tmp_path / name / "model.safetensors"), load_file(folder / "model.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+        assert again.fingerprint == codec.fingerprint
+
+
+@pytest.mark.parametrize("scheme", ["weight_g", "parametrizations.weight.original0"])
+def test_weight_norm_is_folded(folders, tmp_path, scheme):
+    """w = g v / |v| over all axes but the first, in both of torch's naming schemes."""
+    kind, folder = folders["encodec"]
+    tensors = fold(load_file(folder / "model.safetensors"))
+    other = scheme.replace("weight_g", "weight_v").replace("original0", "original1")
+    split = {}
+    for name, tensor in tensors.items():
+        if name.endswith("conv.weight"):
+            base, norm = name.removesuffix("weight"), np.sqrt((tensor**2).sum((1, 2), keepdims=True))
+            split |= {base + scheme: norm, base + other: np.float32(7) * tensor}
+        else:
+            split[name] = tensor
+    save_file(split, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    a, b = codecs.load(kind, folder), codecs.load(kind, tmp_path)
+    codes = a.encode(audio(a, 1, 300))
+    np.testing.assert_allclose(a.decode(codes), b.decode(codes), atol=1e-5)
+
+
+def test_files_that_cannot_be_used_are_one_sentence(folders, tmp_path):
+    kind, folder = folders["mimi"]
+    config, weights = json.loads((folder / "config.json").read_text()), (folder / "model.safetensors").read_bytes()
+    tensors = load_file(folder / "model.safetensors")
+
+    def place(name: str, config=config, weights: bytes | dict = weights, file="model.safetensors"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        if isinstance(weights, dict):
+            save_file(weights, tmp_path / name / file)
+        else:
+            (tmp_path / name / file).write_bytes(weights)
+        return tmp_path / name
+
+    missing = {k: v for k, v in tensors.items() if "k_proj" not in k}
+    wrong = missing | {"downsample.conv.weight": np.zeros((2, 2, 2), np.float32), "extra": np.zeros(3, np.float32)}
+    broken = tensors | {"downsample.conv.weight": tensors["downsample.conv.weight"] * np.nan}
+    for path, *words in (
+        (place("cut", weights=weights[:-100]), "model.safetensors", "truncated"),
+        (place("short", weights=weights[:20]), "truncated"),
+        (place("json", config="{"), "config.json", "JSON"),
+        (place("model", config=config | {"model_type": "dac"}), "'dac'", "'mimi'"),
+        (place("values", config=config | {"pad_mode": "circular"}), "pad_mode", "circular"),
+        (place("types", config=config | {"upsampling_ratios": 7}), "config.json"),
+        (place("tensors", weights=wrong), "k_proj.weight is missing", "(2, 2, 2) where", "extra is unexpected"),
+        (place("nan", weights=broken), "downsample.conv.weight holds NaN"),
+        (
+            place("pickle", file="pytorch_model.bin"),
+            "pytorch_model.bin is a pickle",
+            "model.safetensors does not exist",
+        ),
+        (place("bin", file="a.bin") / "a.bin", "not a safetensors file"),
+        (tmp_path / "nowhere" / "model.safetensors", "does not exist"),
+        ("some/where/else", "no folder, no safetensors file and no repository"),
+        ("kyutai/mimi", "names no revision", "@main"),
+        (None, "ships with no weights", "kyutai/mimi"),
+    ):
+        with pytest.raises(InputError) as caught:
+            codecs.load(kind, path)
+        said = str(caught.value)
+        assert all(word in said for word in words), (path, said)
+        assert "\n" not in said
+
+
+def test_a_repository_without_a_network_says_what_to_place_where(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"config.json of kyutai/none@abc could not be downloaded .* put config.json"):
+        codecs.load("mimi", "kyutai/none@abc")
+
+
+def test_sound_that_cannot_be_encoded_is_one_sentence(codec):
+    good = audio(codec, 1, 40)
+    for call, words in (
+        (lambda: codec.encode(good * np.nan), "NaN"),
+        (lambda: codec.encode(good[..., :0]), "no samples"),
+        (lambda: codec.encode(good.astype(np.int16)), "int16"),
+        (lambda: codec.encode(np.zeros((1, 6, 40), np.float32)), "6"),
+        (lambda: codec.encode(good, [41]), "1 to 40"),
+        (lambda: codec.encode(good, [0]), "1 to 40"),
+        (lambda: codec.decode(np.full((1, 3, 1), 99)), "out of range"),
+        (lambda: codec.decode(np.zeros((1, 3, 1), int), [4]), "1 to 3"),
+        (lambda: codec.encode_step(codec.encode_init(1), good[..., : codec.hop + 1]), "multiple"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
