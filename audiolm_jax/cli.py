@@ -1,4 +1,4 @@
-"""The command line: prepare, train, generate, evaluate, compare.
+"""The command line: prepare, train, generate, evaluate, compare, codec.
 
 Each subcommand is one function that reads the configuration and calls the modules. Bad input ends with one sentence
 on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit code 130.
@@ -46,7 +46,12 @@ class Parser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}?" if near else f"see {command.prog} --help"
                 raise InputError(f"{flag}: not a flag of {command.prog}; {hint}")
-        return self.parse_args(arguments)
+        found, rest = self.parse_known_args(arguments)
+        if rest and "files" in found and not any(argument.startswith("-") for argument in rest):
+            found.files += [Path(argument) for argument in rest]  # argparse stops looking for files at the first flag
+        elif rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
 
 
 def build_parser() -> Parser:
@@ -104,6 +109,16 @@ def build_parser() -> Parser:
     sub = add("compare", compare)
     sub.add_argument("--config", default="demo", help=config_help)
     sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the comparison")
+
+    sub = add("codec", codec)
+    sub.add_argument("action", choices=("encode", "decode", "info"), help="what to do")
+    sub.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings; for decode, what encode wrote")
+    sub.add_argument("--codec", metavar="NAME", help="default, tiny, encodec, dac or mimi (default: default)")
+    sub.add_argument(
+        "--path", metavar="WEIGHTS", help="a folder, a safetensors file, or a repository owner/name@revision"
+    )
+    sub.add_argument("--codebooks", type=int, metavar="Q", help="keep the first so many codebooks (default: all)")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: beside every file)")
     return parser
 
 
@@ -212,6 +227,27 @@ def compare(options: argparse.Namespace) -> None:
     module.run(
         config, writable(options.workdir, "--workdir"), " ".join(["audiolm", *map(shlex.quote, options.arguments)])
     )
+
+
+def codec(options: argparse.Namespace) -> None:
+    if options.overrides:
+        raise InputError(f"--config.{options.overrides[0]}: audiolm codec takes no configuration; see its --help")
+    from audiolm_jax import codec_files, codecs
+
+    source = {"name": options.codec, "path": options.path, "codebooks": options.codebooks}
+    if options.action == "info":
+        opened = codecs.load(source["name"] or "default", source["path"], source["codebooks"])
+        print(codec_files.summary(opened))
+        for path in options.files:
+            print(codec_files.describe(path, opened))
+        return
+    if not options.files:
+        raise InputError(f"codec {options.action}: name at least one file")
+    out = None if options.out is None else writable(options.out, "--out")
+    problems = codec_files.run(options.action, options.files, out, source)
+    if problems:
+        done = len(options.files) - len(problems)
+        raise InputError(f"{done} of {len(options.files)} files are done; {'; '.join(problems)}")
 
 
 def recording(path: Path, sample_rate: int):

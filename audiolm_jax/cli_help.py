@@ -53,4 +53,15 @@ examples:
   # three seeds, whose spread is in the intervals; every strategy is shown the same audio
   audiolm compare --config demo --workdir runs/three --config.compare.seeds=0,1,2 --config.compare.equal=tokens
 """,
+    "codec": """Recordings to codes and back, with any codec; files of hours are taken piece by piece.
+
+FILE.npz holds the codes [frames, codebooks], and what is needed to decode them.
+
+examples:
+  audiolm codec info
+  audiolm codec encode --out codes one.wav two.flac
+  audiolm codec decode --out heard codes/one.npz codes/two.npz
+  # a published codec: a folder with config.json and model.safetensors, or a repository and its revision
+  audiolm codec encode --codec mimi --path kyutai/mimi@main --codebooks 8 --out codes one.wav
+""",
 }

@@ -105,27 +105,29 @@ class ChunkedCodec:
         state["scales"] += [scale for _, scale in chunks]
         return np.concatenate([codes for codes, _ in chunks], axis=1)
 
-    def decode_init(self, batch: int) -> dict:
-        """The streaming state before the first frame."""
-        return {"waiting": None, "tail": None}
+    def decode_init(self, batch: int, scales_BC=None) -> dict:
+        """The streaming state before the first frame. scales_BC: the loudness of all chunks, None: LEVEL."""
+        return {"waiting": None, "tail": None, "scales": None if scales_BC is None else np.asarray(scales_BC)}
 
     def decode_step(self, state: dict, codes_BTQ) -> tuple[np.ndarray, dict]:
         """The next frames -> (the samples that no later chunk changes, state)."""
         grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
-        waiting, tail = joined(state["waiting"], grid), state["tail"]
+        waiting, tail, scales = joined(state["waiting"], grid), state["tail"], state["scales"]
         pieces = [np.zeros((len(waiting), 0, self.channels), np.float32)]
         while waiting.shape[1] >= self.block:
-            piece, tail = self._decode_chunk(waiting[:, : self.block], None, None, tail)
+            scale_B, scales = (None, None) if scales is None else (scales[:, 0], scales[:, 1:])
+            piece, tail = self._decode_chunk(waiting[:, : self.block], None, scale_B, tail)
             pieces.append(piece)
             waiting = waiting[:, self.block :]
-        return self._outside(np.concatenate(pieces, axis=1)), {"waiting": waiting, "tail": tail}
+        return self._outside(np.concatenate(pieces, axis=1)), {"waiting": waiting, "tail": tail, "scales": scales}
 
     def decode_end(self, state: dict) -> np.ndarray | None:
         """The samples still to come after the last frame, None if there are none."""
         waiting, tail, pieces = state["waiting"], state["tail"], []
         frames = 0 if waiting is None else waiting.shape[1]
         if frames:
-            piece, tail = self._decode_chunk(waiting, None, None, tail)
+            scale_B = None if state["scales"] is None else state["scales"][:, 0]
+            piece, tail = self._decode_chunk(waiting, None, scale_B, tail)
             pieces.append(piece)
         if tail is None:
             return None

@@ -1,0 +1,219 @@
+"""Recordings to files of codes and back (`audiolm codec`), piece by piece: memory does not grow with their length.
+
+NAME.npz    codes [T, Q] uint16, and what is needed to decode them: codec, path, codebooks, fingerprint, sample_rate,
+            channels, frame_rate, samples (of the recording at sample_rate), scales [chunks] (EnCodec 48 kHz)
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audiolm_jax import codecs, files
+from audiolm_jax.errors import InputError
+
+PIECE_SECONDS = 10.0  # what is read, encoded or decoded at once
+MOST_CHANNELS = 2
+
+
+def load_codes(path: str | Path) -> dict[str, Any]:
+    """The content of a file of codes. Raises InputError if it is none."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else "not an npz file"
+        raise InputError(f"{path}: {said}; give what `audiolm codec encode` wrote") from None
+    missing = {"codes", "codec", "fingerprint", "sample_rate", "channels", "frame_rate", "samples"} - found.keys()
+    if missing:
+        raise InputError(f"{path}: holds no {', '.join(sorted(missing))}; give what `audiolm codec encode` wrote")
+    return {name: value.item() if value.ndim == 0 else value for name, value in found.items()}
+
+
+def encode(path: Path, out: Path, codec, source: dict, progress: Callable[[float], None]) -> dict:
+    """Encodes one recording into the file `out`; returns what it wrote. source: the codec's name, path, codebooks.
+
+    progress: called with the seconds of audio that were encoded. Raises InputError for a recording that cannot be used.
+    """
+    state, pieces, samples = codec.encode_init(1), [], 0
+    waiting = np.zeros((1, codec.channels, 0), np.float32)
+    for piece_CN in read(path, codec.sample_rate, codec.channels):
+        samples += piece_CN.shape[1]
+        waiting = np.concatenate([waiting, piece_CN[None]], axis=2)
+        whole = waiting.shape[2] // codec.hop * codec.hop
+        if whole:
+            codes, state = codec.encode_step(state, shaped(waiting[..., :whole], codec))
+            pieces.append(codes)
+            waiting = waiting[..., whole:]
+        progress(piece_CN.shape[1] / codec.sample_rate)
+    rest = codec.encode_end(state, shaped(waiting, codec) if waiting.shape[2] else None)
+    pieces += [] if rest is None else [rest]
+    content = {
+        "codes": np.concatenate(pieces, axis=1)[0].astype(np.uint16),
+        "codec": codec.name,
+        "path": str(source.get("path") or ""),
+        "codebooks": codec.codebooks,
+        "fingerprint": codec.fingerprint,
+        "sample_rate": codec.sample_rate,
+        "channels": codec.channels,
+        "frame_rate": codec.frame_rate,
+        "samples": samples,
+    }
+    if isinstance(state, dict) and state.get("scales"):
+        content["scales"] = np.concatenate(state["scales"], axis=1)[0]
+    with files.replacing(out) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **content)
+    return content
+
+
+def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[float], None]) -> None:
+    """Decodes a file of codes into the recording `out` (wav, 16 bits), as long as the one it came from."""
+    import soundfile
+
+    codes_TQ, samples = content["codes"].astype(np.int32), int(content["samples"])
+    if content["fingerprint"] != codec.fingerprint:
+        raise InputError(
+            f"{path}: was made by codec {content['codec']!r} with fingerprint {content['fingerprint'][:12]}, "
+            f"this one has {codec.fingerprint[:12]}; give the weights it was made with"
+        )
+    step = max(1, round(PIECE_SECONDS * codec.frame_rate / codec.block)) * codec.block
+    skip, left = codec.delay, samples
+    state = codec.decode_init(1) if "scales" not in content else codec.decode_init(1, content["scales"][None])
+    with (
+        files.replacing(out) as temporary,
+        soundfile.SoundFile(temporary, "w", codec.sample_rate, codec.channels, "PCM_16", format="WAV") as file,
+    ):
+        for start in [*range(0, len(codes_TQ), step), None]:
+            if start is None:
+                waveform = codec.decode_end(state)
+            else:
+                waveform, state = codec.decode_step(state, codes_TQ[None, start : start + step])
+            if waveform is None:
+                continue
+            piece = waveform[0][..., skip:][..., :left]
+            skip = max(0, skip - waveform.shape[-1])
+            left -= piece.shape[-1]
+            file.write(piece.T)
+            progress(piece.shape[-1] / codec.sample_rate)
+
+
+def shaped(waveform_BCN: np.ndarray, codec) -> np.ndarray:
+    """As the codec takes it."""
+    return waveform_BCN[:, 0] if codec.channels == 1 else waveform_BCN
+
+
+def read(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
+    """A recording in pieces [channels, N] at `sample_rate`; stereo is averaged for mono, mono doubled for stereo.
+
+    Raises InputError: it cannot be read, has more than two channels, no samples, or samples that are not finite.
+    """
+    import soundfile
+    import soxr
+
+    if not path.is_file():
+        raise InputError(f"{path}: does not exist")
+    count = 0
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.channels > MOST_CHANNELS:
+                raise InputError(
+                    f"{path}: has {file.channels} channels; mono or stereo is needed, so mix it down first"
+                )
+            resampler = soxr.ResampleStream(file.samplerate, sample_rate, file.channels, dtype="float32", quality="HQ")
+            size = max(1, round(PIECE_SECONDS * file.samplerate))
+            while True:
+                samples_NC = file.read(size, dtype="float32", always_2d=True)
+                if not np.isfinite(samples_NC).all():
+                    raise InputError(f"{path}: holds NaN or infinite samples")
+                last = len(samples_NC) < size
+                if file.samplerate != sample_rate:
+                    samples_NC = resampler.resample_chunk(samples_NC, last=last)
+                    samples_NC = samples_NC.reshape(len(samples_NC), -1)
+                if channels == 1:
+                    samples_NC = samples_NC.mean(axis=1, keepdims=True)
+                elif samples_NC.shape[1] == 1:
+                    samples_NC = np.repeat(samples_NC, channels, axis=1)
+                count += len(samples_NC)
+                if len(samples_NC):
+                    yield samples_NC.T
+                if last:
+                    break
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a recording ({' '.join(str(error).split())})") from None
+    if not count:
+        raise InputError(f"{path}: holds no samples")
+
+
+def describe(path: Path, codec) -> str:
+    """One line about a recording or a file of codes."""
+    import soundfile
+
+    if path.suffix == ".npz":
+        content = load_codes(path)
+        frames, books = content["codes"].shape
+        return (
+            f"{path}: {frames} frames of {books} codes by {content['codec']} ({content['fingerprint'][:12]}), "
+            f"{content['samples'] / content['sample_rate']:.2f} s at {content['sample_rate']} Hz"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: does not exist")
+    try:
+        found = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a recording ({' '.join(str(error).split())})") from None
+    frames = codec.frames(round(found.frames * codec.sample_rate / found.samplerate))
+    return (
+        f"{path}: {found.frames / found.samplerate:.2f} s at {found.samplerate} Hz, {found.channels} channels, "
+        f"{found.subtype}; {frames} frames of {codec.codebooks} codes by {codec.name}"
+    )
+
+
+def summary(codec) -> str:
+    """What a codec is, a line each."""
+    bits = codec.frame_rate * codec.codebooks * np.log2(codec.codebook_size)
+    lines = {
+        "codec": codec.name,
+        "fingerprint": codec.fingerprint,
+        "sample rate": f"{codec.sample_rate} Hz, {'mono' if codec.channels == 1 else 'stereo'}",
+        "frames": f"{codec.frame_rate:g} per second, {codec.hop} samples each",
+        "codebooks": f"{codec.codebooks} of {codec.codebook_size} codes: {bits / 1000:.2f} kbit/s",
+        "delay": f"{codec.delay} samples",
+    }
+    return "\n".join(f"{name:12s} {value}" for name, value in lines.items())
+
+
+def run(action: str, paths: list[Path], out: Path | None, source: dict) -> list[str]:
+    """Encodes or decodes files into the folder `out`. Returns one sentence for every file that could not be used.
+
+    source: name, path and codebooks of the codec; for decoding, a file names its own where these are None.
+    """
+    import tqdm
+
+    problems, codec, opened = [], None, None
+    suffix = ".npz" if action == "encode" else ".wav"
+    targets = [(out or path.parent) / f"{path.stem}{suffix}" for path in paths]
+    same = [str(path) for path, target in zip(paths, targets, strict=True) if targets.count(target) > 1]
+    if same:
+        raise InputError(f"{' and '.join(same)} would be written to one file; give them one by one")
+    with tqdm.tqdm(unit="s", unit_scale=True, desc=action) as bar:
+        for path, target in zip(paths, targets, strict=True):
+            try:
+                if target.resolve() == path.resolve():
+                    raise InputError(f"{path}: would be overwritten; give another folder with --out")
+                content = load_codes(path) if action == "decode" else {}
+                wanted = {
+                    "name": source["name"] or content.get("codec") or "default",
+                    "path": source["path"] or content.get("path") or None,
+                    "codebooks": source["codebooks"] or content.get("codebooks"),
+                }
+                if wanted != opened:
+                    codec, opened = codecs.load(**wanted), wanted
+                if action == "encode":
+                    encode(path, target, codec, wanted, bar.update)
+                else:
+                    decode(path, target, codec, content, bar.update)
+            except InputError as error:
+                problems.append(str(error))
+    return problems
