@@ -31,7 +31,7 @@ $(VENV)/.package: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: $(VENV)/.package
 	@echo "== installing the tools for development into $(VENV)"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev,parity]'
 	@touch $@
 
 install: $(VENV)/.package

@@ -84,7 +84,11 @@ def test_bad_files_are_named_and_the_others_done(tmp_path, capsys):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     codes = codec_files.load_codes(out / "good.npz")
     np.savez(tmp_path / "changed.npz", **codes | {"fingerprint": "0" * 64})
-    for name, words in {"cut": "not an npz", "other": "holds no channels, codec", "changed": "fingerprint 000000000000"}.items():
+    for name, words in {
+        "cut": "not an npz",
+        "other": "holds no channels, codec",
+        "changed": "fingerprint 000000000000",
+    }.items():
         assert run("decode", "--out", out, tmp_path / f"{name}.npz") == 2
         assert words in capsys.readouterr().err
     for arguments, words in (

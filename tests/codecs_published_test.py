@@ -214,7 +214,6 @@ def test_files_that_cannot_be_used_are_one_sentence(folders, tmp_path):
 
 
 def test_a_repository_without_a_network_says_what_to_place_where(monkeypatch):
-    pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"config.json of kyutai/none@abc could not be downloaded .* put config.json"):
         codecs.load("mimi", "kyutai/none@abc")

@@ -39,9 +39,9 @@ def test_constraints_pin_every_dependency_and_hold_no_address():
     assert not [line for line in lines if not re.fullmatch(pattern, line)]
     pinned = {normal(line) for line in lines}
     extras = PROJECT["optional-dependencies"]
-    wanted = PROJECT["dependencies"] + extras["dev"] + extras["eval"]
+    wanted = PROJECT["dependencies"] + extras["dev"] + extras["eval"] + extras["parity"]
     assert {normal(name) for name in wanted} <= pinned
-    assert set(extras) == {"tpu", "cuda", "tf", "eval", "notebook", "dev"}
+    assert set(extras) == {"tpu", "cuda", "tf", "eval", "parity", "notebook", "dev"}
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "bench"])
@@ -50,7 +50,7 @@ def test_make_targets_bring_their_own_environment(target, tmp_path):
         ["make", "--dry-run", target, f"VENV={tmp_path}/venv"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert f"-m venv {tmp_path}/venv" in done.stdout
-    assert ("[dev]" in done.stdout) == (target in ("test", "test-all", "lint"))
+    assert ("[dev,parity]" in done.stdout) == (target in ("test", "test-all", "lint"))
     assert "pesq" not in done.stdout
 
 

@@ -46,14 +46,9 @@ def locate(source: str | Path) -> tuple[Path, Path]:
 
 
 def _download(source: str) -> tuple[Path, Path]:
+    from huggingface_hub import hf_hub_download
+
     name, _, revision = source.partition("@")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise InputError(
-            f"codec.path: {source} is no folder here, and downloading it needs the package huggingface_hub; install "
-            f"it, or give a folder with {CONFIG} and {WEIGHTS}"
-        ) from None
     if not revision:
         raise InputError(
             f"codec.path: {source} names no revision, so what it means may change; write {name}@COMMIT, with the "
