@@ -81,7 +81,7 @@ class Window:
     right: int
     unit_in: int = 1
     unit_out: int = 1
-    sizes: tuple[int, ...] = (64, 8)  # frames that are kept of a window, the largest first
+    sizes: tuple[int, ...] = (128, 64, 32)  # frames of a window, the largest first; more than left + right
 
     def init(self) -> dict:
         return {"around": None, "begin": 0, "done": 0}  # frames are held from `begin` on; those before `done` are out
@@ -91,15 +91,16 @@ class Window:
         around, begin, done = joined(state["around"], x), state["begin"], state["done"]
         pieces = []
         while around is not None:
-            ready = begin + -(-around.shape[1] // self.unit_in) - done - (0 if last else self.right)
-            size = piece_size(self.sizes, ready, last, eager) if ready > 0 else 0
-            if not size:
+            start, have = max(0, done - self.left), begin + -(-around.shape[1] // self.unit_in)
+            # The end of the signal needs nothing after it.
+            size = min((size for size in self.sizes if size >= have - start), default=self.sizes[0])
+            stop = have if last and start + size >= have else min(have, start + size) - self.right
+            if stop <= done or not (last or eager or size == self.sizes[0] <= have - start):
                 break
-            start, kept = max(0, done - self.left), min(size, ready)
-            piece, _ = cut(around[:, (start - begin) * self.unit_in :], (self.left + size + self.right) * self.unit_in)
+            piece, _ = cut(around[:, (start - begin) * self.unit_in :], size * self.unit_in)
             y = np.asarray(self.run(piece, remaining(ends_B, start * self.unit_in, piece)))
-            pieces.append(y[:, (done - start) * self.unit_out : (done - start + kept) * self.unit_out])
-            done += kept
+            pieces.append(y[:, (done - start) * self.unit_out : (stop - start) * self.unit_out])
+            done = stop
             drop = max(0, done - self.left) - begin
             around, begin = around[:, drop * self.unit_in :], begin + drop
         return concatenated(pieces), {"around": around, "begin": begin, "done": done}

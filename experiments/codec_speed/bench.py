@@ -1,0 +1,177 @@
+"""Time of the published codecs here and in `transformers` (torch), on random weights of the published sizes.
+
+    python experiments/codec_speed/bench.py                                      every codec, a table
+    python experiments/codec_speed/bench.py --codecs mimi --seconds 1 --rows 1    some of it
+
+Both run in this process with as many threads as there are cores, taking turns; the numbers are medians after one run
+that compiles. Needs the reference: pip install 'audiolm-jax[parity]'.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from audiolm_jax import codecs, files
+from audiolm_jax.errors import InputError
+
+WIDE = {"num_filters": 64, "sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "use_causal_conv": False}
+SECONDS_48 = {"audio_channels": 2, "norm_type": "time_group_norm", "normalize": True, "chunk_length_s": 1.0}
+# name: (codec, what differs from the defaults of transformers)
+MODELS = {
+    "encodec_24khz": ("encodec", {}),
+    "encodec_32khz": (
+        "encodec",
+        {**WIDE, "codebook_size": 2048, "target_bandwidths": [2.2], "use_conv_shortcut": False},
+    ),
+    "encodec_48khz": (
+        "encodec",
+        {
+            **SECONDS_48,
+            "overlap": 0.01,
+            "sampling_rate": 48000,
+            "use_causal_conv": False,
+            "target_bandwidths": [3.0, 6.0, 12.0, 24.0],
+        },
+    ),
+    "dac_16khz": ("dac", {"downsampling_ratios": [2, 4, 5, 8], "n_codebooks": 12}),
+    "dac_44khz": ("dac", {"sampling_rate": 44100}),
+    "mimi": ("mimi", {}),
+}
+CLASSES = {"encodec": "Encodec", "dac": "Dac", "mimi": "Mimi"}
+LONGEST = 480.0  # seconds of audio in one call; more takes the reference more memory than there is
+
+
+def opened(name: str):
+    """(the codec here, the model of the reference), with the same weights."""
+    import torch
+    import transformers
+
+    kind, changes = MODELS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{CLASSES[kind]}Config")(**changes)
+    model = getattr(transformers, f"{CLASSES[kind]}Model")(config).eval()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+        return codecs.load(kind, folder), model
+
+
+def calls(codec, model, audio: np.ndarray) -> dict[str, tuple]:
+    """{"encode": (here, reference), "decode": ...}: functions of no argument."""
+    import torch
+
+    kind = model.config.model_type
+    x = torch.tensor(audio if codec.channels == 2 else audio[:, None])
+    codes = codec.encode(audio)
+    grid = torch.tensor(codes).transpose(1, 2)
+    if kind == "encodec" and model.config.chunk_length is not None:  # whole chunks, as its feature extractor makes
+        chunks = -(-x.shape[-1] // model.config.chunk_stride)
+        whole = (chunks - 1) * model.config.chunk_stride + model.config.chunk_length
+        x = torch.nn.functional.pad(x, (0, whole - x.shape[-1]))
+
+    def encode():
+        if kind == "encodec":
+            return model.encode(x, bandwidth=model.config.target_bandwidths[-1])
+        return model.encode(x)
+
+    def decode():
+        if kind == "dac":
+            return model.decode(audio_codes=grid)
+        if kind == "mimi":
+            return model.decode(grid)
+        if model.config.chunk_length is None:
+            return model.decode(grid[None], [None])
+        chunks = torch.stack(grid.split(codec.block, dim=-1))
+        return model.decode(chunks, torch.ones(len(chunks), len(grid), 1))
+
+    def without_gradient(function):
+        def run():
+            with torch.inference_mode():
+                function()
+
+        return run
+
+    return {
+        "encode": (lambda: codec.encode(audio), without_gradient(encode)),
+        "decode": (lambda: codec.decode(codes), without_gradient(decode)),
+    }
+
+
+def paired(here, reference, budget: float) -> tuple[list[float], list[float]]:
+    """Seconds of both, taking turns, until about `budget` seconds are spent (at least 3 times, at most 15)."""
+    here(), reference()
+    times: tuple[list[float], list[float]] = ([], [])
+    start = time.perf_counter()
+    while len(times[0]) < 3 or (len(times[0]) < 15 and time.perf_counter() - start < budget):
+        for function, found in zip((here, reference), times, strict=True):
+            before = time.perf_counter()
+            function()
+            found.append(time.perf_counter() - before)
+    return times
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codecs", default=",".join(MODELS), help="some of them, separated by commas")
+    parser.add_argument("--seconds", default="1,10,60", help="lengths of the audio (default: %(default)s)")
+    parser.add_argument("--rows", default="1,8", help="batch sizes (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds for each number (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
+    flags = parser.parse_args()
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"{error.name} is not installed; the reference needs: pip install 'audiolm-jax[parity]'"
+        ) from None
+    for name in flags.codecs.split(","):
+        if name not in MODELS:
+            raise InputError(f"--codecs={flags.codecs}: there is no {name!r}; known are {', '.join(MODELS)}")
+    torch.set_num_threads(os.cpu_count() or 1)
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
+        f"{platform.python_version()}, jax {jax.__version__} ({jax.default_backend()}), torch {torch.__version__}, "
+        f"transformers {transformers.__version__}\nmedian seconds; ratio: here / reference"
+    )
+    columns = "   ".join(f"{direction:>8s} {'torch':>8s} {'ratio':>6s}" for direction in ("encode", "decode"))
+    print(f"{'codec':14s} {'audio':>7s} {'rows':>4s}   {columns}")
+    rows = []
+    for name in flags.codecs.split(","):
+        codec, model = opened(name)
+        for seconds in map(float, flags.seconds.split(",")):
+            for batch in map(int, flags.rows.split(",")):
+                if seconds * batch > LONGEST:
+                    continue
+                shape = (batch, *((2,) if codec.channels == 2 else ()), round(seconds * codec.sample_rate))
+                audio = (0.1 * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+                row = {"codec": name, "seconds": seconds, "rows": batch}
+                for direction, (here, reference) in calls(codec, model, audio).items():
+                    ours, theirs = paired(here, reference, flags.budget)
+                    row |= {direction: statistics.median(ours), f"{direction}_torch": statistics.median(theirs)}
+                rows.append(row)
+                shown = (
+                    f"{row[d]:8.3f} {row[d + '_torch']:8.3f} {row[d] / row[d + '_torch']:6.2f}"
+                    for d in ("encode", "decode")
+                )
+                print(f"{name:14s} {seconds:6g}s {batch:4d}   {'   '.join(shown)}", flush=True)
+    if flags.out:
+        files.write_json(flags.out, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
