@@ -44,10 +44,10 @@ floor: $(VENV)/.package
 	$(VENV)/bin/python experiments/entropy_floor/run.py
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "slow or not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -309,7 +309,8 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
     whole process.
     """
     options = argparse.Namespace()
-    logging.getLogger("absl").addFilter(not_orbax)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(not_orbax)
     try:
         rest, overrides = split_overrides(arguments)
         options = build_parser().parse(rest)
@@ -349,8 +350,8 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
 
 
 def not_orbax(record: logging.LogRecord) -> bool:
-    """What orbax logs about an error before raising it would stand, as a traceback, above the one sentence."""
-    return "orbax" not in record.pathname
+    """What orbax logs about an error that it raises, or has raised, would be a traceback beside the one sentence."""
+    return "orbax" not in record.pathname and "/orbax/checkpoint/" not in record.getMessage()
 
 
 def complain(sentence: str) -> int:

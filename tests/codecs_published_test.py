@@ -120,8 +120,8 @@ def test_causal_codecs_do_not_look_ahead(opened):
 def test_leading_codebooks_suffice(folders, opened):
     for name, (kind, folder) in folders.items():
         whole, part = opened[name], codecs.load(kind, folder, codebooks=2)
-        codes = whole.encode(audio(whole, 1, 50 * whole.hop))
-        np.testing.assert_array_equal(part.encode(audio(part, 1, 50 * part.hop)), codes[..., :2])
+        codes = whole.encode(audio(whole, 1, 5 * whole.hop))
+        np.testing.assert_array_equal(part.encode(audio(part, 1, 5 * part.hop)), codes[..., :2])
         np.testing.assert_allclose(part.decode(codes[..., :2]), whole.decode(codes[..., :2]), atol=1e-6)
         assert np.abs(whole.decode(codes[..., :2]) - whole.decode(codes)).max() > 1e-3
         assert part.fingerprint == whole.fingerprint

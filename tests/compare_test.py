@@ -22,9 +22,6 @@ from audiolm_jax.evaluation import recogniser
 from audiolm_jax.serialization import STRATEGIES
 from audiolm_jax.stages import Stages
 
-# One worker for the file: its comparison takes a minute to make.
-pytestmark = pytest.mark.xdist_group("compare")
-
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "--config.evaluation.sentences=2",

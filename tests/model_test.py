@@ -187,7 +187,8 @@ def mixed_batch(vocab: Vocab, rows: int = 8, length: int = 10, streams: int = 2)
 
 
 @pytest.mark.parametrize(
-    "preset,tensor", [("fsdp_tensor", 2), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("data", "fsdp"))]
+    "preset,tensor",
+    [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("fsdp_tensor", 2), ("data", 1), ("fsdp", 1))],
 )
 def test_eight_devices_give_the_loss_and_gradients_of_one(preset, tensor):
     vocab = Vocab(codebooks=2, codebook_size=16, max_frames=8)
@@ -205,6 +206,7 @@ def test_eight_devices_give_the_loss_and_gradients_of_one(preset, tensor):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_options_change_what_they_say():
     """Recomputation, unstacking and dropout without a key change nothing; a key, and tying, do."""
     vocab = Vocab(codebooks=2, codebook_size=16, max_frames=8)

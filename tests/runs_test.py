@@ -25,6 +25,7 @@ def events(folder):
             at += 16 + size
 
 
+@pytest.mark.slow
 def test_training_speaks_into_tensorboard(config, tmp_path):
     runs.prepare(config, tmp_path / "data", progress=False)
     runs.train(config, tmp_path / "data", tmp_path / "run", progress=False)
