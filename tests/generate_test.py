@@ -46,7 +46,9 @@ def collect(stream):
             return chunks, finished.value
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("flat", marks=pytest.mark.slow), *(s for s in STRATEGIES if s != "flat")]
+)
 def test_streaming_equals_generating_bit_for_bit(strategy):
     options = {"frames": [25, None], "prompts": [None, codes(3)], "seeds": [3, 4]}
     chunks, streamed = collect(generator(strategy).stream(["three one", "four"], **options))

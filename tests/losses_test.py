@@ -125,7 +125,9 @@ def test_z_loss_adds_the_squared_normaliser():
     np.testing.assert_allclose(with_z - plain, 0.1 * np.sum(rows["weights_BLS"] * np.asarray(lse) ** 2), rtol=1e-3)
 
 
-@pytest.mark.parametrize("preset,tensor", [("data", 1), ("fsdp", 1), ("fsdp_tensor", 2)])
+@pytest.mark.parametrize(
+    "preset,tensor", [("fsdp_tensor", 2), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("data", "fsdp"))]
+)
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_sharded_vocabulary_gives_the_same_loss_and_gradient(preset, tensor, chunk):
     hidden, out = inputs()

@@ -177,9 +177,7 @@ class Codec:
         """
         audio_BNC, alone = checks.waveform(waveform_BN, self.channels)
         ends_B = checks.lengths(samples_B, *audio_BNC.shape[:2], "samples")
-        codes_BTQ = self._whole(self._encoder, audio_BNC, ends_B, self.hop)
-        exists_BT = np.arange(codes_BTQ.shape[1]) < -(-ends_B[:, None] // self.hop)
-        codes_BTQ = np.where(exists_BT[..., None], codes_BTQ, 0)
+        codes_BTQ = self._whole(self._encoder, audio_BNC, ends_B, self.hop, 1)
         return codes_BTQ[0] if alone else codes_BTQ
 
     def decode(self, codes_BTQ, frames_B=None) -> np.ndarray:
@@ -189,9 +187,7 @@ class Codec:
         """
         grid, alone = self._grid(codes_BTQ)
         ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
-        waveform_BNC = self._whole(self._decoder, grid, ends_B, 1)
-        exists_BN = np.arange(waveform_BNC.shape[1]) < ends_B[:, None] * self.hop
-        waveform = self._shaped(np.where(exists_BN[..., None], waveform_BNC, 0))
+        waveform = self._shaped(self._whole(self._decoder, grid, ends_B, 1, self.hop))
         return waveform[0] if alone else waveform
 
     def encode_init(self, batch: int) -> tuple:
@@ -233,20 +229,28 @@ class Codec:
         return np.pad(grid, [(0, 0), (0, 0), (0, self.codebooks - grid.shape[-1])], constant_values=-1), alone
 
     def _shaped(self, waveform_BNC: np.ndarray) -> np.ndarray:
-        clipped = np.clip(waveform_BNC, -1, 1)
+        clipped = np.clip(waveform_BNC, -1, 1, out=waveform_BNC if waveform_BNC.flags.writeable else None)
         return clipped[..., 0] if self.channels == 1 else clipped.swapaxes(1, 2)
 
-    def _whole(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit: int) -> np.ndarray:
-        """All of a signal through a chain, a long piece at a time, in groups of rows."""
-        groups, long = [], LONG * unit
-        for rows in row_groups(len(x)):
-            state, pieces = (0, [stage.init() for stage in stages]), []
-            for start in range(0, x.shape[1], long):
-                last = start + long >= x.shape[1]
+    def _whole(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit_in: int, unit_out: int) -> np.ndarray:
+        """All of a signal through a chain, a long piece at a time, in groups of rows; zero after the end of a row."""
+        batch, count = x.shape[:2]
+        result, long = None, LONG * unit_in
+        for rows in row_groups(batch):
+            state, done = (0, [stage.init() for stage in stages]), 0
+            for start in range(0, count, long):
+                last = start + long >= count
                 y, state = self._push(stages, state, x[rows, start : start + long], ends_B[rows], last, eager=False)
-                pieces += [] if y is None else [y]
-            groups.append(np.concatenate(pieces, axis=1))
-        return np.concatenate(groups)[: len(x)]
+                if y is None:
+                    continue
+                if result is None:
+                    result = np.zeros((batch, -(-count // unit_in) * unit_out, y.shape[2]), y.dtype)
+                new = np.unique(rows)
+                result[new, done : done + y.shape[1]] = y[: len(new)]
+                done += y.shape[1]
+        for row, end in zip(result, -(-ends_B // unit_in) * unit_out, strict=True):
+            row[end:] = 0
+        return result
 
     @staticmethod
     def _push(stages: tuple, state: tuple, x, ends_B: np.ndarray | None, last: bool, eager: bool = True) -> tuple:
