@@ -38,8 +38,8 @@ def visible(segments_BL: jax.Array, ahead_BL: jax.Array | None) -> jax.Array:
 
 
 def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:
-    """Grouped-query attention -> out_BLHGK; q already scaled by 1/sqrt(K). Dense, but in blocks on one CPU."""
-    if blocks.applies() and q_BLHGK.shape[1] > blocks.QUERIES:
+    """Grouped-query attention -> out_BLHGK; q already scaled by 1/sqrt(K). Dense, but in blocks on one CPU if L = M."""
+    if blocks.applies() and q_BLHGK.shape[1] > blocks.QUERIES and q_BLHGK.shape[1] == k_BMHK.shape[1]:
         return blocks.attend(q_BLHGK, k_BMHK, v_BMHK, visible_BLM)
     scores_BHGLM = jnp.einsum("BLHGK,BMHK->BHGLM", q_BLHGK, k_BMHK, preferred_element_type=jnp.float32)
     scores_BHGLM = jnp.where(visible_BLM[:, None, None], scores_BHGLM, MASKED)

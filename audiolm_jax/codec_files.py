@@ -4,15 +4,19 @@ NAME.npz    codes [T, Q] uint16, and what is needed to decode them: codec, path,
             channels, frame_rate, samples (of the recording at sample_rate), scales [chunks] (EnCodec 48 kHz)
 """
 
+import contextlib
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from audiolm_jax import codecs, files
 from audiolm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import soundfile
 
 PIECE_SECONDS = 10.0  # what is read, encoded or decoded at once
 MOST_CHANNELS = 2
@@ -104,52 +108,54 @@ def shaped(waveform_BCN: np.ndarray, codec) -> np.ndarray:
     return waveform_BCN[:, 0] if codec.channels == 1 else waveform_BCN
 
 
+@contextlib.contextmanager
+def recording(path: Path) -> Iterator["soundfile.SoundFile"]:
+    """An open recording. Raises InputError if there is none, or if it cannot be read within the block."""
+    import soundfile
+
+    if not path.is_file():
+        raise InputError(f"{path}: does not exist")
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a recording ({' '.join(str(error).split())})") from None
+
+
 def read(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
     """A recording in pieces [channels, N] at `sample_rate`; stereo is averaged for mono, mono doubled for stereo.
 
     Raises InputError: it cannot be read, has more than two channels, no samples, or samples that are not finite.
     """
-    import soundfile
     import soxr
 
-    if not path.is_file():
-        raise InputError(f"{path}: does not exist")
     count = 0
-    try:
-        with soundfile.SoundFile(path) as file:
-            if file.channels > MOST_CHANNELS:
-                raise InputError(
-                    f"{path}: has {file.channels} channels; mono or stereo is needed, so mix it down first"
-                )
-            resampler = soxr.ResampleStream(file.samplerate, sample_rate, file.channels, dtype="float32", quality="HQ")
-            size = max(1, round(PIECE_SECONDS * file.samplerate))
-            while True:
-                samples_NC = file.read(size, dtype="float32", always_2d=True)
-                if not np.isfinite(samples_NC).all():
-                    raise InputError(f"{path}: holds NaN or infinite samples")
-                last = len(samples_NC) < size
-                if file.samplerate != sample_rate:
-                    samples_NC = resampler.resample_chunk(samples_NC, last=last)
-                    samples_NC = samples_NC.reshape(len(samples_NC), -1)
-                if channels == 1:
-                    samples_NC = samples_NC.mean(axis=1, keepdims=True)
-                elif samples_NC.shape[1] == 1:
-                    samples_NC = np.repeat(samples_NC, channels, axis=1)
-                count += len(samples_NC)
-                if len(samples_NC):
-                    yield samples_NC.T
-                if last:
-                    break
-    except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a recording ({' '.join(str(error).split())})") from None
+    with recording(path) as file:
+        if file.channels > MOST_CHANNELS:
+            raise InputError(f"{path}: has {file.channels} channels; mono or stereo is needed, so mix it down first")
+        resampler = soxr.ResampleStream(file.samplerate, sample_rate, file.channels, dtype="float32", quality="HQ")
+        size, last = max(1, round(PIECE_SECONDS * file.samplerate)), False
+        while not last:
+            samples_NC = file.read(size, dtype="float32", always_2d=True)
+            if not np.isfinite(samples_NC).all():
+                raise InputError(f"{path}: holds NaN or infinite samples")
+            last = len(samples_NC) < size
+            if file.samplerate != sample_rate:
+                samples_NC = resampler.resample_chunk(samples_NC, last=last)
+                samples_NC = samples_NC.reshape(len(samples_NC), -1)
+            if channels == 1:
+                samples_NC = samples_NC.mean(axis=1, keepdims=True)
+            elif samples_NC.shape[1] == 1:
+                samples_NC = np.repeat(samples_NC, channels, axis=1)
+            count += len(samples_NC)
+            if len(samples_NC):
+                yield samples_NC.T
     if not count:
         raise InputError(f"{path}: holds no samples")
 
 
 def describe(path: Path, codec) -> str:
     """One line about a recording or a file of codes."""
-    import soundfile
-
     if path.suffix == ".npz":
         content = load_codes(path)
         frames, books = content["codes"].shape
@@ -157,17 +163,12 @@ def describe(path: Path, codec) -> str:
             f"{path}: {frames} frames of {books} codes by {content['codec']} ({content['fingerprint'][:12]}), "
             f"{content['samples'] / content['sample_rate']:.2f} s at {content['sample_rate']} Hz"
         )
-    if not path.is_file():
-        raise InputError(f"{path}: does not exist")
-    try:
-        found = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a recording ({' '.join(str(error).split())})") from None
-    frames = codec.frames(round(found.frames * codec.sample_rate / found.samplerate))
-    return (
-        f"{path}: {found.frames / found.samplerate:.2f} s at {found.samplerate} Hz, {found.channels} channels, "
-        f"{found.subtype}; {frames} frames of {codec.codebooks} codes by {codec.name}"
-    )
+    with recording(path) as file:
+        frames = codec.frames(round(file.frames * codec.sample_rate / file.samplerate))
+        return (
+            f"{path}: {file.frames / file.samplerate:.2f} s at {file.samplerate} Hz, {file.channels} channels, "
+            f"{file.subtype}; {frames} frames of {codec.codebooks} codes by {codec.name}"
+        )
 
 
 def summary(codec) -> str:

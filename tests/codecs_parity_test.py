@@ -211,7 +211,7 @@ def test_weights_written_by_torch_are_read(kind, tmp_path):
     a, b = (codecs.load(kind, tmp_path / who) for who in ("ours", "theirs"))
     assert a.fingerprint == b.fingerprint
     assert json.loads((tmp_path / "theirs" / "config.json").read_text())["model_type"] == kind
-    saved = [huggingface.read(tmp_path / who, kind)[1].tensors for who in ("ours", "theirs")]
+    saved = [huggingface.read(tmp_path / who, kind, "")[1].tensors for who in ("ours", "theirs")]
     assert saved[0].keys() == saved[1].keys()
 
 

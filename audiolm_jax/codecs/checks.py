@@ -54,8 +54,18 @@ def lengths(given_B, rows: int, longest: int, unit: str) -> np.ndarray:
     return given.astype(np.int64)
 
 
-def codes(codes_BTQ, codebooks: int, codebook_size: int) -> np.ndarray:
-    """`[B, T, q]` or `[T, q]` codes as int32, refused when empty, out of range or with q outside 1..codebooks."""
+def supported(config, **accepted: tuple) -> None:
+    """Raises InputError for the first field of a codec's configuration that holds none of its accepted values."""
+    for name, values in accepted.items():
+        if getattr(config, name) not in values:
+            raise InputError(f"codec config: {name}={getattr(config, name)!r} is not supported; known are {values}")
+
+
+def codes(codes_BTQ, codebooks: int, codebook_size: int) -> tuple[np.ndarray, bool]:
+    """`[B, T, q]` or `[T, q]` codes as int32 `[B, T, codebooks]`, and whether they came without a batch axis.
+
+    Codebooks that are not there are -1. Refused when empty, out of range or with q outside 1..codebooks.
+    """
     grid = np.asarray(codes_BTQ)
     if grid.ndim not in (2, 3) or not np.issubdtype(grid.dtype, np.integer):
         raise InputError(
@@ -69,4 +79,6 @@ def codes(codes_BTQ, codebooks: int, codebook_size: int) -> np.ndarray:
     if low < 0 or high >= codebook_size:
         wrong = low if low < 0 else high
         raise InputError(f"codes: {wrong} is out of range; codes of this codec are 0 to {codebook_size - 1}")
-    return grid.astype(np.int32)
+    alone = grid.ndim == 2
+    grid = (grid[None] if alone else grid).astype(np.int32)
+    return np.pad(grid, [(0, 0), (0, 0), (0, codebooks - grid.shape[-1])], constant_values=-1), alone

@@ -12,14 +12,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from audiolm_jax.codecs import checks, huggingface
 from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, Tape, TransposedConv, parameter, reach
 from audiolm_jax.codecs.streaming import About, Codec, Window, own_mesh
-from audiolm_jax.errors import InputError
 
-REPOSITORIES = ("descript/dac_16khz", "descript/dac_24khz", "descript/dac_44khz")
+REPOSITORY = "descript/dac_16khz"  # one to name to who gives none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +176,7 @@ def renamed(path: str) -> str:
 
 def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    if path is None:
-        raise InputError(
-            "codec.path: DAC ships with no weights; give a folder with config.json and model.safetensors, or a "
-            f"repository such as {REPOSITORIES[0]}@main"
-        )
-    given, weights = huggingface.read(path, "dac")
+    given, weights = huggingface.read(path, "dac", REPOSITORY)
     config = huggingface.config_of(given, DACConfig)
     digest = huggingface.fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
@@ -197,8 +192,6 @@ def load(path=None, codebooks: int | None = None) -> Codec:
 
 def save(folder, config: DACConfig, model: DACModel, quantizer: dict) -> None:
     """Writes config.json and model.safetensors that `transformers` opens."""
-    import numpy as np
-
     tensors = huggingface.named(model, renamed)
     for part, stacked in jax.device_get(quantizer).items():
         name, axes = QUANTIZER[part]

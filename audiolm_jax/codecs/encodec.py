@@ -21,7 +21,7 @@ from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig, parts, run
 from audiolm_jax.codecs.streaming import About, Carry, Codec, Window, own_mesh
 from audiolm_jax.errors import InputError
 
-REPOSITORIES = ("facebook/encodec_24khz", "facebook/encodec_32khz", "facebook/encodec_48khz")
+REPOSITORY = "facebook/encodec_24khz"  # one to name to who gives none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,7 @@ class EnCodecModel(nnx.Module):
 
 def load(path=None, codebooks: int | None = None) -> Codec | ChunkedCodec:
     """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    if path is None:
-        raise InputError(
-            "codec.path: EnCodec ships with no weights; give a folder with config.json and model.safetensors, or a "
-            f"repository such as {REPOSITORIES[0]}@main"
-        )
-    given, weights = huggingface.read(path, "encodec")
+    given, weights = huggingface.read(path, "encodec", REPOSITORY)
     config = huggingface.config_of(given, EnCodecConfig)
     weights.ignore(r"\.codebook\.(inited|cluster_size|embed_avg)$")
     digest = huggingface.fingerprint(dataclasses.asdict(config), weights.tensors)
@@ -95,9 +90,6 @@ def save(folder, config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> None:
 def build(config: EnCodecConfig, model: EnCodecModel, books_QKZ, digest: str, codebooks: int | None = None):
     """The codec of a filled model."""
     kept = checks.kept_codebooks(codebooks, config.codebooks)
-    whole_QKZ = books_QKZ
-    with own_mesh():
-        books_QKZ = whole_QKZ[:kept]
     about = About(
         name="encodec",
         fingerprint=digest,
@@ -107,22 +99,20 @@ def build(config: EnCodecConfig, model: EnCodecModel, books_QKZ, digest: str, co
         codebook_size=config.codebook_size,
         channels=config.audio_channels,
     )
-    graph, params = nnx.split(model)
+    with own_mesh():
+        fixed = (*nnx.split(model), books_QKZ[:kept])
     if config.chunk_length_s is not None:
-        encode = functools.partial(_encode_chunk, graph, params, books_QKZ)
-        decode = functools.partial(_decode_chunk, graph, params, books_QKZ)
+        encode, decode = (functools.partial(_part, *fixed, way, 0, None) for way in ("encode", "decode"))
         chunk = int(config.chunk_length_s * config.sampling_rate)
         stride = max(1, int((1.0 - config.overlap) * chunk))
-        return ChunkedCodec(about, encode, decode, chunk, stride, config.normalize, (config, model, whole_QKZ))
+        return ChunkedCodec(about, encode, decode, chunk, stride, config.normalize, (config, model, books_QKZ))
     if config.use_causal_conv:
         sizes = (32, config.start, 1)
-        encode = functools.partial(_encode, graph, params, books_QKZ)
-        decode = functools.partial(_decode, graph, params, books_QKZ)
-        encoder = (Carry(encode, config.stride, 1, sizes, config.start),)
-        decoder = (Carry(decode, 1, config.stride, sizes, config.start),)
+        encoder = (Carry(functools.partial(_encode, *fixed), config.stride, 1, sizes, config.start),)
+        decoder = (Carry(functools.partial(_decode, *fixed), 1, config.stride, sizes, config.start),)
     else:
-        encoder, decoder = windows(config, model, graph, params, books_QKZ)
-    return Codec(about, encoder, decoder, (config, model, whole_QKZ))
+        encoder, decoder = windows(config, model, *fixed)
+    return Codec(about, encoder, decoder, (config, model, books_QKZ))
 
 
 def windows(config: EnCodecConfig, model: EnCodecModel, graph, params, books_QKZ) -> tuple[tuple, tuple]:
@@ -167,7 +157,7 @@ def _decode(graph, params, books_QKZ, codes_BTQ, n_B, pasts, first):
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _part(graph, params, books_QKZ, direction, first, stop, x, n_B):
-    """Some layers of a network that looks ahead, with the quantiser at its end."""
+    """Some layers of a network that looks ahead, or all; the quantiser is at its end if they reach it."""
     model = nnx.merge(graph, params)
     network = model.encoder if direction == "encode" else model.decoder
     x = dequantize(x, books_QKZ) if direction == "decode" and first == 0 else x
@@ -180,14 +170,3 @@ def _lstm(graph, params, network, at, x_BTC, n_B, pasts, first):
     tape = Tape(pasts, first)
     y, _ = getattr(nnx.merge(graph, params), network).layers[at](x_BTC, n_B, tape)
     return y, tape.kept
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_chunk(graph, params, books_QKZ, waveform_BNC, n_B):
-    latents, _ = nnx.merge(graph, params).encoder(waveform_BNC, n_B, Tape())
-    return quantize(latents, books_QKZ)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode_chunk(graph, params, books_QKZ, codes_BTQ, n_B):
-    return nnx.merge(graph, params).decoder(dequantize(codes_BTQ, books_QKZ), n_B, Tape())[0]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.streaming import About, joined, own_mesh, row_groups
+from audiolm_jax.codecs.streaming import About, joined, outside, own_mesh, row_groups
 from audiolm_jax.errors import InputError
 
 LEVEL = 0.1  # root mean square of a chunk whose loudness is not given: -20 dB of full scale
@@ -22,12 +22,13 @@ class ChunkedCodec:
 
     def __init__(self, about: About, encode: Callable, decode: Callable, chunk: int, stride: int, normalize, config):
         """encode(waveform [B, chunk, channels], n_B) -> codes [B, block, Q]; decode(codes, n_B) -> waveform."""
-        for field in about.__dataclass_fields__:
-            setattr(self, field, getattr(about, field))
+        vars(self).update(vars(about))
         self.chunk, self.stride, self.normalize, self.config = chunk, stride, normalize, config
         self.block = -(-chunk // self.hop)  # frames per chunk
         self.frame_rate = self.block * self.sample_rate / stride
         self._encode, self._decode = encode, decode
+        # A triangle, as in the reference: where two chunks overlap, one fades into the other.
+        self._fade_N = 0.5 - np.abs(np.linspace(0, 1, chunk + 2, dtype=np.float32)[1:-1] - 0.5)
 
     def frames(self, samples: int) -> int:
         """Frames of so many samples: those of all chunks that begin before the end."""
@@ -62,8 +63,7 @@ class ChunkedCodec:
 
         scales_BC: the loudness of every chunk as `encode_scaled` gives it; None: LEVEL for all.
         """
-        grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
-        alone, grid = grid.ndim == 2, grid[None] if grid.ndim == 2 else grid
+        grid, alone = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
         wanted = (len(grid), -(-grid.shape[1] // self.block))
         scales_BC = np.full(wanted, self._level) if scales_BC is None else np.atleast_2d(scales_BC)
@@ -75,7 +75,7 @@ class ChunkedCodec:
             piece, tail = self._decode_chunk(grid[:, start : start + self.block], ends_B - start, scale_B, tail)
             pieces.append(piece)
         waveform_BNC = np.concatenate([*pieces, faded(*tail)], axis=1)[:, : self.samples(grid.shape[1])]
-        waveform = self._outside(waveform_BNC)
+        waveform = outside(waveform_BNC)
         return waveform[0] if alone else waveform
 
     def encode_init(self, batch: int) -> dict:
@@ -111,7 +111,7 @@ class ChunkedCodec:
 
     def decode_step(self, state: dict, codes_BTQ) -> tuple[np.ndarray, dict]:
         """The next frames -> (the samples that no later chunk changes, state)."""
-        grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
+        grid, _ = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         waiting, tail, scales = joined(state["waiting"], grid), state["tail"], state["scales"]
         pieces = [np.zeros((len(waiting), 0, self.channels), np.float32)]
         while waiting.shape[1] >= self.block:
@@ -119,7 +119,7 @@ class ChunkedCodec:
             piece, tail = self._decode_chunk(waiting[:, : self.block], None, scale_B, tail)
             pieces.append(piece)
             waiting = waiting[:, self.block :]
-        return self._outside(np.concatenate(pieces, axis=1)), {"waiting": waiting, "tail": tail, "scales": scales}
+        return outside(np.concatenate(pieces, axis=1)), {"waiting": waiting, "tail": tail, "scales": scales}
 
     def decode_end(self, state: dict) -> np.ndarray | None:
         """The samples still to come after the last frame, None if there are none."""
@@ -132,7 +132,7 @@ class ChunkedCodec:
         if tail is None:
             return None
         length = self.samples(frames) if frames else self.chunk - self.stride
-        return self._outside(np.concatenate([*pieces, faded(*tail)], axis=1)[:, :length])
+        return outside(np.concatenate([*pieces, faded(*tail)], axis=1)[:, :length])
 
     @property
     def _level(self) -> np.float32:
@@ -152,15 +152,12 @@ class ChunkedCodec:
 
         n_B: frames of each row, None: all. scale_B: loudness, None: LEVEL.
         """
-        batch, frames, q = grid_BFQ.shape
+        batch, frames, _ = grid_BFQ.shape
         n_B = np.full(batch, frames) if n_B is None else np.clip(n_B, 0, frames)
         scale_B = np.full(batch, self._level) if scale_B is None else np.asarray(scale_B, np.float32)
         grid = np.pad(grid_BFQ, ((0, 0), (0, self.block - frames), (0, 0)))
-        grid = np.pad(grid, ((0, 0), (0, 0), (0, self.codebooks - q)), constant_values=-1)
         waveform_BNC = run(self._decode, grid, n_B)[:, : self.chunk] * scale_B[:, None, None]
-        # A triangle, as in the reference: where two chunks overlap, one fades into the other.
-        fade_N = 0.5 - np.abs(np.linspace(0, 1, self.chunk + 2, dtype=np.float32)[1:-1] - 0.5)
-        weight_BN1 = np.where(np.arange(self.chunk) < n_B[:, None] * self.hop, fade_N, 0)[..., None]
+        weight_BN1 = np.where(np.arange(self.chunk) < n_B[:, None] * self.hop, self._fade_N, 0)[..., None]
         total_BNC = waveform_BNC * weight_BN1
         if tail is not None:
             overlap = self.chunk - self.stride
@@ -168,11 +165,6 @@ class ChunkedCodec:
             weight_BN1[:, :overlap] += tail[1]
         after = (total_BNC[:, self.stride :], weight_BN1[:, self.stride :])
         return faded(total_BNC[:, : self.stride], weight_BN1[:, : self.stride]), after
-
-    def _outside(self, waveform_BNC: np.ndarray) -> np.ndarray:
-        """As callers have it: channels before samples, or none."""
-        clipped = np.clip(waveform_BNC, -1, 1)
-        return clipped[..., 0] if self.channels == 1 else clipped.swapaxes(1, 2)
 
 
 def faded(total: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from flax import nnx
 from audiolm_jax import files
 from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel
+from audiolm_jax.codecs.layers import Tape
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
 from audiolm_jax.errors import InputError
@@ -27,26 +28,21 @@ SIZES = (32, 8, 1)  # frames per call of the network
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(graph, params, books_QKZ, waveform_BNC, n_B, state, first):
-    encoder = nnx.merge(graph, params).encoder
+def _encode(graph, params, books_QKZ, waveform_BNC, n_B, pasts, first):
+    tape, encoder = Tape(pasts, first), nnx.merge(graph, params).encoder
     exists_BN = jnp.arange(waveform_BNC.shape[1]) < n_B[:, None]
     waveform_BN = jnp.where(exists_BN, waveform_BNC[..., 0], 0)
-    state = resumed(encoder.initial_state(len(waveform_BN)), state, first)
-    latents, state = encoder(waveform_BN, state)
-    return quantize(latents, books_QKZ)[0], state
+    latents, state = encoder(waveform_BN, tape.take(encoder.initial_state(len(waveform_BN))))
+    tape.leave(state)
+    return quantize(latents, books_QKZ)[0], tape.kept
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(graph, params, books_QKZ, codes_BTQ, n_B, state, first):
-    decoder = nnx.merge(graph, params).decoder
-    state = resumed(decoder.initial_state(len(codes_BTQ)), state, first)
-    waveform, state = decoder(dequantize(codes_BTQ, books_QKZ), state)
-    return waveform[..., None], state
-
-
-def resumed(beginning: dict, state: dict | None, first) -> dict:
-    """The state to go on from: the beginning in the first piece."""
-    return beginning if state is None else jax.tree.map(lambda new, old: jnp.where(first, new, old), beginning, state)
+def _decode(graph, params, books_QKZ, codes_BTQ, n_B, pasts, first):
+    tape, decoder = Tape(pasts, first), nnx.merge(graph, params).decoder
+    waveform, state = decoder(dequantize(codes_BTQ, books_QKZ), tape.take(decoder.initial_state(len(codes_BTQ))))
+    tape.leave(state)
+    return waveform[..., None], tape.kept
 
 
 def build(config: FrameConfig, model: FrameModel, books_QKZ, fingerprint: str, codebooks: int | None) -> Codec:

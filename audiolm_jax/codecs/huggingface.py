@@ -67,8 +67,16 @@ def _download(source: str) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def read(source: str | Path, kind: str) -> tuple[dict, "Weights"]:
-    """(config, weights) of a source. Raises InputError unless its config.json has "model_type": kind."""
+def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, "Weights"]:
+    """(config, weights) of a source. Raises InputError unless its config.json has "model_type": kind.
+
+    example: a repository of that kind, to name where no source is given.
+    """
+    if source is None:
+        raise InputError(
+            f"codec.path: the codec {kind!r} ships with no weights; give a folder with {CONFIG} and {WEIGHTS}, or a "
+            f"repository such as {example}@main"
+        )
     config_path, weights_path = locate(source)
     try:
         config = json.loads(config_path.read_text())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import attention
 from audiolm_jax.codecs import checks, huggingface
 from audiolm_jax.codecs.layers import Conv, DepthwiseTransposedConv, PaddedConv, PaddedTransposedConv, Tape, parameter
 from audiolm_jax.codecs.quantizer import dequantize, quantize
@@ -21,7 +22,7 @@ from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig
 from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
 from audiolm_jax.errors import InputError
 
-REPOSITORIES = ("kyutai/mimi",)
+REPOSITORY = "kyutai/mimi"  # one to name to who gives none
 SIZES = (8, 1)  # frames per call: eight are 15,360 samples
 ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu, "silu": jax.nn.silu}
 
@@ -56,18 +57,16 @@ class MimiConfig(SEANetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        accepted = {
-            "use_causal_conv": (True,),
-            "pad_mode": ("constant",),
-            "hidden_act": tuple(ACTIVATIONS),
-            "attention_bias": (False,),
-            "upsample_groups": (self.hidden_size,),
-            "frame_rate": (None, self.sampling_rate / self.hop),
-            "vector_quantization_hidden_dimension": (self.codebook_dim,),
-        }
-        for name, values in accepted.items():
-            if getattr(self, name) not in values:
-                raise InputError(f"codec config: {name}={getattr(self, name)!r} is not supported; known are {values}")
+        checks.supported(
+            self,
+            use_causal_conv=(True,),
+            pad_mode=("constant",),
+            hidden_act=tuple(ACTIVATIONS),
+            attention_bias=(False,),
+            upsample_groups=(self.hidden_size,),
+            frame_rate=(None, self.sampling_rate / self.hop),
+            vector_quantization_hidden_dimension=(self.codebook_dim,),
+        )
 
     @property
     def hop(self) -> int:
@@ -122,27 +121,17 @@ class Attention(nnx.Module):
         q = self.q_proj(x_BND).reshape(batch, count, heads * groups, c.head_width)
         k, v = (project(x_BND).reshape(batch, count, heads, c.head_width) for project in (self.k_proj, self.v_proj))
         place_N = begin + jnp.arange(count)
-        q, k = (rotate(x, place_N, c.rope_theta) for x in (q, k))
+        cos, sin = (table[:, None] for table in attention.rope_table(place_N, c.head_width, c.rope_theta))
+        q, k = (attention.rope(x, cos, sin) for x in (q, k))
         past = tape.take((jnp.zeros((batch, before, heads, c.head_width), x_BND.dtype),) * 2)
         k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
         tape.leave((k[:, count:], v[:, count:]))
         place_M = begin - before + jnp.arange(before + count)
         ago_NM = place_N[:, None] - place_M
         visible_NM = (ago_NM >= 0) & (ago_NM < c.sliding_window) & (place_M >= 0)
-        q = q.reshape(batch, count, heads, groups, c.head_width)
-        scores = jnp.einsum("bnhgk,bmhk->bhgnm", q, k) * c.head_width**-0.5
-        weights = jax.nn.softmax(jnp.where(visible_NM, scores, -jnp.inf), axis=-1)
-        y = jnp.einsum("bhgnm,bmhk->bnhgk", weights, v).reshape(batch, count, -1)
-        return self.o_proj(y)
-
-
-def rotate(x_BNHK: jax.Array, place_N: jax.Array, base: float) -> jax.Array:
-    """Rotary positions; the two halves of a head are the two coordinates (as in Llama)."""
-    half = x_BNHK.shape[-1] // 2
-    angle = place_N[:, None] * base ** (-jnp.arange(half) / half)
-    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-    a, b = x_BNHK[..., :half], x_BNHK[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        q = q.reshape(batch, count, heads, groups, c.head_width) * c.head_width**-0.5
+        y = attention.attend(q, k, v, visible_NM[None])
+        return self.o_proj(y.reshape(batch, count, -1))
 
 
 class MLP(nnx.Module):
@@ -221,12 +210,7 @@ def chain_names(c: MimiConfig) -> list[str]:
 
 def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    if path is None:
-        raise InputError(
-            "codec.path: Mimi ships with no weights; give a folder with config.json and model.safetensors, or a "
-            f"repository such as {REPOSITORIES[0]}@main"
-        )
-    given, weights = huggingface.read(path, "mimi")
+    given, weights = huggingface.read(path, "mimi", REPOSITORY)
     rope = given.get("rope_parameters") or {}
     config = huggingface.config_of({**given, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
     weights.ignore(r"\.codebook\.initialized$")

@@ -10,6 +10,7 @@ import math
 import jax
 from flax import nnx
 
+from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.layers import LSTM, PaddedConv, PaddedTransposedConv, Tape, TransposedConv
 from audiolm_jax.errors import InputError
 
@@ -38,15 +39,13 @@ class SEANetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "upsampling_ratios", tuple(self.upsampling_ratios))
-        accepted = {
-            "pad_mode": ("constant", "reflect"),
-            "norm_type": ("weight_norm", "time_group_norm"),
-            "trim_right_ratio": (1.0,),
-            "audio_channels": (1, 2),
-        }
-        for name, values in accepted.items():
-            if getattr(self, name) not in values:
-                raise InputError(f"codec config: {name}={getattr(self, name)!r} is not supported; known are {values}")
+        checks.supported(
+            self,
+            pad_mode=("constant", "reflect"),
+            norm_type=("weight_norm", "time_group_norm"),
+            trim_right_ratio=(1.0,),
+            audio_channels=(1, 2),
+        )
         if self.use_causal_conv and self.norm_type == "time_group_norm":
             raise InputError("codec config: norm_type='time_group_norm' looks at all of a signal; it cannot be causal")
 

@@ -157,8 +157,7 @@ class Codec:
     """
 
     def __init__(self, about: About, encoder: tuple, decoder: tuple, config: object = None):
-        for field in dataclasses.fields(about):
-            setattr(self, field.name, getattr(about, field.name))
+        vars(self).update(vars(about))
         self.frame_rate = self.sample_rate / self.hop
         self.config, self._encoder, self._decoder = config, encoder, decoder
 
@@ -185,9 +184,9 @@ class Codec:
 
         frames_B: the length of every row, where they differ. Samples after the end of a row are 0.
         """
-        grid, alone = self._grid(codes_BTQ)
+        grid, alone = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
-        waveform = self._shaped(self._whole(self._decoder, grid, ends_B, 1, self.hop))
+        waveform = outside(self._whole(self._decoder, grid, ends_B, 1, self.hop))
         return waveform[0] if alone else waveform
 
     def encode_init(self, batch: int) -> tuple:
@@ -211,26 +210,15 @@ class Codec:
 
     def decode_step(self, state: tuple, codes_BTQ) -> tuple[np.ndarray, tuple]:
         """The next frames `[B, T, q <= Q]` -> (the samples that they complete, state)."""
-        grid, _ = self._grid(codes_BTQ)
+        grid, _ = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         waveform, state = self._push(self._decoder, state, grid, None, False)
         waveform = np.zeros((len(grid), 0, self.channels), np.float32) if waveform is None else waveform
-        return self._shaped(waveform), state
+        return outside(waveform), state
 
     def decode_end(self, state: tuple) -> np.ndarray | None:
         """The samples still to come after the last frame, None if there are none."""
         waveform = self._push(self._decoder, state, None, None, True)[0]
-        return None if waveform is None else self._shaped(waveform)
-
-    def _grid(self, codes_BTQ) -> tuple[np.ndarray, bool]:
-        """Codes with -1 for the codebooks left out, and whether they came without a batch axis."""
-        grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
-        alone = grid.ndim == 2
-        grid = grid[None] if alone else grid
-        return np.pad(grid, [(0, 0), (0, 0), (0, self.codebooks - grid.shape[-1])], constant_values=-1), alone
-
-    def _shaped(self, waveform_BNC: np.ndarray) -> np.ndarray:
-        clipped = np.clip(waveform_BNC, -1, 1, out=waveform_BNC if waveform_BNC.flags.writeable else None)
-        return clipped[..., 0] if self.channels == 1 else clipped.swapaxes(1, 2)
+        return None if waveform is None else outside(waveform)
 
     def _whole(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit_in: int, unit_out: int) -> np.ndarray:
         """All of a signal through a chain, a long piece at a time, in groups of rows; zero after the end of a row."""
@@ -245,8 +233,8 @@ class Codec:
                     continue
                 if result is None:
                     result = np.zeros((batch, -(-count // unit_in) * unit_out, y.shape[2]), y.dtype)
-                new = np.unique(rows)
-                result[new, done : done + y.shape[1]] = y[: len(new)]
+                place = result[rows[0] : rows[-1] + 1, done : done + y.shape[1]]
+                place[:] = y[: len(place)]
                 done += y.shape[1]
         for row, end in zip(result, -(-ends_B // unit_in) * unit_out, strict=True):
             row[end:] = 0
@@ -266,6 +254,12 @@ class Codec:
                 after.append(past)
                 ends_B = -(-ends_B // stage.unit_in) * stage.unit_out
         return x, (seen, after)
+
+
+def outside(waveform_BNC: np.ndarray) -> np.ndarray:
+    """As callers have it: in [-1, 1], channels before samples if there are two, no such axis if there is one."""
+    clipped = np.clip(waveform_BNC, -1, 1, out=waveform_BNC if waveform_BNC.flags.writeable else None)
+    return clipped[..., 0] if clipped.shape[2] == 1 else clipped.swapaxes(1, 2)
 
 
 def row_groups(rows: int) -> list[np.ndarray]:

@@ -89,10 +89,10 @@ class TinyCodec:
 
     def decode(self, codes_BTQ, frames_B=None) -> np.ndarray:
         """Codes `[B, T, q <= Q]` (or `[T, q]`) -> float32 samples `[B, T * hop]` (or `[T * hop]`)."""
-        grid = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
-        alone, grid = grid.ndim == 2, grid[None] if grid.ndim == 2 else grid
+        grid, alone = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
-        companded = sum(self.books_QKC[q][grid[..., q]].astype(np.float64) for q in range(grid.shape[-1]))
+        given = (grid[0, 0] >= 0).sum()
+        companded = sum(self.books_QKC[q][grid[..., q]].astype(np.float64) for q in range(given))
         coefficients = np.sign(companded) * np.abs(companded) ** (1 / COMPAND)
         frames = np.einsum("...c,nc->...n", coefficients, self.basis_NC)
         frames = np.where((np.arange(grid.shape[1]) < ends_B[:, None])[..., None], frames, 0)

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import codecs, files
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, exit_code
 
 WIDE = {"num_filters": 64, "sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "use_causal_conv": False}
 SECONDS_48 = {"audio_channels": 2, "norm_type": "time_group_norm", "normalize": True, "chunk_length_s": 1.0}
@@ -170,8 +170,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

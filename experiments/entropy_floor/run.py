@@ -20,7 +20,7 @@ import numpy as np
 
 from audiolm_jax import checkpoints, data, files, serialization, sharding, stages, training
 from audiolm_jax.corpora import sources
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, exit_code
 from audiolm_jax.evaluation import floor, likelihood
 from audiolm_jax.model import ModelConfig
 from audiolm_jax.optimizer import OptimizerConfig
@@ -216,8 +216,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))
