@@ -3,10 +3,10 @@
 A sample falls into one category of a statistic (its length, its first frame, ...), whose true probability is a sum
 over the list of all grids. Grids that the source cannot give are a category of their own.
 
-The sampled network is not perfect: it was measured to need `excess` bits per grid more than the best model of its
-order, which is the Kullback-Leibler divergence from that model to it. No statistic can diverge by more (data
-processing inequality). So the null hypothesis is: the samples come from a distribution whose divergence is at most
-`excess`. Under it
+The sampled network is not perfect: it was measured to need at most `excess` bits per grid more than the best model of
+its order (an upper confidence limit: the mean on held-out grids has an error, and may even be below zero). That is the
+Kullback-Leibler divergence from that model to it, and no statistic can diverge by more (data processing inequality).
+So the null hypothesis is: the samples come from a distribution whose divergence is at most `excess`. Under it
 
 - Pearson's statistic of n samples is, to second order, a noncentral chi-square variable with noncentrality at most
   2 n excess ln 2 (Kendall and Stuart, The Advanced Theory of Statistics, volume 2, section 30.27);

@@ -92,7 +92,7 @@ def judge(way: str, grid, asked: list, grids: list[np.ndarray], bits: dict[str, 
         for statistic in samples.STATISTICS:
             right = expected(letter, statistic, grid, measured["tag"] == "bound")
             observed = [samples.category(said, statistic, codes_TQ) for said, codes_TQ in rows]
-            p = samples.p_value(right, observed, measured["excess_bits_per_grid"])
+            p = samples.p_value(right, observed, measured["excess_bits_per_grid_at_most"])
             found.append({"source": letter, "way": way, "statistic": statistic, "p": p, "samples": len(rows)})
     return found
 
