@@ -1,4 +1,4 @@
-"""The command line: prepare, train, generate, evaluate, compare, codec.
+"""The command line: prepare, train, generate, evaluate, export, compare, codec.
 
 Each subcommand is one function that reads the configuration and calls the modules. Bad input ends with one sentence
 on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit code 130.
@@ -6,7 +6,6 @@ on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit 
 
 import argparse
 import difflib
-import errno
 import logging
 import os
 import shlex
@@ -20,14 +19,7 @@ from ml_collections import ConfigDict
 from audiolm_jax import config as configs
 from audiolm_jax import files
 from audiolm_jax.cli_help import HELP, OVERRIDES
-from audiolm_jax.errors import InputError
-
-# Errors of the operating system that are about what was asked for, not about this program.
-ENVIRONMENT = {
-    getattr(errno, name)
-    for name in "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENOSPC EDQUOT EFBIG ENAMETOOLONG ELOOP EEXIST EIO".split()
-    if hasattr(errno, name)
-}
+from audiolm_jax.errors import InputError, of_the_disk
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,7 +82,9 @@ def build_parser() -> Parser:
     sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the run")
 
     sub = add("generate", generate)
-    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of a trained run")
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a file that `audiolm export` wrote")
     sub.add_argument("--text", default="", help="what to say")
     sub.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
     sub.add_argument("--speaker", default="", help="fills {speaker} in the text template of the run, if it has one")
@@ -99,12 +93,17 @@ def build_parser() -> Parser:
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--frames", type=int, metavar="N", help="exact length in frames of the codec")
     length.add_argument("--seconds", type=float, metavar="S", help="exact length in seconds")
-    sub.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    sub.add_argument("--seed", type=int, help="of the sampling (default: sampling.seed of the configuration)")
     sub.add_argument("--stream", action="store_true", help="decode and write while generating")
 
     sub = add("evaluate", evaluate)
     sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
+
+    sub = add("export", export)
+    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    sub.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the latest)")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
 
     sub = add("compare", compare)
     sub.add_argument("--config", default="demo", help=config_help)
@@ -167,17 +166,21 @@ def generate(options: argparse.Namespace) -> None:
     config = load_config(options, only=("sampling",))
     if options.out.suffix != ".wav":
         raise InputError(f"--out={options.out}: the name must end in .wav")
-    run_folder(options.workdir)
+    if options.workdir:
+        run_folder(options.workdir)
+    elif not options.checkpoint.is_file():
+        raise InputError(f"--checkpoint={options.checkpoint}: there is no such file; `audiolm export` writes one")
     import soundfile
 
     from audiolm_jax import generate as module
 
-    generator = module.load(options.workdir, configs.section(config, "sampling"))
+    generator = module.load(options.workdir or options.checkpoint, configs.section(config, "sampling"))
     voice = None if options.prompt is None else recording(options.prompt, generator.codec.sample_rate)
     wanted = {
         "prompts": [voice],
         "prompt_texts": [options.prompt_text],
         "speakers": options.speaker,
+        "seeds": None if options.seed is None else [options.seed],
         "frames": options.frames,
         "seconds": options.seconds,
     }
@@ -218,6 +221,21 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"real-time factor           {found['speed']['rtf']:.3f}")
     print(f"first audio after          {found['speed']['first_audio_seconds']:.3f} s")
     print(f"all numbers: {options.workdir / 'evaluation.json'}; what was spoken: {options.workdir / 'speech'}")
+
+
+def export(options: argparse.Namespace) -> None:
+    if options.overrides:
+        raise InputError(f"--config.{options.overrides[0]}: a trained run keeps its configuration")
+    if options.out.suffix != ".safetensors":
+        raise InputError(f"--out={options.out}: the name must end in .safetensors")
+    run_folder(options.workdir)
+    from audiolm_jax import checkpoints
+
+    writable(options.out.parent, "--out")
+    checkpoints.export_safetensors(options.workdir, options.out, options.step)
+    print(
+        f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB; next: audiolm generate --checkpoint {options.out}"
+    )
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -315,7 +333,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
         rest, overrides = split_overrides(arguments)
         options = build_parser().parse(rest)
         options.overrides, options.arguments = overrides, arguments
-        if keep_executables and "workdir" in options and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        if keep_executables and getattr(options, "workdir", None) and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             import jax
 
             jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
@@ -343,7 +361,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
         if type(error).__name__ == "Diverged":  # training.py, not imported for its name alone
             complain(f"training stopped: {error}")
             return 1
-        sentence = environment(error)
+        sentence = of_the_disk(error)
         if sentence is None:
             raise
         return complain(sentence)
@@ -357,20 +375,6 @@ def not_orbax(record: logging.LogRecord) -> bool:
 def complain(sentence: str) -> int:
     print(f"audiolm: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
-
-
-def environment(error: BaseException) -> str | None:
-    """The sentence for an error of the disk, however deep a library has wrapped it; None for any other error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in ENVIRONMENT:
-            where = f"{seen.filename}: " if seen.filename else ""
-            return f"{where}{seen.strerror}; what was finished is kept: mend this and run the same command again"
-        for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-            if os.strerror(known).lower() in str(seen).lower():
-                return f"{os.strerror(known)}; what was finished is kept: mend this and run the same command again"
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def not_after_the_first(unraisable: Any) -> None:

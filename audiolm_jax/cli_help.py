@@ -29,6 +29,8 @@ examples:
 
 examples:
   audiolm generate --workdir runs/delay --text "three one four" --out three.wav
+  # from one file that `audiolm export` wrote
+  audiolm generate --checkpoint delay.safetensors --text "three one four" --out three.wav
   # the voice of a recording (--text says what follows it, --prompt-text what is said in it)
   audiolm generate --workdir runs/delay --text "one five nine" --prompt voice.wav --prompt-text "two six" --out five.wav
   # decode while generating, and other sampling
@@ -39,6 +41,12 @@ examples:
 examples:
   audiolm evaluate --workdir runs/delay --data data/mine
   audiolm evaluate --workdir runs/delay --data data/mine --config.evaluation.split=unseen
+""",
+    "export": """Write the weights of a trained run, and what it needs to be used, to one safetensors file.
+
+examples:
+  audiolm export --workdir runs/delay --out delay.safetensors
+  # in Python: from audiolm_jax import generate; generate.load("delay.safetensors").generate(["one"])[0].waveform
 """,
     "compare": """Train and measure several serialization strategies under equal conditions, and write one report.
 

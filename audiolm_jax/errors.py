@@ -1,7 +1,16 @@
-"""The one error a person sees: a sentence that names what was wrong and what would be accepted."""
+"""What a person sees of an error: a sentence that names what was wrong and what would be accepted."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+# Errors of the operating system that are about what was asked for, not about this program.
+ENVIRONMENT = {
+    getattr(errno, name)
+    for name in "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENOSPC EDQUOT EFBIG ENAMETOOLONG ELOOP EEXIST EIO".split()
+    if hasattr(errno, name)
+}
 
 
 class InputError(ValueError):
@@ -15,3 +24,17 @@ def exit_code(main: Callable[[], int]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def of_the_disk(error: BaseException) -> str | None:
+    """The sentence for an error of the disk, however deep a library has wrapped it; None for any other error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in ENVIRONMENT:
+            where = f"{seen.filename}: " if seen.filename else ""
+            return f"{where}{seen.strerror}; what was finished is kept: mend this and run the same command again"
+        for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            if os.strerror(known).lower() in str(seen).lower():
+                return f"{os.strerror(known)}; what was finished is kept: mend this and run the same command again"
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -186,7 +186,7 @@ def train(
     sections = {"sharding": sharding, "optimizer": optimizer, "training": training}
     claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
     mesh = make_mesh(sharding, devices)
-    with jax.set_mesh(mesh), checkpoints.manager(workdir, training.keep) as manager, _signals() as received:
+    with jax.set_mesh(mesh), checkpoints.manager(workdir, training.keep) as manager, signals() as received:
         tx = optimizers.make(optimizer, training.steps)
         graph, init = _initialiser(model, vocab, sharding.rules, training, tx)
         key = jax.random.key(seed)
@@ -355,7 +355,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """A list that receives the first SIGINT or SIGTERM; the next one acts as if nobody listened."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

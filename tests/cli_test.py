@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from audiolm_jax import cli, config
+from audiolm_jax import cli, config, errors
 from audiolm_jax.cli_help import HELP
 from audiolm_jax.errors import InputError
 
@@ -62,6 +62,11 @@ def test_help_shows_examples_that_parse(command, capsys):
         (["prepare", "--data", f"{__file__}/below"], "cannot be written"),
         (["train", "--workdir", "/dev/null/run"], "/dev/null/run"),
         (["generate", "--workdir", "no_such_run", "--out", "x.wav", "--text", "one"], "no_such_run"),
+        (["generate", "--checkpoint", "none.safetensors", "--out", "x.wav"], "none.safetensors"),
+        (["generate", "--checkpoint", "a", "--workdir", "b", "--out", "x.wav"], "--checkpoint"),
+        (["generate", "--text", "one", "--out", "x.wav"], "--workdir --checkpoint"),
+        (["export", "--workdir", "no_such_run", "--out", "x.safetensors"], "no_such_run"),
+        (["export", "--workdir", "no_such_run", "--out", "x.bin"], ".safetensors"),
         (["evaluate", "--workdir", "no_such_run"], "no_such_run"),
         (["generate", "--workdir", "x", "--out", "x.wav", "--frames", "3", "--seconds", "1"], "--frames"),
         (["generate", "--workdir", "x", "--out", "x.wav", "--frames", "three"], "three"),
@@ -173,14 +178,14 @@ def test_every_configuration_is_valid_and_says_how_to_run_it(path):
 
 def test_errors_of_the_disk_are_sentences():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/x")
-    assert cli.environment(full).startswith("run/x: No space left on device; what was finished is kept")
+    assert errors.of_the_disk(full).startswith("run/x: No space left on device; what was finished is kept")
     wrapped = RuntimeError("writing a chunk failed: No space left on device [source locations]")
-    assert "No space left" in cli.environment(wrapped)
+    assert "No space left" in errors.of_the_disk(wrapped)
     try:
         try:
             raise full
         except OSError as error:
             raise ValueError("a library's words") from error
     except ValueError as error:
-        assert "No space left" in cli.environment(error)
-    assert cli.environment(ValueError("a defect of this program")) is None
+        assert "No space left" in errors.of_the_disk(error)
+    assert errors.of_the_disk(ValueError("a defect of this program")) is None

@@ -1,5 +1,9 @@
 """`audiolm codec`: recordings to codes and back, whatever their length, rate and channels."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -112,3 +116,22 @@ def test_info_says_what_is_what(tmp_path, capsys):
     assert run("info", "--codec", "tiny", source, tmp_path / "a.npz") == 0
     said = capsys.readouterr().out
     assert "0.40 kbit/s" in said and "1.00 s at 8000 Hz" in said and "25 frames of 4 codes by tiny" in said
+
+
+@pytest.mark.slow
+def test_an_hour_takes_little_memory_and_its_codes_are_those_of_the_whole(tmp_path):
+    """Less than two gigabytes for everything; experiments/codec_speed/hour.py measures the published codecs."""
+    minute = sound(0, 60 * 16000)
+    with soundfile.SoundFile(tmp_path / "hour.wav", "w", 16000, 1, "FLOAT") as file:
+        for _ in range(60):
+            file.write(minute)
+    for command in (["encode", "hour.wav"], ["decode", "--out", "heard", "hour.npz"]):
+        process = subprocess.Popen([sys.executable, "-m", "audiolm_jax", "codec", *command], cwd=tmp_path)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0 and usage.ru_maxrss < 2e9 / (1 if sys.platform == "darwin" else 1024)
+    content, codec = codec_files.load_codes(tmp_path / "hour.npz"), codecs.load("default")
+    assert len(content["codes"]) == 60 * 60 * 25
+    np.testing.assert_array_equal(content["codes"][: 90 * 25], codec.encode(np.tile(minute, 2))[: 90 * 25])
+    heard, _ = soundfile.read(tmp_path / "heard" / "hour.wav", stop=60 * 16000, dtype="float32")
+    np.testing.assert_allclose(heard, codec.decode(content["codes"][: 61 * 25])[codec.delay :][: len(heard)], atol=1e-3)

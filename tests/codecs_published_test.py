@@ -1,15 +1,22 @@
 """EnCodec, DAC and Mimi by themselves: lengths, rows, streams, files. Against `transformers`: codecs_parity_test.py."""
 
+import contextlib
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import HealthCheck, given, settings, strategies
 from safetensors.numpy import load_file, save_file
 
-from audiolm_jax import codecs
+from audiolm_jax import codecs, generate, serialization
 from audiolm_jax.codecs.huggingface import fold
 from audiolm_jax.errors import InputError
+from audiolm_jax.model import ModelConfig, Transformer
+from audiolm_jax.sampling import SamplingConfig
+from audiolm_jax.vocab import Vocab
 from tests.published_codecs import CONFIGS, sound, write
 
 
@@ -235,3 +242,69 @@ def test_sound_that_cannot_be_encoded_is_one_sentence(codec):
     ):
         with pytest.raises(InputError, match=words):
             call()
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the programs compiled inside."""
+    found = []
+
+    def listen(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("name", ["encodec", "dac"])
+def test_one_compilation_per_size_of_a_piece(tmp_path, name):
+    """However long a signal is, and whether it comes whole or in chunks, what comes first and what comes later."""
+    width = {"encodec": "num_filters", "dac": "encoder_hidden_size"}[name]
+    kind = write(tmp_path, name, dataclasses.replace(CONFIGS[name], **{width: 6}))  # that no other test has compiled
+    codec = codecs.load(kind, tmp_path)
+    stages = [*codec._encoder, *codec._decoder]
+    with compilations() as first:
+        for frames in (1, 7, 30, 60, 100, 161, 200):
+            codec.decode(codec.encode(audio(codec, 1, frames * codec.hop)))
+    assert len(first) == sum(len(stage.sizes) for stage in stages)
+    with compilations() as later:
+        for frames in (2, 20, 31, 57, 90, 111, 300):
+            codec.decode(codec.encode(audio(codec, 1, frames * codec.hop - 1)))
+        state = codec.decode_init(1)
+        for codes in np.split(codec.encode(audio(codec, 1, 120 * codec.hop))[:, :120], (1, 2, 50), axis=1):
+            _, state = codec.decode_step(state, codes)
+        codec.decode_end(state)
+    assert later == []
+
+
+@pytest.mark.parametrize("name", ["encodec", "mimi", pytest.param("dac", marks=pytest.mark.slow)])
+def test_first_audio_leaves_before_the_last_code_exists(opened, name):
+    codec = opened[name]
+    vocab = Vocab(codec.codebooks, codec.codebook_size, 120)
+    grid = serialization.bind(serialization.SerializationConfig(strategy="delay"), codec.codebooks)
+    config = ModelConfig(layers=1, width=16, heads=1, kv_heads=1, head_width=16, ffn=16)
+    model = Transformer(config, vocab.size, nnx.Rngs(0))
+    sampling = SamplingConfig(chunk=16, max_frames=100)
+    frames_made = []
+
+    class Watched(generate.Generator):
+        def progress(self, requests):
+            for now in super().progress(requests):
+                frames_made.append(int(now.complete_B[0]))
+                yield now
+
+    stream = Watched(model, grid, vocab, codec, sampling=sampling, context=160).stream(["one"], frames=90)
+    first = next(stream)[0]
+    assert first.size and frames_made[-1] < 60
+    pieces, result = [first], None
+    while result is None:
+        try:
+            pieces.append(next(stream)[0])
+        except StopIteration as finished:
+            [result] = finished.value
+    assert frames_made[-1] == 90
+    np.testing.assert_allclose(np.concatenate(pieces, axis=-1), codec.decode(result.codes_TQ), atol=1e-5)

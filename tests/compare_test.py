@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from flax import nnx
 
-from audiolm_jax import cells, checkpoints, cli, config, data, measures, report, sharding, shares, tokens
+from audiolm_jax import cells, checkpoints, cli, config, data, generate, measures, report, sharding, shares, tokens
 from audiolm_jax.evaluation import recogniser
 from audiolm_jax.serialization import STRATEGIES
 from audiolm_jax.stages import Stages
@@ -151,9 +151,23 @@ def test_generate_speaks(done, capsys, tmp_path):
     streamed = tmp_path / "streamed.wav"
     assert cli.main([*common, "--out", str(streamed), "--seconds", "0.8", "--stream"]) == 0
     np.testing.assert_array_equal(soundfile.read(streamed)[0], whole)
+    assert cli.main([*common, "--out", str(streamed), "--frames", "20", "--seed", "1"]) == 0
+    assert not np.array_equal(soundfile.read(streamed)[0], whole)
     prompt = workdir / "speech" / "real" / "0.wav"
     assert cli.main([*common, "--out", str(out), "--prompt", str(prompt), "--prompt-text", "six"]) == 0
     assert sorted(tmp_path.iterdir()) == [out, streamed]
+
+
+def test_an_exported_file_speaks_like_its_run(done, capsys, tmp_path):
+    run, file = str(done[1] / "runs" / "delay"), tmp_path / "delay.safetensors"
+    assert cli.main(["export", "--workdir", run, "--out", str(file)]) == 0
+    assert f"--checkpoint {file}" in capsys.readouterr().out
+    for source, out in (("--workdir", "a.wav"), ("--checkpoint", "b.wav")):
+        path = {"--workdir": run, "--checkpoint": str(file)}[source]
+        assert cli.main(["generate", source, path, "--text", "one", "--frames", "9", "--out", str(tmp_path / out)]) == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    [result] = generate.load(file).generate(["one"], frames=9)
+    assert len(result.codes_TQ) == 9
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ def write_report(results: dict, directory: str | Path, pictures: dict[str, str] 
 
 def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
     """The page as text."""
-    beside = resources.files("audiolm_jax.report")
     sections = [
         ("results", "Results", _results(results)),
         ("differences", "Differences", _differences(results)),
@@ -42,22 +41,36 @@ def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
         ("notes", "How to read this", _notes(results)),
         ("run", "The run", _run(results)),
     ]
+    header = (
+        f'<p class="question">{escape(results["question"])}</p><p class="verdict">{escape(verdict(results))}</p>'
+        f"{facts(results)}"
+    )
+    footer = (
+        f"Made by audiolm_jax at commit {escape(results['commit'][:12])}, {escape(results['created'])}. "
+        "The same numbers are in results.json beside this page."
+    )
+    return page(results["title"], header, sections, footer)
+
+
+def page(title: str, header: str, sections: list[tuple[str, str, str]], footer: str) -> str:
+    """A whole page, with its style and script in it.
+
+    sections: (name for links, title, content as HTML); those without content are left out. header, footer: as HTML.
+    """
+    beside = resources.files("audiolm_jax.report")
     sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for name, title, content in sections)
+    links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
+    body = "".join(f'<section id="{name}"><h2>{heading}</h2>{content}</section>' for name, heading, content in sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(results['title'])}</title>"
+        f"<title>{escape(title)}</title>"
         '<link rel="icon" href="data:,">'
         f"<style>{beside.joinpath('page.css').read_text(encoding='utf-8')}</style>"
         "<noscript><style>audio{display:block!important;width:100%}.icon{display:none!important}</style></noscript>"
-        f'</head><body><header><div class="inner"><h1>{escape(results["title"])}</h1>'
-        f'<p class="question">{escape(results["question"])}</p>'
-        f'<p class="verdict">{escape(verdict(results))}</p>'
-        f"{facts(results)}<nav>{links}</nav></div></header><main>{body}</main>"
-        f"<footer>Made by audiolm_jax at commit {escape(results['commit'][:12])}, {escape(results['created'])}. "
-        "The same numbers are in results.json beside this page.</footer>"
+        f'</head><body><header><div class="inner"><h1>{escape(title)}</h1>'
+        f"{header}<nav>{links}</nav></div></header><main>{body}</main>"
+        f"<footer>{footer}</footer>"
         f'<div id="tip" role="status"></div>'
         f"<script>{beside.joinpath('page.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )

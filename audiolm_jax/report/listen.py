@@ -54,17 +54,28 @@ def _card(number: int, sentence: dict, sources: dict, symbols: dict, directory: 
 
 def _clip(name: str, sample: dict, text: str, longest: float, symbols: dict, directory: Path, compressed: bool) -> str:
     waveform, sample_rate = media.read(directory / sample["file"])
-    symbol = symbols.get(name, "")
-    title = _TITLES.get(name, name)
+    who = f"{symbols.get(name, '')}{escape(_TITLES.get(name, name))}"
+    what = f"{sample['seconds']:.2f} s · CER {percent(sample['cer'], 0)} %"
     width = 100 * sample["seconds"] / longest
+    label = f"{_TITLES.get(name, name)}: {text}"
+    under = heard(text, sample["transcript"])
+    return clip(who, what, label, under, waveform, sample_rate, width, compressed)
+
+
+def clip(
+    who: str, what: str, label: str, under: str, waveform, sample_rate: int, width: float, compressed: bool
+) -> str:
+    """A spectrogram that plays when it is pressed, with a line above it (two parts) and one under it, all HTML.
+
+    label: for those who cannot see it, as text. width: of the spectrogram, in percent. compressed: see `media`.
+    """
     return (
-        f'<div class="clip"><div class="who"><span>{symbol}{escape(title)}</span>'
-        f"<small>{sample['seconds']:.2f} s · CER {percent(sample['cer'], 0)} %</small></div>"
-        f'<button class="play" data-width="{width:.2f}" aria-label="play {escape(title)}: {escape(text)}">'
+        f'<div class="clip"><div class="who"><span>{who}</span><small>{what}</small></div>'
+        f'<button class="play" data-width="{width:.2f}" aria-label="play {escape(label)}">'
         f'<img alt="" style="width:{width:.2f}%" src="{media.spectrogram_uri(waveform, sample_rate)}">'
         '<span class="head"></span><span class="icon"></span></button>'
         f'<audio preload="none" src="{media.audio_uri(waveform, sample_rate, compressed)}"></audio>'
-        f'<div class="heard">{heard(text, sample["transcript"])}</div></div>'
+        f'<div class="heard">{under}</div></div>'
     )
 
 

@@ -104,7 +104,7 @@ def results_table(results: dict) -> str:
     for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
         cer = results["ceilings"][ceiling]["cer"]
         rows.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)], True))
-    return _table(_columns(seeds), rows, "Likelihood and intelligibility")
+    return table(_columns(seeds), rows, "Likelihood and intelligibility")
 
 
 def also_table(results: dict) -> str:
@@ -120,7 +120,7 @@ def also_table(results: dict) -> str:
         ]
         rows.append((_title(symbols[one["name"]], one), cells, False))
     columns = tuple((split, "bits/s, 95 % interval") for split in splits)
-    return _table((("Bits on other held-out speech", columns),), rows, "Other held-out speech")
+    return table((("Bits on other held-out speech", columns),), rows, "Other held-out speech")
 
 
 def training_table(results: dict) -> str:
@@ -137,7 +137,7 @@ def training_table(results: dict) -> str:
             f"{one['training_seconds']:,.0f}",
         ]
         rows.append((_title(symbols[one["name"]], one), cells, False))
-    return _table(_TRAINING, rows, "Training")
+    return table(_TRAINING, rows, "Training")
 
 
 def speed_table(results: dict) -> str:
@@ -160,7 +160,7 @@ def speed_table(results: dict) -> str:
             _best(seconds(speed["first_audio_seconds"]), speed["first_audio_seconds"] == best_first),
         ]
         rows.append((_title(symbols[one["name"]], one), cells, False))
-    return _table(_SPEED, rows, "Speed")
+    return table(_SPEED, rows, "Speed")
 
 
 def _bits(one: dict, is_best: bool) -> str:
@@ -184,8 +184,11 @@ def _best(text: str, is_best: bool) -> str:
     return f'<span class="best">{text}</span>' if is_best else text
 
 
-def _table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str) -> str:
-    """`groups` of columns (name, unit); rows of (title, cells, whether it is only there to compare with)."""
+def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, of: str = "Strategy") -> str:
+    """`groups` of columns (name, unit); rows of (title, cells, whether it is only there to compare with), all HTML.
+
+    label: for those who cannot see it. of: what a row is.
+    """
     starts, position = set(), 0
     for _, columns in groups:
         starts.add(position)
@@ -200,7 +203,7 @@ def _table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str) -
     return (
         f'<div class="card scroll" tabindex="0" role="region" aria-label="{label}"><table class="results"><thead>'
         f'<tr class="groups"><th class="first"></th>{head}</tr>'
-        f'<tr><th class="first" scope="col">Strategy</th>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<tr><th class="first" scope="col">{of}</th>{names}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 

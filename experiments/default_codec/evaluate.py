@@ -1,19 +1,23 @@
 """How well the default codec keeps speech it never heard, for several numbers of codebooks; see README.md.
 
-    python experiments/default_codec/evaluate.py --corpus /tmp/codec/corpus [--weights FILE] [--out results.json]
+    python experiments/default_codec/evaluate.py --corpus /tmp/codec/corpus [--weights FILE] [--out FOLDER]
 
 Prints one table for `test` (voices of the training, sentences never heard) and one for `unseen` (voices never heard)
-and how each codebook is used. Means over utterances; needs the extra `eval` (pystoi, pesq).
+and how each codebook is used. Means over utterances; needs the extra `eval` (pystoi, pesq). `--out` gets results.json
+and report.html, a page with the same numbers, the training curves and clips to listen to.
 """
 
 import argparse
 from pathlib import Path
 
+import corpus
 import numpy as np
+import page
 from tqdm import tqdm
-from train import load_split
 
 from audiolm_jax import codecs, files
+
+CLIPS = 3  # utterances of a split to listen to
 
 
 def si_sdr(source: np.ndarray, output: np.ndarray) -> float:
@@ -53,24 +57,29 @@ def scores(source: np.ndarray, output: np.ndarray, sample_rate: int) -> dict:
     }
 
 
-def evaluate(codec, audio: list[np.ndarray], counts: list[int]) -> dict:
-    """Mean scores by number of codebooks, and how the codes of every codebook are used."""
-    by_count = {count: [] for count in counts}
-    used = []
+def evaluate(codec, audio: list[np.ndarray], counts: list[int], split: str) -> tuple[dict, list[dict]]:
+    """Mean scores by number of codebooks and how the codes of every codebook are used; and what `page.write` plays."""
+    by_count, used, clips = {count: [] for count in counts}, [], []
     for utterance in tqdm(audio, unit="utterance"):
         source = utterance.astype(np.float32) / 32767
         codes = codec.encode(source)
         used.append(codes)
+        sounds = [{"name": "original", "scores": "", "waveform": source}]
         for count in counts:
             output = codec.decode(codes[:, :count])[codec.delay : len(source)]
-            by_count[count].append(scores(source[: len(output)], output, codec.sample_rate))
+            found = scores(source[: len(output)], output, codec.sample_rate)
+            by_count[count].append(found)
+            heard = f"PESQ {found['pesq']:.2f}, STOI {found['stoi']:.3f}, SI-SDR {found['si_sdr']:.1f} dB"
+            sounds.append({"name": f"{count} codebooks", "scores": heard, "waveform": output})
+        if len(clips) < CLIPS:
+            clips.append({"title": f"{split}, utterance {len(clips) + 1}", "sounds": sounds})
     means = {c: {k: float(np.mean([s[k] for s in rows])) for k in rows[0]} for c, rows in by_count.items()}
     usage = []
     for level in np.concatenate(used).T:
         share = np.bincount(level, minlength=codec.codebook_size) / len(level)
         entropy = -(share[share > 0] * np.log2(share[share > 0])).sum()
         usage.append({"codes": int((share > 0).sum()), "most": float(share.max()), "entropy": float(entropy)})
-    return {"utterances": len(audio), "frames": len(np.concatenate(used)), "scores": means, "usage": usage}
+    return {"utterances": len(audio), "frames": len(np.concatenate(used)), "scores": means, "usage": usage}, clips
 
 
 def main() -> None:
@@ -83,14 +92,18 @@ def main() -> None:
     parser.add_argument("--splits", nargs="*", default=["test", "unseen"])
     parser.add_argument("--levels", nargs="*", default=["templates"], help="corpora to draw on: templates, digits")
     parser.add_argument("--limit", type=int, help="only so many utterances of a split")
-    parser.add_argument("--out", type=Path, help="write the results as JSON here")
+    parser.add_argument("--out", type=Path, help="folder for results.json and report.html")
+    parser.add_argument("--log", type=Path, help="log of the training (default: log.jsonl beside the weights)")
     args = parser.parse_args()
     codec = codecs.load("default", args.weights)
     counts = args.codebooks or sorted({q for q in (1, 2, 3, 4, 6, 8, 12) if q < codec.codebooks} | {codec.codebooks})
-    results = {"fingerprint": codec.fingerprint}
+    about = ("fingerprint", "sample_rate", "frame_rate", "codebooks", "codebook_size")
+    results, clips = {name: getattr(codec, name) for name in about}, []
     for split in args.splits:
-        result = evaluate(codec, load_split(args.corpus, split, args.levels)[: args.limit], counts)
+        audio = corpus.load_split(args.corpus, split, args.levels)[: args.limit]
+        result, heard = evaluate(codec, audio, counts, split)
         results[split] = result
+        clips += heard
         print(f"\n{split}: {result['utterances']} utterances, {result['frames'] / codec.frame_rate:.0f} s")
         print("| codebooks | kbit/s | PESQ-WB | STOI | ESTOI | SI-SDR dB | log-mel |\n|---|---|---|---|---|---|---|")
         for count, row in result["scores"].items():
@@ -102,7 +115,10 @@ def main() -> None:
         for level, use in enumerate(result["usage"]):
             print(f"codebook {level}: {use['codes']} codes used, {use['entropy']:.2f} bits, top {use['most']:.1%}")
     if args.out:
-        files.write_json(args.out, results, indent=1)
+        files.write_json(args.out / "results.json", results, indent=1)
+        log = args.log or (args.weights.with_name("log.jsonl") if args.weights else Path("log.jsonl"))
+        page.write(args.out / "report.html", results, clips, page.read_log(log))
+        print(f"\n{args.out / 'report.html'}")
 
 
 if __name__ == "__main__":

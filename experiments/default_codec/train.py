@@ -2,17 +2,21 @@
 
     python experiments/default_codec/train.py --workdir /tmp/codec --minutes 75
 
-Starting again with the same workdir goes on from the last checkpoint. The end of training writes
-`<workdir>/default.safetensors`, what the package ships; a snapshot of it lies there after every checkpoint.
+Starting again with the same workdir goes on from the last checkpoint; Ctrl-C writes one. Beside every checkpoint lies
+`<workdir>/default.safetensors`, weights as the package ships them, for `evaluate.py`, which makes a page of them.
 """
 
 import argparse
 import dataclasses
 import functools
 import json
+import sys
 import time
 from pathlib import Path
 
+import adversary
+import codebooks
+import corpus
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,160 +27,141 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import corpora, files
+from audiolm_jax import files, training
 from audiolm_jax.codecs import frame
 from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel
-from audiolm_jax.codecs.quantizer import quantize
+from audiolm_jax.errors import InputError, exit_code
 
-# Part of every batch is decoded from a random number of leading codebooks, few ones more often: a language
-# model may use only the first four, so these must be good by themselves.
-PREFIXES = (1, 2, 3, 4, 6, 8, 12)
-PREFIX_ODDS = (0.12, 0.18, 0.14, 0.22, 0.12, 0.13, 0.09)
 COMMITMENT = 0.25
-DEAD = 0.05  # a code used less than this share of an even use is replaced by something the codebook was given
+MATCHING = 2.0  # of the hidden layers of the adversary, relative to its hinge loss (DAC, arXiv:2306.06546, section 3.5)
+
+WEIGHTS, LOG = "default.safetensors", "log.jsonl"  # in the workdir
 
 TRANSFORM = optax.chain(optax.clip_by_global_norm(2.0), optax.scale_by_adam(b1=0.9, b2=0.99))
+ADVERSARY_TRANSFORM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-4, b1=0.5, b2=0.9))
 
 
-def corpus_configs() -> dict[str, corpora.CorpusConfig]:
-    """What is heard: filled sentences, and some digit strings, by the same 70 voices; 8 more are never heard."""
-    common = {"speakers": 70, "unseen_speakers": 8, "unseen": 48, "test": 40}
-    return {
-        "templates": corpora.CorpusConfig(level="templates", train=3600, valid=80, **common),
-        "digits": corpora.CorpusConfig(level="digits", train=1150, valid=40, **common),
-    }
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run is; one that is continued has to be given the same."""
+
+    config: FrameConfig = dataclasses.field(default_factory=FrameConfig)
+    batch: int = 16
+    frames: int = 32  # in a training crop
+    rate: float = 1.2e-3  # highest learning rate
+    full: float = 0.5  # share of a batch decoded from all codebooks
+    plain: float = 0.08  # share of training before quantisation begins
+    books: str = "means"  # how codebooks learn, one of `codebooks.WAYS`
+    only: str = ""  # "decoder": encoder and codebooks stay as they are, and so do the codes of everything
+    adversary: float = 0.0  # weight of the hinge loss; 0 trains without an adversary
+    adversary_from: float = 0.2  # share of training before the codec listens to it
+    adversary_every: int = 4  # the adversary hears one row in so many
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("books", codebooks.WAYS), ("only", ("", "decoder"))):
+            if getattr(self, name) not in allowed:
+                known = ", ".join(repr(word) for word in allowed)
+                raise InputError(f"--{name}={getattr(self, name)}: it must be one of {known}")
 
 
-def load_split(root: Path, split: str, names=("templates", "digits")) -> list[np.ndarray]:
-    """All utterances of a split as int16; a corpus that is not below `root` is synthesised first."""
-    audio = []
-    for name in names:
-        folder = root / name
-        if not (folder / "manifest.jsonl").exists():
-            corpora.utterances(corpus_configs()[name], folder)
-        for utterance in corpora.utterances(corpora.CorpusConfig(name="folder", path=str(folder)), folder):
-            if utterance.split == split:
-                audio.append(np.round(utterance.load()[0] * 32767).astype(np.int16))
-    return audio
+class Networks:
+    """The fixed part of codec and adversary (static under jit)."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.codec, _ = nnx.split(nnx.eval_shape(lambda: FrameModel(settings.config, nnx.Rngs(0))))
+        judge = adversary.Adversary(adversary.AdversaryConfig(), nnx.Rngs(settings.seed))
+        self.judge, self.judge_params = nnx.split(judge)
 
 
-def crops(audio: list[np.ndarray], offsets: np.ndarray, seed: tuple, batch: int, samples: int) -> np.ndarray:
-    """A random batch `[batch, samples]`, every moment of the corpus equally likely, with gains of -6 to +3 dB."""
-    rng = np.random.default_rng(seed)
-    rows = np.zeros((batch, samples), np.float32)
-    for row, place in zip(rows, rng.integers(0, offsets[-1], batch), strict=True):
-        utterance = audio[np.searchsorted(offsets, place, side="right")]
-        start = rng.integers(0, max(1, len(utterance) - samples + 1))
-        piece = utterance[start : start + samples] / 32767
-        gain = min(10 ** (rng.uniform(-6, 3) / 20), 0.98 / max(np.abs(piece).max(), 1e-3))
-        row[: len(piece)] = piece * gain
-    return rows
+def init(networks: Networks, start: Path | None) -> dict:
+    """The whole state of training, from random weights or from those of a file."""
+    settings, config = networks.settings, networks.settings.config
+    if start:
+        _, model, books_QKZ = frame.load(start).config
+        books = codebooks.init(settings.books, *books_QKZ.shape) | {"books": books_QKZ}
+        if settings.books == "means":
+            books["sum"] = books_QKZ * books["share"][..., None]
+    else:
+        model = FrameModel(config, nnx.Rngs(settings.seed))
+        books = codebooks.init(settings.books, config.codebooks, config.codebook_size, config.latent)
+    params = nnx.state(model)
+    state = {"params": params, "codebooks": books}
+    state["optimizer"] = TRANSFORM.init({"params": params, "books": books["books"]})
+    if settings.adversary:
+        state["judge"] = networks.judge_params
+        state["judge_optimizer"] = ADVERSARY_TRANSFORM.init(networks.judge_params)
+    return state
 
 
-def init(config: FrameConfig, seed: int) -> tuple:
-    """The graph of the model and the whole state of training."""
-    graph, params = nnx.split(FrameModel(config, nnx.Rngs(seed)))
-    q, k, z = config.codebooks, config.codebook_size, config.latent
-    return graph, {
-        "params": params,
-        "optimizer": TRANSFORM.init(params),
-        "books": jnp.zeros((q, k, z)),
-        "share": jnp.full((q, k), 1 / k),  # running share of the frames that use a code
-        "sum": jnp.zeros((q, k, z)),  # running mean over frames of what was given to a code
-    }
+def encode(networks, params, waveform_BN):
+    encoder = nnx.merge(networks.codec, params).encoder
+    return encoder(waveform_BN, encoder.initial_state(len(waveform_BN)))[0]
 
 
-def encode(graph, params, waveform_BN):
-    model = nnx.merge(graph, params)
-    return model.encoder(waveform_BN, model.encoder.initial_state(len(waveform_BN)))[0]
+def loss_terms(networks, trained: dict, waveform_BN, prefix_B, judge=None):
+    """(loss, (terms, what the codebooks need, output and target)).
 
-
-def quantized(latents, books, prefix_B):
-    """Straight-through quantisation of each row with its own number of codebooks; and what the update needs."""
-    used_QB = jnp.arange(len(books))[:, None] < prefix_B
-    codes, rows, given = quantize(jax.lax.stop_gradient(latents), books)
-    value = (rows * used_QB[:, :, None, None]).sum(0)
-    # relative, so that shrinking the latents does not pay
-    miss = ((latents - value) ** 2).mean() / jax.lax.stop_gradient(latents.var(axis=(0, 1)).mean())
-    return latents + jax.lax.stop_gradient(value - latents), miss, (jnp.moveaxis(codes, -1, 0), given, used_QB)
-
-
-def loss_terms(config, graph, params, books, waveform_BN, prefix_B):
-    """(loss, (terms, what the codebook update needs)); `prefix_B` None trains without quantisation."""
-    model = nnx.merge(graph, params)
-    latents, found, miss = encode(graph, params, waveform_BN), None, 0.0
+    prefix_B: codebooks of each row, None to train without quantisation. judge: parameters of the adversary, if the
+    codec is to please it.
+    """
+    settings, config = networks.settings, networks.settings.config
+    latents, found, losses = encode(networks, trained["params"], waveform_BN), None, {}
     if prefix_B is not None:
-        latents, miss, found = quantized(latents, books, prefix_B)
-    output, _ = model.decoder(latents, model.decoder.initial_state(len(waveform_BN)))
-    terms = objective.reconstruction(output[:, config.delay :], waveform_BN[:, : -config.delay], config.sample_rate)
-    terms["commit"] = miss
-    return terms["total"] + COMMITMENT * miss, (terms, found)
+        latents, losses, found = codebooks.quantized(latents, trained["books"], prefix_B)
+    decoder = nnx.merge(networks.codec, trained["params"]).decoder
+    output, _ = decoder(latents, decoder.initial_state(len(waveform_BN)))
+    output, target = output[:, config.delay :], waveform_BN[:, : -config.delay]
+    terms = objective.reconstruction(output, target, config.sample_rate) | losses
+    loss = terms["total"] + COMMITMENT * losses.get("commit", 0.0)
+    if settings.books == "gradient":
+        loss += losses.get("books", 0.0)
+    if judge is not None:
+        every = settings.adversary_every
+        heard = adversary.generator_losses(nnx.merge(networks.judge, judge), target[::every], output[::every])
+        terms |= dict(zip(("hinge", "matching"), heard, strict=True))
+        loss += settings.adversary * (terms["hinge"] + MATCHING * terms["matching"])
+    return loss, (terms, found, (output, target))
 
 
-def follow(state: dict, found: tuple, decay, key) -> dict:
-    """Moves the codebooks to the running means of what they are given (van den Oord et al. 2017, arXiv:1711.00937,
-    appendix A.1), and puts a random given vector where a code has died."""
-    codes_QBT, given_QBTZ, used_QB = found
-    books, share, total = state["books"], state["share"], state["sum"]
-    q, k, z = books.shape
-    weight = jnp.broadcast_to(used_QB[:, :, None], codes_QBT.shape).reshape(q, -1).astype(jnp.float32)
-    weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1)
-    codes, given = codes_QBT.reshape(q, -1), given_QBTZ.reshape(q, -1, z)
-    level = jnp.arange(q)[:, None]
-    share = decay * share + (1 - decay) * jnp.zeros((q, k)).at[level, codes].add(weight)
-    total = decay * total + (1 - decay) * jnp.zeros((q, k, z)).at[level, codes].add(weight[..., None] * given)
-    books = total / jnp.maximum(share, 1e-9)[..., None]
-    dead = share < DEAD / k
-    picks = given[level, jax.random.randint(key, (q, k), 0, given.shape[1])]
-    books = jnp.where(dead[..., None], picks, books)
-    share = jnp.where(dead, 0.5 / k, share)
-    total = jnp.where(dead[..., None], books * share[..., None], total)
-    return {**state, "books": books, "share": share, "sum": total}
+@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=1)
+def train_step(networks, state, waveform_BN, prefix_B, rate, decay, pleased, key):
+    """One step of the codec, its codebooks and the adversary.
 
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train_step(config, graph, state, waveform_BN, prefix_B, rate, decay, key):
-    """One step of Adam and of the codebooks; `prefix_B` None: without quantisation."""
-    grad = jax.grad(
-        lambda params: loss_terms(config, graph, params, state["books"], waveform_BN, prefix_B), has_aux=True
-    )
-    gradient, (terms, found) = grad(state["params"])
+    prefix_B: see `loss_terms`. decay: of the running means. pleased: the codec listens to the adversary already.
+    """
+    settings = networks.settings
+    trained = {"params": state["params"], "books": state["codebooks"]["books"]}
+    judge = state.get("judge") if pleased else None
+    grad = jax.grad(lambda trained: loss_terms(networks, trained, waveform_BN, prefix_B, judge), has_aux=True)
+    gradient, (terms, found, (output, target)) = grad(trained)
+    if settings.only:
+        gradient = jax.tree.map(jnp.zeros_like, gradient) | {"params": only(settings.only, gradient["params"])}
     updates, optimizer = TRANSFORM.update(gradient, state["optimizer"])
-    params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-    state = {**state, "params": params, "optimizer": optimizer}
-    if prefix_B is not None:
-        state = follow(state, found, decay, key)
+    trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
+    state = {**state, "params": trained["params"], "optimizer": optimizer}
+    if prefix_B is not None and not settings.only:
+        books = {**state["codebooks"], "books": trained["books"]}
+        state["codebooks"] = codebooks.follow(books, found, decay, key)
+    if settings.adversary:
+        real, fake = (x[:: settings.adversary_every] for x in (target, jax.lax.stop_gradient(output)))
+        fooled = lambda params: adversary.discriminator_loss(nnx.merge(networks.judge, params), real, fake)  # noqa: E731
+        terms["adversary"], gradient = jax.value_and_grad(fooled)(state["judge"])
+        updates, state["judge_optimizer"] = ADVERSARY_TRANSFORM.update(gradient, state["judge_optimizer"])
+        state["judge"] = optax.apply_updates(state["judge"], updates)
     return state, terms
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def valid_terms(config, graph, params, books, waveform_BN, prefix_B):
-    return loss_terms(config, graph, params, books, waveform_BN, prefix_B)[1][0]
+def only(part: str, gradient: nnx.State) -> nnx.State:
+    """The gradient with nothing but that of one part of the codec."""
+    flat = nnx.to_flat_state(gradient)
+    return nnx.from_flat_state([(p, v if p[0] == part else jax.tree.map(jnp.zeros_like, v)) for p, v in flat])
 
 
-def kmeans_books(graph, params, batches, config: FrameConfig, seed: int) -> dict:
-    """Codebooks by k-means on real latents, level by level on what the earlier levels leave."""
-    latents = jax.jit(functools.partial(encode, graph))
-    residual = np.concatenate([np.asarray(latents(params, b)).reshape(-1, config.latent) for b in batches])
-    rng, books, shares = np.random.default_rng(seed), [], []
-
-    @jax.jit
-    def lloyd(rows, book):
-        code = ((book**2).sum(-1) - 2 * rows @ book.T).argmin(-1)
-        count = jnp.zeros(len(book)).at[code].add(1.0)
-        mean = jnp.zeros_like(book).at[code].add(rows) / jnp.maximum(count, 1)[:, None]
-        return jnp.where(count[:, None] > 0, mean, book), code, count
-
-    for _ in tqdm(range(config.codebooks), desc="k-means", unit="codebook"):
-        book = jnp.asarray(residual[rng.choice(len(residual), config.codebook_size, replace=False)])
-        for _ in range(8):
-            book, code, count = lloyd(residual, book)
-        book, code, count = np.asarray(book), np.asarray(code), np.asarray(count)
-        residual = residual - book[code]
-        books.append(book)
-        shares.append(np.maximum(count, 0.5) / len(residual))
-    books, shares = jnp.asarray(np.stack(books)), jnp.asarray(np.stack(shares), jnp.float32)
-    return {"books": books, "share": shares, "sum": books * shares[..., None]}
+@functools.partial(jax.jit, static_argnums=0)
+def valid_terms(networks, trained, waveform_BN, prefix_B):
+    return loss_terms(networks, trained, waveform_BN, prefix_B)[1][0]
 
 
 def save_checkpoint(path: Path, state: dict, progress: dict) -> None:
@@ -187,99 +172,128 @@ def save_checkpoint(path: Path, state: dict, progress: dict) -> None:
         save_file(arrays, temporary, metadata={"progress": json.dumps(progress)})
 
 
-def load_checkpoint(path: Path, state: dict) -> tuple[dict, dict]:
+def load_checkpoint(path: Path, state: dict, settings: dict) -> tuple[dict, dict]:
+    """(state, progress). Raises InputError if the checkpoint is of a run with other settings."""
     with safe_open(path, framework="numpy") as file:
+        progress = json.loads(file.metadata()["progress"])
+        if progress["settings"] != settings:
+            changed = [name for name in settings if progress["settings"].get(name) != settings[name]]
+            raise InputError(
+                f"--workdir: {path} is of a run with other settings ({', '.join(changed)}); give these again, or "
+                "another --workdir"
+            )
         leaves, tree = jax.tree_util.tree_flatten_with_path(state)
         arrays = [jnp.asarray(file.get_tensor(jax.tree_util.keystr(key))) for key, _ in leaves]
-        return jax.tree.unflatten(tree, arrays), json.loads(file.metadata()["progress"])
+        return jax.tree.unflatten(tree, arrays), progress
 
 
-def prefixes(rng: np.random.Generator, batch: int, codebooks: int, full: float) -> np.ndarray:
-    """How many codebooks each row is decoded from: all for a share of `full`, a random prefix for the others."""
-    count = round(batch * full)
-    allowed = np.array(PREFIXES) < codebooks
-    odds = np.array(PREFIX_ODDS) * allowed
-    random = rng.choice(PREFIXES, batch - count, p=odds / odds.sum())
-    return np.concatenate([np.full(count, codebooks), random]).astype(np.int32)
-
-
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, log and result")
     parser.add_argument("--corpus", type=Path, help="where the corpus is or goes (default: <workdir>/corpus)")
+    parser.add_argument("--start", type=Path, help="weights to begin with, their configuration included")
     parser.add_argument("--steps", type=int, default=12000, help="training ends after so many steps ...")
     parser.add_argument("--minutes", type=float, help="... or so many minutes, whichever comes first")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--frames", type=int, default=32, help="frames in a training crop")
-    parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
-    parser.add_argument("--full", type=float, default=0.5, help="share of a batch decoded from all codebooks")
-    parser.add_argument("--plain", type=float, default=0.08, help="share of training before quantisation begins")
     parser.add_argument("--checkpoint-minutes", type=float, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    for field in dataclasses.fields(FrameConfig):
-        parser.add_argument(f"--config.{field.name}", type=int, default=field.default, dest=f"config_{field.name}")
-    args = parser.parse_args()
-    config = FrameConfig(**{f.name: getattr(args, f"config_{f.name}") for f in dataclasses.fields(FrameConfig)})
-    args.workdir.mkdir(parents=True, exist_ok=True)
-    root = args.corpus or args.workdir / "corpus"
-    audio, heldout = load_split(root, "train"), load_split(root, "valid")
-    offsets, held_offsets = (np.cumsum([len(a) for a in part]) for part in (audio, heldout))
-    samples = args.frames * config.hop
-    held = crops(heldout, held_offsets, (args.seed, 1), 48, samples)
+    for holder, prefix in ((Settings, ""), (FrameConfig, "config.")):
+        for field in dataclasses.fields(holder):
+            if field.name != "config":
+                flag = f"--{prefix}{field.name.replace('_', '-')}"
+                parser.add_argument(flag, type=field.type, default=field.default, dest=prefix + field.name)
+    return parser.parse_args()
 
-    graph, state = init(config, args.seed)
-    done = {"step": 0, "seconds": 0.0, "quantising": False}
+
+def main() -> int:
+    args = parse()
+    given = vars(args)
+    if args.start and not args.start.is_file():
+        raise InputError(f"--start={args.start}: there is no such file; weights of the codec 'default' are needed")
+    config = FrameConfig(**{f.name: given[f"config.{f.name}"] for f in dataclasses.fields(FrameConfig)})
+    config = frame.load(args.start).config[0] if args.start else config
+    own = {f.name: given[f.name] for f in dataclasses.fields(Settings) if f.name != "config"}
+    settings = Settings(config=config, **own)
+    networks = Networks(settings)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    state = init(networks, args.start)
+    done = {"step": 0, "seconds": 0.0, "quantising": bool(args.start), "settings": dataclasses.asdict(settings)}
     checkpoint = args.workdir / "checkpoint.safetensors"
     if checkpoint.exists():
-        state, done = load_checkpoint(checkpoint, state)
+        state, done = load_checkpoint(checkpoint, state, done["settings"])
+    return run(args, networks, state, done, checkpoint)
+
+
+def first_codebooks(networks: Networks, params, batches: list[np.ndarray]) -> dict:
+    """K-means on the latents of some batches."""
+    settings, config = networks.settings, networks.settings.config
+    latents = jax.jit(functools.partial(encode, networks))
+    rows = np.concatenate([np.asarray(latents(params, batch)).reshape(-1, config.latent) for batch in batches])
+    return codebooks.kmeans(settings.books, rows, config.codebooks, config.codebook_size, settings.seed)
+
+
+def validate(networks: Networks, state: dict, held: np.ndarray) -> dict:
+    """The terms of the loss on held-out speech, from few codebooks and from all."""
+    trained, found = {"params": state["params"], "books": state["codebooks"]["books"]}, {}
+    for count in (4, networks.settings.config.codebooks):
+        terms = valid_terms(networks, trained, held, np.full(len(held), count, np.int32))
+        found |= {f"valid{count}/{name}": round(float(value), 4) for name, value in terms.items()}
+    return found
+
+
+def run(args: argparse.Namespace, networks: Networks, state: dict, done: dict, checkpoint: Path) -> int:
+    settings, config = networks.settings, networks.settings.config
+    root = args.corpus or args.workdir / "corpus"
+    audio, heldout = corpus.load_split(root, "train"), corpus.load_split(root, "valid")
+    offsets, held_offsets = (np.cumsum([len(a) for a in part]) for part in (audio, heldout))
+    samples = settings.frames * config.hop
+    held = corpus.crops(heldout, held_offsets, (settings.seed, 1), 48, samples)
     step, quantising, before = done["step"], done["quantising"], done["seconds"]
     started, saved, recent, average = time.time(), time.time(), {}, {}
     bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=10)
 
     def keep() -> None:
         seconds = before + time.time() - started
-        save_checkpoint(checkpoint, state, {"step": step, "seconds": seconds, "quantising": quantising})
+        save_checkpoint(checkpoint, state, done | {"step": step, "seconds": seconds, "quantising": quantising})
         line = {"step": step, "seconds": round(seconds), **average}
-        for books in (4, config.codebooks) if quantising else ():
-            row = np.full(len(held), books, np.int32)
-            terms = valid_terms(config, graph, state["params"], state["books"], held, row)
-            line |= {f"valid{books}/{name}": round(float(value), 4) for name, value in terms.items()}
-        with open(args.workdir / "log.jsonl", "a", encoding="utf-8") as log:
+        if quantising:
+            line |= validate(networks, state, held)
+            frame.save(args.workdir / WEIGHTS, config, state["params"], state["codebooks"]["books"])
+        with open(args.workdir / LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         tqdm.write(json.dumps(line))
-        if quantising:
-            frame.save(args.workdir / "default.safetensors", config, state["params"], state["books"])
 
-    while True:
-        seconds = before + time.time() - started
-        progress = max(step / args.steps, seconds / (60 * args.minutes) if args.minutes else 0)
-        if progress >= 1:
-            break
-        if not quantising and progress >= args.plain:
-            seeds = [(args.seed, 2, i) for i in range(40)]
-            batches = [crops(audio, offsets, seed, args.batch, samples) for seed in seeds]
-            state |= kmeans_books(graph, state["params"], batches, config, args.seed)
-            quantising = True
-        rng = np.random.default_rng((args.seed, 3, step))
-        prefix = prefixes(rng, args.batch, config.codebooks, args.full) if quantising else None
-        rate = args.rate * min(1, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * progress))
-        decay = 0.98 + 0.015 * progress
-        key = jax.random.fold_in(jax.random.key(args.seed), step)
-        batch = crops(audio, offsets, (args.seed, 4, step), args.batch, samples)
-        state, terms = train_step(config, graph, state, batch, prefix, np.float32(rate), np.float32(decay), key)
-        # the metrics of the step before, so that this one runs while they are read
-        for name, value in recent.items():
-            average[name] = round(0.98 * average.get(name, float(value)) + 0.02 * float(value), 4)
-        if not np.isfinite(average.get("total", 0.0)):
-            raise SystemExit(f"step {step - 1}: the loss is not finite; the last checkpoint is {checkpoint}")
-        recent, step = terms, step + 1
-        bar.set_postfix(average, refresh=False)
-        bar.update()
-        if time.time() - saved > 60 * args.checkpoint_minutes:
-            keep()
-            saved = time.time()
+    with training.signals() as received:
+        while not received:
+            seconds = before + time.time() - started
+            progress = max(step / args.steps, seconds / (60 * args.minutes) if args.minutes else 0)
+            if progress >= 1:
+                break
+            if not quantising and progress >= settings.plain:
+                seeds = [(settings.seed, 2, i) for i in range(40)]
+                heard = [corpus.crops(audio, offsets, seed, settings.batch, samples) for seed in seeds]
+                state["codebooks"], quantising = first_codebooks(networks, state["params"], heard), True
+            rng = np.random.default_rng((settings.seed, 3, step))
+            prefix = codebooks.prefixes(rng, settings.batch, config.codebooks, settings.full) if quantising else None
+            rate = np.float32(settings.rate * min(1, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * progress)))
+            decay = np.float32(0.98 + 0.015 * progress)
+            key = jax.random.fold_in(jax.random.key(settings.seed), step)
+            batch = corpus.crops(audio, offsets, (settings.seed, 4, step), settings.batch, samples)
+            pleased = settings.adversary > 0 and quantising and progress >= settings.adversary_from
+            state, terms = train_step(networks, state, batch, prefix, rate, decay, pleased, key)
+            # the metrics of the step before, so that this one runs while they are read
+            for name, value in recent.items():
+                average[name] = round(0.98 * average.get(name, float(value)) + 0.02 * float(value), 4)
+            if not np.isfinite(average.get("total", 0.0)):
+                raise SystemExit(f"step {step - 1}: the loss is not finite; the last checkpoint is {checkpoint}")
+            recent, step = terms, step + 1
+            bar.set_postfix(average, refresh=False)
+            bar.update()
+            if time.time() - saved > 60 * args.checkpoint_minutes:
+                keep()
+                saved = time.time()
     keep()
+    bar.close()
+    return 128 + received[0] if received else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))
