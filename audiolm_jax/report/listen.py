@@ -62,9 +62,7 @@ def _clip(name: str, sample: dict, text: str, longest: float, symbols: dict, dir
     return clip(who, what, label, under, waveform, sample_rate, width, compressed)
 
 
-def clip(
-    who: str, what: str, label: str, under: str, waveform, sample_rate: int, width: float, compressed: bool
-) -> str:
+def clip(who, what, label, under, waveform, sample_rate: int, width: float, compressed: bool = False) -> str:
     """A spectrogram that plays when it is pressed, with a line above it (two parts) and one under it, all HTML.
 
     label: for those who cannot see it, as text. width: of the spectrogram, in percent. compressed: see `media`.

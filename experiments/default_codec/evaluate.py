@@ -70,7 +70,7 @@ def evaluate(codec, audio: list[np.ndarray], counts: list[int], split: str) -> t
             found = scores(source[: len(output)], output, codec.sample_rate)
             by_count[count].append(found)
             heard = f"PESQ {found['pesq']:.2f}, STOI {found['stoi']:.3f}, SI-SDR {found['si_sdr']:.1f} dB"
-            sounds.append({"name": f"{count} codebooks", "scores": heard, "waveform": output})
+            sounds.append({"name": f"{count} codebook{'s' * (count > 1)}", "scores": heard, "waveform": output})
         if len(clips) < CLIPS:
             clips.append({"title": f"{split}, utterance {len(clips) + 1}", "sounds": sounds})
     means = {c: {k: float(np.mean([s[k] for s in rows])) for k in rows[0]} for c, rows in by_count.items()}

@@ -30,7 +30,7 @@ def write(path: Path, results: dict, clips: list[dict], log: list[dict]) -> None
     sections = [
         ("scores", "Scores", "".join(_scores(results, split) for split in splits)),
         ("curves", "What a codebook buys", _curves(results, splits)),
-        ("usage", "How the codes are used", "".join(_usage(results, split) for split in splits)),
+        ("usage", "How the codes are used", _usage(results, splits)),
         ("training", "Training", _training(log)),
         ("listen", "Listen", _listen(results, clips)),
     ]
@@ -81,26 +81,38 @@ def _curves(results: dict, splits: list[str]) -> str:
     return f'<div class="pair">{"".join(cards)}</div>' if any(cards) else ""
 
 
-def _usage(results: dict, split: str) -> str:
-    size, columns = (
-        results["codebook_size"],
-        (("Used", "% of codes"), ("Entropy", "bits"), ("Most used", "% of frames")),
-    )
+def _usage(results: dict, splits: list[str]) -> str:
+    size = results["codebook_size"]
+    columns = (("Used", "% of codes"), ("Entropy", "bits"), ("Most used", "% of frames"))
     rows = []
-    for level, use in enumerate(results[split]["usage"]):
-        cells = [f"{100 * use['codes'] / size:.0f}", f"{use['entropy']:.2f}", f"{100 * use['most']:.1f}"]
+    for level, uses in enumerate(zip(*(results[split]["usage"] for split in splits), strict=True)):
+        cells = [
+            text
+            for use in uses
+            for text in (f"{100 * use['codes'] / size:.0f}", f"{use['entropy']:.2f}", f"{100 * use['most']:.1f}")
+        ]
         rows.append((str(level + 1), cells, False))
-    return tables.table(((f"{split}", columns),), rows, f"Codes used, {split}", "Codebook")
+    return tables.table(tuple((split, columns) for split in splits), rows, "Codes used", "Codebook")
 
 
 def _training(log: list[dict]) -> str:
-    names = sorted({name for line in log for name in line if name.startswith("valid") and name.endswith("/total")})
-    series = [
-        {"name": f"{name[5:-6]} codebooks", "index": n, "points": [(x["step"], x[name]) for x in log if name in x]}
-        for n, name in enumerate(names)
-    ]
-    chart = charts.line_chart(series, "steps", "loss on held-out speech", "Training")
-    return f'<div class="card">{chart}{_legend([one["name"] for one in series])}</div>' if chart else ""
+    cards = []
+    for term, title in (("total", "Loss on held-out speech"), ("mel", "Log-mel distance on held-out speech")):
+        names = sorted(
+            {name for line in log for name in line if name.startswith("valid") and name.endswith(f"/{term}")}
+        )
+        series = [
+            {
+                "name": f"{name[5 : name.index('/')]} codebooks",
+                "index": index,
+                "points": [(line["step"], line[name]) for line in log if name in line],
+            }
+            for index, name in enumerate(names)
+        ]
+        chart = charts.line_chart(series, "steps", term, title)
+        legend = _legend([one["name"] for one in series])
+        cards.append(f'<div class="card"><h3>{title}</h3>{chart}{legend}</div>' if chart else "")
+    return f'<div class="pair">{"".join(cards)}</div>' if any(cards) else ""
 
 
 def _listen(results: dict, clips: list[dict]) -> str:
