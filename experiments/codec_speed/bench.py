@@ -3,8 +3,9 @@
     python experiments/codec_speed/bench.py                                      every codec, a table
     python experiments/codec_speed/bench.py --codecs mimi --seconds 1 --rows 1    some of it
 
-Both run in this process with as many threads as there are cores, taking turns; the numbers are medians after one run
-that compiles. Needs the reference: pip install 'audiolm-jax[parity]'.
+Both run in this process with as many threads as it may use cores (`taskset -c 1` makes it one), taking turns. The
+numbers are medians, after calls on at most ten seconds that compile everything; a call that takes longer than the
+budget is made once. Needs the reference: pip install 'audiolm-jax[parity]'.
 """
 
 import argparse
@@ -46,6 +47,7 @@ MODELS = {
     "dac_44khz": ("dac", {"sampling_rate": 44100}),
     "mimi": ("mimi", {}),
 }
+WARM = 10.0  # seconds of audio that make every program compile: all pieces of a longer signal are as long as some here
 CLASSES = {"encodec": "Encodec", "dac": "Dac", "mimi": "Mimi"}
 LONGEST = 480.0  # seconds of audio in one call; more takes the reference more memory than there is
 
@@ -107,16 +109,30 @@ def calls(codec, model, audio: np.ndarray) -> dict[str, tuple]:
 
 
 def paired(here, reference, budget: float) -> tuple[list[float], list[float]]:
-    """Seconds of both, taking turns, until about `budget` seconds are spent (at least 3 times, at most 15)."""
-    here(), reference()
+    """Seconds of both, taking turns, until about `budget` seconds are spent (at most 15 times)."""
     times: tuple[list[float], list[float]] = ([], [])
     start = time.perf_counter()
-    while len(times[0]) < 3 or (len(times[0]) < 15 and time.perf_counter() - start < budget):
+    while not times[0] or (len(times[0]) < 15 and time.perf_counter() - start < budget):
         for function, found in zip((here, reference), times, strict=True):
             before = time.perf_counter()
             function()
             found.append(time.perf_counter() - before)
     return times
+
+
+def measured(codec, model, batch: int, seconds: float, budget: float) -> dict:
+    """Median seconds of both directions, here and in the reference."""
+    shape = (batch, *((2,) if codec.channels == 2 else ()), round(seconds * codec.sample_rate))
+    audio = (0.1 * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+    for pair in calls(codec, model, audio[..., : round(WARM * codec.sample_rate)]).values():
+        for function in pair:
+            function()
+    row = {}
+    for direction, (here, reference) in calls(codec, model, audio).items():
+        ours, theirs = paired(here, reference, budget)
+        row |= {direction: statistics.median(ours), f"{direction}_torch": statistics.median(theirs)}
+        row[f"{direction}_times"] = len(ours)
+    return row
 
 
 def main() -> int:
@@ -137,9 +153,10 @@ def main() -> int:
     for name in flags.codecs.split(","):
         if name not in MODELS:
             raise InputError(f"--codecs={flags.codecs}: there is no {name!r}; known are {', '.join(MODELS)}")
-    torch.set_num_threads(os.cpu_count() or 1)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads)
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
+        f"{platform.processor() or platform.machine()}, {threads} threads, load {os.getloadavg()[0]:.1f}; Python "
         f"{platform.python_version()}, jax {jax.__version__} ({jax.default_backend()}), torch {torch.__version__}, "
         f"transformers {transformers.__version__}\nmedian seconds; ratio: here / reference"
     )
@@ -152,20 +169,16 @@ def main() -> int:
             for batch in map(int, flags.rows.split(",")):
                 if seconds * batch > LONGEST:
                     continue
-                shape = (batch, *((2,) if codec.channels == 2 else ()), round(seconds * codec.sample_rate))
-                audio = (0.1 * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
                 row = {"codec": name, "seconds": seconds, "rows": batch}
-                for direction, (here, reference) in calls(codec, model, audio).items():
-                    ours, theirs = paired(here, reference, flags.budget)
-                    row |= {direction: statistics.median(ours), f"{direction}_torch": statistics.median(theirs)}
+                row |= measured(codec, model, batch, seconds, flags.budget)
                 rows.append(row)
                 shown = (
                     f"{row[d]:8.3f} {row[d + '_torch']:8.3f} {row[d] / row[d + '_torch']:6.2f}"
                     for d in ("encode", "decode")
                 )
                 print(f"{name:14s} {seconds:6g}s {batch:4d}   {'   '.join(shown)}", flush=True)
-    if flags.out:
-        files.write_json(flags.out, rows)
+                if flags.out:
+                    files.write_json(flags.out, rows)
     return 0
 
 
