@@ -175,6 +175,11 @@ def generate(options: argparse.Namespace) -> None:
     from audiolm_jax import generate as module
 
     generator = module.load(options.workdir or options.checkpoint, configs.section(config, "sampling"))
+    template = generator.data_config.template
+    if "{speaker}" in template and not options.speaker:
+        print(
+            f"audiolm: the text of this run was {template!r}; --speaker names a voice of its training", file=sys.stderr
+        )
     voice = None if options.prompt is None else recording(options.prompt, generator.codec.sample_rate)
     wanted = {
         "prompts": [voice],

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from audiolm_jax import cells, checkpoints, cli, config, data, generate, measures, report, sharding, shares, tokens
 from audiolm_jax.evaluation import recogniser
@@ -168,6 +170,14 @@ def test_an_exported_file_speaks_like_its_run(done, capsys, tmp_path):
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     [result] = generate.load(file).generate(["one"], frames=9)
     assert len(result.codes_TQ) == 9
+    assert "--speaker" not in capsys.readouterr().err
+    with safe_open(file, "numpy") as opened:
+        about = json.loads(opened.metadata()["about"])
+    about["data"]["template"] = "{speaker}: {text}"
+    save_file(load_file(file), file, metadata={"about": json.dumps(about)})
+    speak = ["generate", "--checkpoint", str(file), "--text", "one", "--frames", "9", "--out", str(tmp_path / "a.wav")]
+    assert cli.main(speak) == 0 and "--speaker names a voice" in capsys.readouterr().err
+    assert cli.main([*speak, "--speaker", "m1"]) == 0 and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
