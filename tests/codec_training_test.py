@@ -54,8 +54,7 @@ def books(count=3, size=16, seed=1):
 
 def begun(parts, way):
     """Codebooks whose running means agree with them, all codes equally used."""
-    state = parts["codebooks"].init(way, 3, 16, 8) | {"books": jnp.asarray(books())}
-    return state | ({"sum": state["books"] * state["share"][..., None]} if way == "means" else {})
+    return parts["codebooks"].state_of(way, jnp.asarray(books()))
 
 
 PREFIX = np.array([3, 3, 1, 2], np.int32)

@@ -32,10 +32,12 @@ def prefixes(rng: np.random.Generator, batch: int, codebooks: int, full: float) 
     return np.concatenate([np.full(count, codebooks), random]).astype(np.int32)
 
 
-def init(way: str, codebooks: int, size: int, width: int) -> dict:
-    """Codebooks of zeros, all codes equally used."""
-    state = {"books": jnp.zeros((codebooks, size, width)), "share": jnp.full((codebooks, size), 1 / size)}
-    return state | ({"sum": jnp.zeros((codebooks, size, width))} if way == "means" else {})
+def state_of(way: str, books_QKZ: jax.Array, share_QK: jax.Array | None = None) -> dict:
+    """The state of given codebooks, whose running means agree with them; without shares all codes are equally used."""
+    if share_QK is None:
+        share_QK = jnp.full(books_QKZ.shape[:2], 1 / books_QKZ.shape[1])
+    state = {"books": books_QKZ, "share": share_QK}
+    return state | ({"sum": books_QKZ * share_QK[..., None]} if way == "means" else {})
 
 
 def quantized(latents_BTZ, books_QKZ, prefix_B) -> tuple[jax.Array, dict, tuple]:
@@ -98,5 +100,4 @@ def kmeans(way: str, latents_NZ: np.ndarray, codebooks: int, size: int, seed: in
         residual = residual - book[code]
         books.append(book)
         shares.append(np.maximum(count, 0.5) / len(residual))
-    books, shares = jnp.asarray(np.stack(books)), jnp.asarray(np.stack(shares), jnp.float32)
-    return {"books": books, "share": shares} | ({"sum": books * shares[..., None]} if way == "means" else {})
+    return state_of(way, jnp.asarray(np.stack(books)), jnp.asarray(np.stack(shares), jnp.float32))

@@ -80,15 +80,12 @@ def init(networks: Networks, start: Path | None) -> dict:
     settings, config = networks.settings, networks.settings.config
     if start:
         _, model, books_QKZ = frame.load(start).config
-        books = codebooks.init(settings.books, *books_QKZ.shape) | {"books": books_QKZ}
-        if settings.books == "means":
-            books["sum"] = books_QKZ * books["share"][..., None]
     else:
         model = FrameModel(config, nnx.Rngs(settings.seed))
-        books = codebooks.init(settings.books, config.codebooks, config.codebook_size, config.latent)
+        books_QKZ = jnp.zeros((config.codebooks, config.codebook_size, config.latent))
     params = nnx.state(model)
-    state = {"params": params, "codebooks": books}
-    state["optimizer"] = TRANSFORM.init({"params": params, "books": books["books"]})
+    state = {"params": params, "codebooks": codebooks.state_of(settings.books, books_QKZ)}
+    state["optimizer"] = TRANSFORM.init({"params": params, "books": books_QKZ})
     if settings.adversary:
         state["judge"] = networks.judge_params
         state["judge_optimizer"] = ADVERSARY_TRANSFORM.init(networks.judge_params)
