@@ -64,7 +64,7 @@ class Setup:
 BIDIRECTIONAL = Setup(layers=3, learning_rate=4e-3)
 SETUPS = {
     "hierarchical": BIDIRECTIONAL,
-    "masked": dataclasses.replace(BIDIRECTIONAL, layers=4, width=96, rows=32, steps=4500),
+    "masked": dataclasses.replace(BIDIRECTIONAL, layers=4, width=96, rows=32, steps=7000),
 }
 
 HELD = 1500  # held-out grids per source
@@ -76,11 +76,11 @@ ERRORS = 4  # standard errors by which a measured number may be wrong: once in 3
 ITERATIONS = (sources.MAX_FRAMES,) * sources.CODEBOOKS
 OPTIONS = {
     "hierarchical": {"prompt_fraction": 0.5},
-    "masked": {"prompt_fraction": 0.5, "iterations": ITERATIONS, "schedule": "linear"},
+    "masked": {"prompt_fraction": 0.3, "iterations": ITERATIONS, "schedule": "linear"},
 }
 ORDERS = {name: SerializationConfig(name, **OPTIONS.get(name, {})) for name in serialization.STRATEGIES}
 # The same network, asked for the likelihood of three passes for codebook 0 and one for each of the others.
-FEW_PASSES = SerializationConfig(strategy="masked", iterations=(3, 1, 1), prompt_fraction=0.5)
+FEW_PASSES = SerializationConfig("masked", iterations=(3, 1, 1), prompt_fraction=0.3)
 
 
 def vocabulary():
