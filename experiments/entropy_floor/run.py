@@ -80,7 +80,7 @@ OPTIONS = {
 }
 ORDERS = {name: SerializationConfig(name, **OPTIONS.get(name, {})) for name in serialization.STRATEGIES}
 # The same network, asked for the likelihood of three passes for codebook 0 and one for each of the others.
-FEW_PASSES = SerializationConfig("masked", iterations=(3, 1, 1), prompt_fraction=0.3)
+FEW_PASSES = dataclasses.replace(ORDERS["masked"], iterations=(3, 1, 1), schedule="cosine")
 
 
 def vocabulary():
