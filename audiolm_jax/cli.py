@@ -16,8 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from audiolm_jax import allocator, files
 from audiolm_jax import config as configs
-from audiolm_jax import files
 from audiolm_jax.cli_help import HELP, OVERRIDES
 from audiolm_jax.errors import InputError, of_the_disk
 
@@ -391,4 +391,5 @@ def not_after_the_first(unraisable: Any) -> None:
 def run() -> None:
     """Entry point of the console script."""
     sys.unraisablehook = not_after_the_first
+    allocator.keep_memory()
     sys.exit(main(sys.argv[1:], keep_executables=True))

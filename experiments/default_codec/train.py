@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import files, training
+from audiolm_jax import allocator, files, training
 from audiolm_jax.codecs import frame
 from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel
 from audiolm_jax.errors import InputError, exit_code
@@ -202,6 +202,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
+    allocator.keep_memory()
     given = vars(args)
     if args.start and not args.start.is_file():
         raise InputError(f"--start={args.start}: there is no such file; weights of the codec 'default' are needed")

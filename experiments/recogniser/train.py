@@ -21,7 +21,7 @@ import tqdm
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from audiolm_jax import corpora, files
+from audiolm_jax import allocator, corpora, files
 from audiolm_jax.corpora import CorpusConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import recogniser
@@ -259,6 +259,7 @@ def score(model, speech):
 
 def main():
     flags = arguments()
+    allocator.keep_memory()
     config = recogniser.RecogniserConfig()
     speech = load_speech(flags, config)
     train = speech.pop("train")
