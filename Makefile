@@ -11,7 +11,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-versi
 
 help:
 	@echo "make demo      compare serialization strategies on synthetic speech: a report in ten minutes"
-	@echo "make floor     every strategy against sources whose entropy is known: half an hour, a table"
+	@echo "make floor     every strategy against sources whose entropy is known: two hours, a table"
 	@echo "make test      the tests (make test-all: the slow ones too)"
 	@echo "make install   the package alone, in $(VENV)"
 	@echo "make lint      ruff check and ruff format --check (make format: apply them)"

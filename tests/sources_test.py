@@ -64,6 +64,11 @@ def test_draws_follow_the_list_and_give_every_source_its_share():
             assert samples.p_value(samples.expected(name, probability), [statistic(x) for x in grids], 0.0) > 1e-4
 
 
+def test_a_source_named_twice_is_drawn_twice_as_often():
+    drawn = sources.draw(np.random.default_rng(0), 3000, "abb")
+    assert abs(sum(text[0] == "b" for text, _ in drawn) - 2000) < 100
+
+
 def test_a_split_reads_like_recordings():
     split = sources.Split([("fxyz", 5), ("a", 1)], "train")
     assert (len(split), split.head(1)["text"], split[0]["text"]) == (2, "a", "fxyz")

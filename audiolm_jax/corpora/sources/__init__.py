@@ -84,9 +84,13 @@ def outcomes(text: str) -> Outcomes:
 
 
 def texts(letters: str = "") -> dict[str, float]:
-    """Every text of the sources named by `letters` ("": all), which are equally likely, with its probability."""
+    """Every text of the sources named by `letters` ("": all), which are equally likely, with its probability.
+
+    A source named twice is twice as likely.
+    """
     letters = letters or "".join(SOURCES)
-    return {letter + text: p / len(letters) for letter in letters for text, p in SOURCES[letter].texts().items()}
+    share = {letter: letters.count(letter) / len(letters) for letter in letters}
+    return {letter + text: share[letter] * p for letter in share for text, p in SOURCES[letter].texts().items()}
 
 
 def draw(rng: np.random.Generator, count: int, letters: str = "") -> list[tuple[str, int]]:
