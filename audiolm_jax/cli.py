@@ -373,8 +373,12 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
 
 
 def not_orbax(record: logging.LogRecord) -> bool:
-    """What orbax logs about an error that it raises, or has raised, would be a traceback beside the one sentence."""
-    return "orbax" not in record.pathname and "/orbax/checkpoint/" not in record.getMessage()
+    """What orbax logs about an error that it raises, or has raised, would be a traceback beside the one sentence.
+
+    asyncio logs of every further write that failed when its future is collected, whenever that is: by a path of
+    orbax's source for a task, by that of the file it wrote (`*.orbax-checkpoint-tmp`) for a plain future.
+    """
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
 
 
 def complain(sentence: str) -> int:

@@ -1,8 +1,11 @@
 """The command line: help that teaches, bad input in one sentence with exit code 2."""
 
+import asyncio
 import dataclasses
 import errno
+import gc
 import inspect
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -189,3 +192,41 @@ def test_errors_of_the_disk_are_sentences():
     except ValueError as error:
         assert "No space left" in errors.of_the_disk(error)
     assert errors.of_the_disk(ValueError("a defect of this program")) is None
+
+
+@pytest.mark.parametrize("kind", ["a task", "a future", "a gathering"])
+def test_further_writes_that_failed_are_silent(kind, capsys):
+    """A full disk fails every array of a checkpoint; asyncio logs of those that nobody awaits when it forgets them."""
+    assert cli.main(["train"]) == 2  # any command adds the filters
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger("asyncio").addHandler(handler)
+
+    def forget(error: Exception) -> None:
+        async def failing() -> None:
+            raise error
+
+        async def begin() -> None:
+            if kind == "a task":
+                tasks = [asyncio.ensure_future(failing())]
+            elif kind == "a future":
+                tasks = [asyncio.get_running_loop().create_future()]
+                tasks[0].set_exception(error)
+            else:
+                tasks = [asyncio.gather(failing())]
+            await asyncio.sleep(0.01)
+            tasks.clear()
+
+        asyncio.run(begin())
+        gc.collect()
+
+    try:
+        forget(
+            ValueError('Error writing "layers.w" at "/runs/checkpoints/4.orbax-checkpoint-tmp/d/8f": File too large')
+        )
+        assert not logged
+        forget(ValueError("of another library"))
+        assert any("never retrieved" in message for message in logged)
+    finally:
+        logging.getLogger("asyncio").removeHandler(handler)
