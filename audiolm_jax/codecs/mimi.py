@@ -23,7 +23,7 @@ from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
 from audiolm_jax.errors import InputError
 
 REPOSITORY = "kyutai/mimi"  # one to name to who gives none
-SIZES = (8, 1)  # frames per call: eight are 15,360 samples
+SIZES = (32, 16, 8, 1)
 ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu, "silu": jax.nn.silu}
 
 
@@ -176,15 +176,15 @@ class Projections(nnx.Module):
 
 
 class SplitQuantizer(nnx.Module):
-    """The projections of the two chains; the codebooks live apart, stacked."""
+    """The projections of the two chains; their codebooks live apart, stacked."""
 
     def __init__(self, c: MimiConfig):
         self.semantic_residual_vector_quantizer = Projections(c)
         self.acoustic_residual_vector_quantizer = Projections(c)
 
-    def chains(self, semantic: int, books_QKZ: jax.Array) -> list[tuple[Projections, jax.Array]]:
+    def chains(self, books: tuple[jax.Array, jax.Array]) -> list[tuple[Projections, jax.Array]]:
         chains = [self.semantic_residual_vector_quantizer, self.acoustic_residual_vector_quantizer]
-        return [(c, b) for c, b in zip(chains, (books_QKZ[:semantic], books_QKZ[semantic:]), strict=True) if len(b)]
+        return [(chain, books_QKZ) for chain, books_QKZ in zip(chains, books, strict=True) if len(books_QKZ)]
 
 
 class MimiModel(nnx.Module):
@@ -249,30 +249,31 @@ def build(config: MimiConfig, model: MimiModel, books_QKZ, digest: str, codebook
         codebook_size=config.codebook_size,
     )
     with own_mesh():
-        fixed = (graph, config.num_semantic_quantizers, params, books_QKZ[:kept])
+        semantic = config.num_semantic_quantizers
+        # Cut here: a piece of an argument is copied by every call of a compiled program, 65 MB of it.
+        fixed = (graph, params, (books_QKZ[:semantic], books_QKZ[semantic:kept]))
     encoder = Carry(functools.partial(_encode, *fixed), config.hop, 1, SIZES)
     decoder = Carry(functools.partial(_decode, *fixed), 1, config.hop, SIZES)
     return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(graph, semantic, params, books_QKZ, waveform_BNC, n_B, pasts, first):
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graph, params, books, waveform_BNC, n_B, pasts, first):
     tape, model = Tape(pasts, first), nnx.merge(graph, params)
     x, n_B = model.encoder(waveform_BNC, n_B, tape)
     x, n_B = model.encoder_transformer(x, n_B, tape)
     latents, _ = model.downsample(x, n_B, tape)
-    chains = model.quantizer.chains(semantic, books_QKZ)
-    codes = [quantize(chain.input_proj(latents), books)[0] for chain, books in chains]
+    codes = [quantize(chain.input_proj(latents), books_QKZ)[0] for chain, books_QKZ in model.quantizer.chains(books)]
     return jnp.concatenate(codes, axis=-1), tape.kept
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(graph, semantic, params, books_QKZ, codes_BTQ, n_B, pasts, first):
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(graph, params, books, codes_BTQ, n_B, pasts, first):
     tape, model = Tape(pasts, first), nnx.merge(graph, params)
     latents, start = 0, 0
-    for chain, books in model.quantizer.chains(semantic, books_QKZ):
-        latents += chain.output_proj(dequantize(codes_BTQ[..., start : start + len(books)], books))
-        start += len(books)
+    for chain, books_QKZ in model.quantizer.chains(books):
+        latents += chain.output_proj(dequantize(codes_BTQ[..., start : start + len(books_QKZ)], books_QKZ))
+        start += len(books_QKZ)
     x, n_B = model.upsample(latents, n_B, tape)
     x, n_B = model.decoder_transformer(x, n_B, tape)
     return model.decoder(x, n_B, tape)[0], tape.kept

@@ -81,7 +81,8 @@ class Window:
     right: int
     unit_in: int = 1
     unit_out: int = 1
-    sizes: tuple[int, ...] = (128, 64, 32)  # frames of a window, the largest first; more than left + right
+    # Frames of a window, the largest first; more than left + right. In steps of a quarter: a short signal is filled up.
+    sizes: tuple[int, ...] = (128, 112, 96, 80, 64, 56, 48, 40, 32)
 
     def init(self) -> dict:
         return {"around": None, "begin": 0, "done": 0}  # frames are held from `begin` on; those before `done` are out
