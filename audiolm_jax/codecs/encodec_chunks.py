@@ -14,6 +14,7 @@ from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.streaming import About, joined, outside, own_mesh, row_groups
 from audiolm_jax.errors import InputError
 
+TOGETHER = 8  # rows of chunks in one call
 LEVEL = 0.1  # root mean square of a chunk whose loudness is not given: -20 dB of full scale
 
 
@@ -51,9 +52,7 @@ class ChunkedCodec:
         ends_B = checks.lengths(samples_B, *audio_BNC.shape[:2], "samples")
         exists_BN = np.arange(audio_BNC.shape[1]) < ends_B[:, None]
         audio_BNC = np.where(exists_BN[..., None], audio_BNC, 0)
-        starts = range(0, audio_BNC.shape[1], self.stride)
-        chunks = [self._encode_chunk(audio_BNC[:, start : start + self.chunk]) for start in starts]
-        codes_BTQ, scales_BC = (np.concatenate(found, axis=1) for found in zip(*chunks, strict=True))
+        codes_BTQ, scales_BC = self._encode_chunks(audio_BNC)
         exists_BT = np.arange(codes_BTQ.shape[1]) < (-(-ends_B // self.stride) * self.block)[:, None]
         codes_BTQ = np.where(exists_BT[..., None], codes_BTQ, 0)
         return (codes_BTQ[0], scales_BC[0]) if alone else (codes_BTQ, scales_BC)
@@ -79,7 +78,7 @@ class ChunkedCodec:
         return waveform[0] if alone else waveform
 
     def encode_init(self, batch: int) -> dict:
-        """The streaming state before the first sample; `scales` grows by the loudness `[B, 1]` of every chunk."""
+        """The streaming state before the first sample; `scales` grows by the loudness `[B, n]` of the next n chunks."""
         return {"waiting": None, "scales": []}
 
     def encode_step(self, state: dict, waveform_BN) -> tuple[np.ndarray, dict]:
@@ -100,10 +99,9 @@ class ChunkedCodec:
         waiting = joined(state["waiting"], more)
         if waiting is None or not waiting.shape[1]:
             return None
-        starts = range(0, waiting.shape[1], self.stride)
-        chunks = [self._encode_chunk(waiting[:, start : start + self.chunk]) for start in starts]
-        state["scales"] += [scale for _, scale in chunks]
-        return np.concatenate([codes for codes, _ in chunks], axis=1)
+        codes, scales = self._encode_chunks(waiting)
+        state["scales"].append(scales)
+        return codes
 
     def decode_init(self, batch: int, scales_BC=None) -> dict:
         """The streaming state before the first frame. scales_BC: the loudness of all chunks, None: LEVEL."""
@@ -138,9 +136,23 @@ class ChunkedCodec:
     def _level(self) -> np.float32:
         return np.float32(LEVEL if self.normalize else 1)
 
+    def _encode_chunks(self, audio_BNC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All of a signal -> codes [B, T, Q] and loudness [B, chunks]. No chunk needs another: several at a time."""
+        starts, rows = range(0, audio_BNC.shape[1], self.stride), len(audio_BNC)
+        each, found = max(1, TOGETHER // rows), []
+        for first in range(0, len(starts), each):
+            pieces = [self._filled(audio_BNC[:, start : start + self.chunk]) for start in starts[first : first + each]]
+            made = self._encode_chunk(np.concatenate(pieces))
+            found += zip(*(np.split(x, len(pieces)) for x in made), strict=True)
+        codes, scales = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        return codes, scales
+
+    def _filled(self, audio_BNC: np.ndarray) -> np.ndarray:
+        """A chunk with zeros after its end."""
+        return np.pad(audio_BNC, ((0, 0), (0, self.chunk - audio_BNC.shape[1]), (0, 0)))
+
     def _encode_chunk(self, audio_BNC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One chunk, zeros after its end -> codes [B, block, Q] and loudness [B, 1]."""
-        audio_BNC = np.pad(audio_BNC, ((0, 0), (0, self.chunk - audio_BNC.shape[1]), (0, 0)))
+        """One chunk -> codes [B, block, Q] and loudness [B, 1]."""
         mono_BN = audio_BNC.mean(axis=2)
         loudness_B1 = np.sqrt((mono_BN**2).mean(axis=1, keepdims=True)) + np.float32(1e-8)
         scale_B1 = loudness_B1 if self.normalize else np.ones_like(loudness_B1)
