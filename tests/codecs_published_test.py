@@ -260,7 +260,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("name", ["encodec", pytest.param("dac", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["encodec", "dac"])
 def test_one_compilation_per_size_of_a_piece(tmp_path, name):
     """However long a signal is, and whether it comes whole or in chunks, what comes first and what comes later."""
     width = {"encodec": "num_filters", "dac": "encoder_hidden_size"}[name]

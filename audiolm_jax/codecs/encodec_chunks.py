@@ -138,18 +138,16 @@ class ChunkedCodec:
 
     def _encode_chunks(self, audio_BNC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All of a signal -> codes [B, T, Q] and loudness [B, chunks]. No chunk needs another: several at a time."""
-        starts, rows = range(0, audio_BNC.shape[1], self.stride), len(audio_BNC)
-        each, found = max(1, TOGETHER // rows), []
+        starts, each = range(0, audio_BNC.shape[1], self.stride), max(1, TOGETHER // len(audio_BNC))
+        missing = starts[-1] + self.chunk - audio_BNC.shape[1]
+        audio_BNC = np.pad(audio_BNC, ((0, 0), (0, missing), (0, 0)))
+        found = []
         for first in range(0, len(starts), each):
-            pieces = [self._filled(audio_BNC[:, start : start + self.chunk]) for start in starts[first : first + each]]
+            pieces = [audio_BNC[:, start : start + self.chunk] for start in starts[first : first + each]]
             made = self._encode_chunk(np.concatenate(pieces))
-            found += zip(*(np.split(x, len(pieces)) for x in made), strict=True)
+            found.append([np.concatenate(np.split(x, len(pieces)), axis=1) for x in made])
         codes, scales = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
         return codes, scales
-
-    def _filled(self, audio_BNC: np.ndarray) -> np.ndarray:
-        """A chunk with zeros after its end."""
-        return np.pad(audio_BNC, ((0, 0), (0, self.chunk - audio_BNC.shape[1]), (0, 0)))
 
     def _encode_chunk(self, audio_BNC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One chunk -> codes [B, block, Q] and loudness [B, 1]."""

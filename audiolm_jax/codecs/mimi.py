@@ -23,7 +23,7 @@ from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
 from audiolm_jax.errors import InputError
 
 REPOSITORY = "kyutai/mimi"  # one to name to who gives none
-SIZES = (32, 16, 8, 1)
+SIZES = (32, 16, 8, 1)  # frames per call
 ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu, "silu": jax.nn.silu}
 
 

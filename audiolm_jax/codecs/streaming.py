@@ -81,7 +81,7 @@ class Window:
     right: int
     unit_in: int = 1
     unit_out: int = 1
-    # Frames of a window, the largest first; more than left + right. In steps of a quarter: a short signal is filled up.
+    # Frames of a window, the largest first; more than left + right. Close together: short signals are filled up to one.
     sizes: tuple[int, ...] = (128, 112, 96, 80, 64, 56, 48, 40, 32)
 
     def init(self) -> dict:
