@@ -13,7 +13,7 @@ from audiolm_jax import cells, config
 from audiolm_jax.corpora.espeak import Engine
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
-from audiolm_jax.report import charts, media, strip_times, write_report
+from audiolm_jax.report import charts, media, strip_times, tables, write_report
 from audiolm_jax.report.differences import between, told
 from audiolm_jax.report.listen import heard
 from audiolm_jax.report.verdict import verdict
@@ -316,6 +316,16 @@ def test_a_difference_with_a_bound_is_told_only_the_way_it_bounds(results):
     assert told(between(results, "flat", "delay", "bits_per_second")) == -1
     assert told(between(results, "delay", "flat", "bits_per_second")) == 1
     assert told(between(results, "flat", "masked", "cer")) == -1
+
+
+def test_bits_that_are_a_bound_say_so_wherever_they_stand(results):
+    for table in (tables.results_table, tables.also_table):
+        rows = {re.search(r"(\w+)</th>", row)[1]: row for row in table(results).split("<tr") if 'scope="row"' in row}
+        for one in results["strategies"]:
+            assert f'<span class="tag {one["likelihood"]}">' in rows[one["name"]]
+    totals = re.findall(r'class="total">([^<]+)<', tables.codebook_bars(results))
+    bounds = [one["likelihood"] == "bound" for one in results["strategies"]]
+    assert [total.startswith("≤") for total in totals] == [*bounds, False]
 
 
 def test_many_sentences_are_compressed_and_the_rest_left_beside_the_page(results, tmp_path, speech):

@@ -116,7 +116,8 @@ def also_table(results: dict) -> str:
     for one in strategies:
         rates = [one["also"][split] for split in splits]
         cells = [
-            f"{rate['bits_per_second']:.1f}<br><small>{rate['low']:.1f}–{rate['high']:.1f}</small>" for rate in rates
+            f"{_tag(one)} {rate['bits_per_second']:.1f}<br><small>{rate['low']:.1f}–{rate['high']:.1f}</small>"
+            for rate in rates
         ]
         rows.append((_title(symbols[one["name"]], one), cells, False))
     columns = tuple((split, "bits/s, 95 % interval") for split in splits)
@@ -165,8 +166,12 @@ def speed_table(results: dict) -> str:
 
 def _bits(one: dict, is_best: bool) -> str:
     value = _best(f"{one['bits_per_second']:.1f}", is_best)
-    tag = f'<span class="tag {one["likelihood"]}">{one["likelihood"]}</span>'
-    return f"{tag} {value}<br><small>{one['bits_per_second_low']:.1f}–{one['bits_per_second_high']:.1f}</small>"
+    return f"{_tag(one)} {value}<br><small>{one['bits_per_second_low']:.1f}–{one['bits_per_second_high']:.1f}</small>"
+
+
+def _tag(one: dict) -> str:
+    """Whether bits are exact or a bound."""
+    return f'<span class="tag {one["likelihood"]}">{one["likelihood"]}</span>'
 
 
 def _spread(spread: dict, scale: float) -> str:
@@ -222,11 +227,14 @@ def codebook_bars(results: dict) -> str:
     base = results["baselines"]
     per_unigram = base["per_codebook_unigram_bits_per_second"]
     symbols = colours(results)
-    rows = [(escape(s["name"]), s["bits_per_second_per_codebook"], symbols[s["name"]]) for s in results["strategies"]]
-    rows.append(("unigram", per_unigram, None))
-    scale = max(sum(values) for _, values, _ in rows)
+    rows = [
+        (escape(s["name"]), s["bits_per_second_per_codebook"], symbols[s["name"]], s["likelihood"] == "bound")
+        for s in results["strategies"]
+    ]
+    rows.append(("unigram", per_unigram, None, False))
+    scale = max(sum(values) for _, values, *_ in rows)
     lines = []
-    for name, values, index in rows:
+    for name, values, index, bound in rows:
         kind = "reference" if index is None else f"s{index % 7}"
         segments = "".join(
             f'<i style="flex-grow:{value / scale:.5f};--mix:{70 - 46 * q / max(len(values) - 1, 1):.0f}%" '
@@ -236,6 +244,6 @@ def codebook_bars(results: dict) -> str:
         rest = f'<i style="flex-grow:{max(1 - sum(values) / scale, 0):.5f};background:none"></i>'
         lines.append(
             f'<span class="name {kind}">{name}</span><span class="bar {kind}">{segments}{rest}</span>'
-            f'<span class="total">{sum(values):.0f}</span>'
+            f'<span class="total">{"≤ " * bound}{sum(values):.0f}</span>'
         )
     return f'<div class="bars">{"".join(lines)}</div>'
