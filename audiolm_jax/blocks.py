@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from audiolm_jax import sharding
+
 QUERIES = 128  # per block of attention
 PREDICTIONS = 128  # per block of the loss
 
@@ -24,8 +26,7 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 def applies() -> bool:
     """Whether the mesh that is entered is one CPU device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.size == 1 and jax.default_backend() == "cpu"
+    return jax.sharding.get_abstract_mesh().size == 1 and sharding.platform() == "cpu"
 
 
 def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from audiolm_jax import attention
+from audiolm_jax import attention, sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.sharding import PRESETS, Rules, gather
 
@@ -67,7 +67,7 @@ class ModelConfig:
     @property
     def compute_dtype(self) -> jnp.dtype:
         if self.dtype == "auto":
-            return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+            return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
         return jnp.dtype(self.dtype)
 
 
@@ -324,10 +324,9 @@ def unstack(model: Transformer) -> Transformer:
     return unstacked
 
 
-def decode_compiler_options(backend: str | None = None) -> dict[str, bool]:
-    """XLA options for an executable that loops over `step`, to pass as `compiler_options`.
+def decode_compiler_options() -> dict[str, bool]:
+    """XLA options for an executable that loops over `step`, to pass as `compiler_options`, on the mesh entered.
 
     On the CPU XLA copies each cache buffer once per iteration unless copy insertion analyses live regions.
     """
-    backend = backend or jax.default_backend()
-    return {"xla_cpu_copy_insertion_use_region_analysis": True} if backend == "cpu" else {}
+    return {"xla_cpu_copy_insertion_use_region_analysis": True} if sharding.platform() == "cpu" else {}

@@ -86,6 +86,17 @@ def make_mesh(config: ShardingConfig = ShardingConfig(), devices: Sequence[jax.D
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 2, devices=devices)
 
 
+def platform() -> str:
+    """ "cpu", "tpu" or "gpu": of the mesh that is entered, also of devices that are only described (a topology to
+    compile for, an abstract mesh that names its device); where nothing is said of devices, of those there are.
+
+    Everything that chooses by platform asks here, so that a program compiled ahead of time is the one that will run.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def abstract_mesh(data: int, tensor: int) -> AbstractMesh:
     """A mesh of devices this machine need not have: `jax.eval_shape` under it type-checks a layout."""
     return AbstractMesh((data, tensor), AXES, axis_types=(AxisType.Explicit,) * 2)

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from audiolm_jax import sharding
+
 MODES = ("constant", "reflect", "replicate")
 
 
@@ -65,7 +67,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x_BNC: jax.Array) -> jax.Array:
         weight = self.weight[...]
-        if weight.shape[1] <= 2 and jax.default_backend() == "cpu":
+        if weight.shape[1] <= 2 and sharding.platform() == "cpu":
             # Mono or stereo at the sample rate: XLA's convolution takes eight times as long as these products.
             count = (x_BNC.shape[1] - self.reach) // self.stride + 1
             starts = [i * self.dilation for i in range(weight.shape[0])]

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 from audiolm_jax.losses import target_logprobs
@@ -32,7 +33,6 @@ from audiolm_jax.model import Transformer
 from audiolm_jax.sampling import plan
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
 from audiolm_jax.serialization.documents import Document, Row
-from audiolm_jax.sharding import shard_batch
 from audiolm_jax.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
 
 METHODS = ("auto", "exact", "bound")
@@ -235,7 +235,7 @@ def score(model: Transformer, vocab: Vocab, rows: Sequence[Row], positions_per_b
     Predictions are weighted by the row's own `weights`. Rows are padded to a few lengths, each compiled once.
     """
     # On a CPU what fits its caches is fastest (5 layers of 256: 4.4 s of processor time for 1024, 7.4 s for 4096).
-    positions_per_batch = positions_per_batch or (1024 if jax.default_backend() == "cpu" else 16384)
+    positions_per_batch = positions_per_batch or (1024 if sharding.platform() == "cpu" else 16384)
     graph, state = nnx.split(model)
     mesh = jax.sharding.get_mesh()
     devices = 1 if model.rules.batch is None else mesh.shape[model.rules.batch]
@@ -249,7 +249,7 @@ def score(model: Transformer, vocab: Vocab, rows: Sequence[Row], positions_per_b
             # A batch that would not be full waits for the next length: more padding, fewer empty rows.
             members, waiting = waiting[:size], waiting[size:]
             batch = _pad([rows[n] for n in members], length, size)
-            done.append((members, _score(graph, state, shard_batch(batch, mesh, model.rules), vocab)))
+            done.append((members, _score(graph, state, sharding.shard_batch(batch, mesh, model.rules), vocab)))
     nats_NC = np.zeros((len(rows), vocab.codebooks + 3))
     for members, nats_BC in done:
         nats_NC[members] = np.asarray(nats_BC)[: len(members)]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from audiolm_jax import sharding
 from audiolm_jax import vocab as ids
 from audiolm_jax.model import Transformer, decode_compiler_options
 from audiolm_jax.sampling import plan
@@ -148,9 +149,14 @@ def prefill_program():
     return jax.jit(run_prefill)
 
 
-@functools.cache
 def chunk_program():
     """One executable per (rows, prompt bucket, cache bucket), the cache donated and updated in place."""
+    return _chunk_program(sharding.platform())
+
+
+@functools.cache
+def _chunk_program(platform: str):
+    """The platform is that of the mesh entered, which decides on the compiler's options."""
     return jax.jit(
         run_chunk,
         static_argnames=("grid", "vocab", "steps"),
