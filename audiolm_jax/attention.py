@@ -1,14 +1,28 @@
-"""Attention: rotary positions, who sees whom, the dense reference and the cached step.
+"""Attention: rotary positions, who sees whom, the dense reference, the choice of a kernel, and the cached step.
 
 Axes: B batch, L query positions, M key positions, H key/value heads, G query heads per key/value head,
 K head width. Scores and softmax are float32 whatever the compute dtype.
+
+`sight` says who sees whom, once for all layers of a pass, in the form that the platform's implementation reads, and
+`attend` takes that implementation from `IMPLEMENTATIONS`:
+
+    splash   TPU, at least 128 queries: sees exactly what the square would show, and skips blocks that nobody sees
+    cudnn    GPU (Ampere or newer), 16 bits, even lengths: the square is a mask
+    blocks   one CPU device, more queries than a block: skips as splash does
+    dense    everything else; the reference
+
+The choice is static: the platform of the mesh that is entered, shapes and types.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import blocks
+from audiolm_jax import blocks, cudnn, sharding, splash
 from audiolm_jax.blocks import MASKED
+
+# A square (bool, [B, L, M]) or its description: whatever the implementation reads.
+Sight = jax.Array | splash.Sight
 
 
 def rope_table(positions: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -25,26 +39,58 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def visible(segments_BL: jax.Array, ahead_BL: jax.Array | None) -> jax.Array:
-    """visible_BLM: query l sees key m iff both lie in one segment and m <= l + ahead[l].
+def sight(segments_BL: jax.Array, ahead_BL: jax.Array | None) -> Sight:
+    """Query l sees key m iff both lie in one segment and m <= l + ahead[l] (None: 0, causal).
 
     Padding is segment 0 and sees only padding, so that its softmax has something to normalise; nothing
     reads what it computes.
     """
     index_L = jnp.arange(segments_BL.shape[1], dtype=jnp.int32)
     last_BL = jnp.broadcast_to(index_L, segments_BL.shape) if ahead_BL is None else index_L + ahead_BL
-    same_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
-    return same_BLM & (index_L[None, None, :] <= last_BL[:, :, None])
+    return sight_between(segments_BL, segments_BL, last_BL)
 
 
-def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:
-    """Grouped-query attention -> out_BLHGK; q already scaled by 1/sqrt(K). Dense, but in blocks on one CPU if L = M."""
-    if blocks.applies() and q_BLHGK.shape[1] > blocks.QUERIES and q_BLHGK.shape[1] == k_BMHK.shape[1]:
-        return blocks.attend(q_BLHGK, k_BMHK, v_BMHK, visible_BLM)
+def sight_between(segments_BL: jax.Array, segments_BM: jax.Array, last_BL: jax.Array) -> Sight:
+    """Query l sees key m iff their segments are equal and m <= last[l]. Every query must see a key.
+
+    Queries may be sharded; every device meets all keys of its rows.
+    """
+    batch, length = jax.typeof(segments_BL).sharding.spec
+    segments_BM = jax.sharding.reshard(segments_BM, P(batch, None))
+    last_BL = jax.sharding.reshard(last_BL, P(batch, length))
+    if sharding.platform() == "tpu" and segments_BL.shape[1] >= splash.LANES:
+        return splash.Sight(segments_BL, segments_BM, last_BL)
+    index_M = jnp.arange(segments_BM.shape[1], dtype=jnp.int32)
+    same_BLM = segments_BL[:, :, None] == segments_BM[:, None, :]
+    return same_BLM & (index_M[None, None, :] <= last_BL[:, :, None])
+
+
+def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, sight: Sight) -> jax.Array:
+    """Grouped-query attention -> out_BLHGK, laid out like q, which is already scaled by 1/sqrt(K)."""
+    return IMPLEMENTATIONS[choose(q_BLHGK, k_BMHK, sight)](q_BLHGK, k_BMHK, v_BMHK, sight)
+
+
+def choose(q_BLHGK: jax.Array, k_BMHK: jax.Array, sight: Sight) -> str:
+    """The name of the implementation that `attend` takes."""
+    length, keys = q_BLHGK.shape[1], k_BMHK.shape[1]
+    if isinstance(sight, splash.Sight):
+        return "splash"
+    if sharding.platform() == "gpu" and cudnn.takes(q_BLHGK, k_BMHK):
+        return "cudnn"
+    if blocks.applies() and length > blocks.QUERIES and length == keys:
+        return "blocks"
+    return "dense"
+
+
+def dense(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:
+    """`attend` in full."""
     scores_BHGLM = jnp.einsum("BLHGK,BMHK->BHGLM", q_BLHGK, k_BMHK, preferred_element_type=jnp.float32)
     scores_BHGLM = jnp.where(visible_BLM[:, None, None], scores_BHGLM, MASKED)
     weights_BHGLM = jax.nn.softmax(scores_BHGLM, axis=-1).astype(v_BMHK.dtype)
     return jnp.einsum("BHGLM,BMHK->BLHGK", weights_BHGLM, v_BMHK)
+
+
+IMPLEMENTATIONS = {"splash": splash.attend, "cudnn": cudnn.attend, "blocks": blocks.attend, "dense": dense}
 
 
 def attend_step(

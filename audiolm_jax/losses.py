@@ -6,6 +6,7 @@ once per position, and a prediction picks its own. Logits are float32 and live f
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +33,20 @@ CHUNK_LOGITS = 1 << 25
 
 
 def output_blocks(out_DV: jax.Array, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
-    """The output matrix gathered over "embed" and cut into "text" [D, X], "codes" [D, Q, K], "length" [D, M].
+    """The output matrix cut into "text" [D, X], "codes" [D, Q, K], "length" [D, M] and gathered over "embed".
 
-    K keeps the vocabulary's mesh axis if that divides it; the small blocks are replicated.
+    K keeps the vocabulary's mesh axis if that divides it; the small blocks are replicated. The cut comes first, so
+    that the gradient of each block is reduced and scattered before the blocks are put together.
     """
-    whole = jax.sharding.reshard(out_DV, rules.spec(None, None))
-    codes_DQK = whole[:, CODE_START : vocab.length_start].reshape(-1, vocab.codebooks, vocab.codebook_size)
-    mesh = jax.sharding.get_abstract_mesh()
-    if rules.vocab is not None and vocab.codebook_size % mesh.shape[rules.vocab] == 0:
-        codes_DQK = jax.sharding.reshard(codes_DQK, rules.spec(None, None, "vocab"))
-    return {"text": whole[:, :CODE_START], "codes": codes_DQK, "length": whole[:, vocab.length_start : vocab.size]}
+    stored = jax.sharding.reshard(out_DV, rules.spec("embed", None))
+    codes_DQK = stored[:, CODE_START : vocab.length_start].reshape(-1, vocab.codebooks, vocab.codebook_size)
+    shards = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in rules.axes("vocab"))
+    last = "vocab" if vocab.codebook_size % shards == 0 else None
+    return {
+        "text": jax.sharding.reshard(stored[:, :CODE_START], rules.spec(None, None)),
+        "codes": jax.sharding.reshard(codes_DQK, rules.spec(None, None, last)),
+        "length": jax.sharding.reshard(stored[:, vocab.length_start : vocab.size], rules.spec(None, None)),
+    }
 
 
 def _text_legal() -> np.ndarray:
@@ -111,9 +116,9 @@ def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) 
     return _either(_pick(lse_BLH, heads_BLS), target, text[..., END_AUDIO], targets_BLS, heads_BLS, vocab)
 
 
-def _blocked(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
     """Only the legal logits of every prediction; on one CPU device (see `blocks.py`)."""
-    stream = rules.spec("batch", None, None)
+    stream = rules.spec("batch", "length", None)
     sets_XWD = [cut["text"].T, cut["length"].T, *cut["codes"].transpose(1, 2, 0)]
     sizes = [len(weight_WD) for weight_WD in sets_XWD]
     widest = max(sizes)
@@ -153,14 +158,26 @@ def target_logprobs(
     `logprob - end` is the code's own conditional log-probability; and `lse_BLS`, the log-normaliser.
     `chunk`: positions whose logits exist at once (None: by size, or in blocks on one CPU). Targets must be legal.
     """
-    rows, positions = hidden_BLD.shape[:2]
     cut = output_blocks(out_DV, vocab, rules)
-    stream = rules.spec("batch", None, None)
-    hidden_BLD, targets_BLS, heads_BLS = (jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS))
+    stream = rules.spec("batch", "length", None)
+    args = [jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS)]
     if chunk is None and blocks.applies():
-        return _blocked(hidden_BLD, cut, targets_BLS, heads_BLS, vocab, rules)
+        return _blocked(*args, cut, vocab, rules)
+    # Each device takes its own rows and positions in pieces; the gradients of the output matrix are summed over the
+    # devices once, after the last piece. The vocabulary's axis stays as it is inside.
+    logits = sum(math.prod(jax.typeof(x).sharding.shard_shape(x.shape)[1:]) for x in cut.values())
+    compute = functools.partial(_pieces, vocab=vocab, rules=Rules(vocab=rules.vocab), chunk=chunk, logits=logits)
+    apart = {*rules.axes("batch"), *rules.axes("length")}
+    if apart:
+        compute = jax.shard_map(compute, in_specs=(stream, stream, stream, P()), out_specs=stream, axis_names=apart)
+    return compute(*args, cut)
+
+
+def _pieces(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules, chunk: int | None, logits: int):
+    """`_dense` in pieces of `chunk` positions (None: by size, `logits` of each position being here)."""
+    rows, positions = hidden_BLD.shape[:2]
     if chunk is None:
-        chunk = max(1, CHUNK_LOGITS // (rows * out_DV.shape[1]))
+        chunk = max(1, CHUNK_LOGITS // (rows * logits))
         # As equal as possible, so that little is padded.
         chunk = -(-positions // -(-positions // chunk))
     compute = functools.partial(_dense, vocab=vocab, rules=rules)
@@ -173,7 +190,7 @@ def target_logprobs(
         return jnp.moveaxis(x.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
 
     # Without the checkpoint the backward pass would keep the logits of all chunks.
-    piece = jax.checkpoint(lambda xs: compute(xs[0], cut, xs[1], xs[2]))
+    piece = jax.checkpoint(lambda xs: compute(xs[0], cut, xs[1], xs[2]), prevent_cse=False)
     parts = jax.lax.map(piece, (pieces(hidden_BLD), pieces(targets_BLS), pieces(heads_BLS)))
     return jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * chunk, *x.shape[3:])[:, :positions], parts
@@ -197,7 +214,7 @@ def loss_and_sums(
     codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311, section 5).
     """
     targets, heads, weights = (
-        jax.sharding.reshard(batch[name], rules.spec("batch", None, None))
+        jax.sharding.reshard(batch[name], rules.spec("batch", "length", None))
         for name in ("targets_BLS", "heads_BLS", "weights_BLS")
     )
     out = target_logprobs(hidden_BLD, out_DV, targets, heads, vocab, rules)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from audiolm_jax import attention, sharding
 from audiolm_jax.errors import InputError
-from audiolm_jax.sharding import PRESETS, Rules, gather
+from audiolm_jax.sharding import GATHERED, PRESETS, Rules, gather
 
 Cache = tuple[dict[str, jax.Array], ...]  # per layer {"k": [B, slots, H, K], "v": same}, keys already rotated
 
@@ -69,6 +69,11 @@ class ModelConfig:
         if self.dtype == "auto":
             return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
         return jnp.dtype(self.dtype)
+
+
+def _rows(axes: int) -> tuple[str | None, ...]:
+    """Logical names of the leading axes of an input: rows `[B]` of a decoding step, positions `[B, L]` of a pass."""
+    return ("batch", "length", *(None,) * axes)[:axes]
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
@@ -125,10 +130,8 @@ class Block(nnx.Module):
         """x `[B, ..., D]` -> rotated, scaled q `[B, ..., H, G, K]`, rotated k and v `[B, ..., H, K]`."""
         weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
         y = self.attention_norm(x)
-        middle = (None,) * (x.ndim - 2)
-        qkv = jnp.einsum(
-            "...D,DHAK->...HAK", y, weight, out_sharding=self.rules.spec("batch", *middle, "heads", None, None)
-        )
+        spec = self.rules.spec(*_rows(x.ndim - 1), "heads", None, None)
+        qkv = jnp.einsum("...D,DHAK->...HAK", y, weight, out_sharding=spec)
         cos, sin = (table[..., None, None, :] for table in rope)
         # Queries and keys turn together: they are neighbours on axis A.
         qk = attention.rope(qkv[..., :-1, :], cos, sin)
@@ -136,8 +139,8 @@ class Block(nnx.Module):
 
     def finish(self, x: jax.Array, heads: jax.Array, key: jax.Array | None) -> jax.Array:
         """Residual x `[B, ..., D]` and attention output `[B, ..., H, G, K]` -> the block's output."""
-        middle = (None,) * (x.ndim - 2)
-        stream = self.rules.spec("batch", *middle, None)
+        rows = _rows(x.ndim - 1)
+        stream = self.rules.spec(*rows, None)
         keys = (None, None) if key is None else jax.random.split(key)
         weight = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
         x += self._drop(jnp.einsum("...HGK,HGKD->...D", heads, weight, out_sharding=stream), keys[0])
@@ -146,7 +149,7 @@ class Block(nnx.Module):
             "...D,DCF->...CF",
             self.ffn_norm(x),
             weight,
-            out_sharding=self.rules.spec("batch", *middle, None, "ffn"),
+            out_sharding=self.rules.spec(*rows, None, "ffn"),
         )
         h = jax.nn.silu(h[..., 0, :]) * h[..., 1, :] if self.config.mlp == "gated" else jax.nn.gelu(h[..., 0, :])
         weight = gather(self.down_FD[...], ("ffn", "embed"), self.rules, x.dtype)
@@ -159,9 +162,12 @@ class Block(nnx.Module):
         mask = jax.random.bernoulli(key, keep, x.shape, out_sharding=jax.typeof(x).sharding)
         return jnp.where(mask, x / keep, 0)
 
-    def __call__(self, x_BLD, rope, visible_BLM, key=None) -> jax.Array:
+    def __call__(self, x_BLD, rope, sight, key=None) -> jax.Array:
         q, k, v = self.qkv(x_BLD, rope)
-        return self.finish(x_BLD, attention.attend(q, k, v, visible_BLM), key)
+        # Every query meets all keys of its row: they are gathered where positions are shared by devices.
+        keys = self.rules.spec("batch", None, "heads", None)
+        k, v = (jax.sharding.reshard(x, keys) for x in (k, v))
+        return self.finish(x_BLD, attention.attend(q, k, v, sight), key)
 
 
 class Transformer(nnx.Module):
@@ -185,19 +191,19 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Sum over streams of the rows of tokens `[B, ..., S]` -> `[B, ..., D]`; id 0 (PAD) counts as zero."""
-        tokens = self._rows(tokens)
+        tokens = jax.sharding.reshard(tokens, self.rules.spec(*_rows(tokens.ndim - 1), None))
         table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
-        spec = self.rules.spec("batch", *(None,) * tokens.ndim)
+        spec = self.rules.spec(*_rows(tokens.ndim - 1), None, None)
         rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
         summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
         return summed.astype(self.config.compute_dtype)
 
-    def _rows(self, x: jax.Array | None) -> jax.Array | None:
-        """An input laid out with its rows over the batch axis, whatever layout it came in."""
-        return None if x is None else jax.sharding.reshard(x, self.rules.spec("batch", *(None,) * (jnp.ndim(x) - 1)))
+    def rows(self, x: jax.Array | None) -> jax.Array | None:
+        """An input `[B]` or `[B, L]` laid out as `rules` say, whatever layout it came in."""
+        return None if x is None else jax.sharding.reshard(x, self.rules.spec(*_rows(jnp.ndim(x))))
 
     def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return attention.rope_table(self._rows(positions), self.config.head_width, self.config.rope_base)
+        return attention.rope_table(self.rows(positions), self.config.head_width, self.config.rope_base)
 
     def __call__(
         self,
@@ -214,16 +220,21 @@ class Transformer(nnx.Module):
         """
         x_BLD = self.embed(tokens_BLS)
         rope = self.rope(positions_BL)
-        visible_BLM = attention.visible(self._rows(segments_BL), self._rows(ahead_BL))
+        sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL))
         keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
 
         def layer(x_BLD: jax.Array, block_and_key: tuple) -> tuple[jax.Array, None]:
             block, key = block_and_key
-            return block(x_BLD, rope, visible_BLM, key), None
+            return block(x_BLD, rope, sight, key), None
 
+        stacked = isinstance(self.layers, Block)
         if self.config.remat:
-            layer = jax.checkpoint(layer)
-        if isinstance(self.layers, Block):
+            layer = jax.checkpoint(layer, prevent_cse=not stacked)
+        elif self.rules.embed is not None:
+            # Gathered weights are gathered again in the backward pass: kept, they would be a whole copy of the model.
+            policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not stacked)
+        if stacked:
             x_BLD, _ = jax.lax.scan(layer, x_BLD, (self.layers, keys_N))
         else:
             for n, block in enumerate(self.layers):
@@ -236,15 +247,12 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden `[B, ..., D]` -> logits `[B, ..., vocab_size]` float32, not sharded over the vocabulary."""
-        axes = (None, None)
-        weight_DV = jax.sharding.reshard(self.output_DV().astype(hidden.dtype), self.rules.spec(*axes))
-        return jnp.einsum(
-            "...D,DV->...V",
-            hidden,
-            weight_DV[:, : self.vocab_size],
-            preferred_element_type=jnp.float32,
-            out_sharding=self.rules.spec("batch", *(None,) * (hidden.ndim - 1)),
-        )
+        rows = ("batch", *(None,) * (hidden.ndim - 2))
+        weight_DV = gather(self.output_DV(), ("embed", "vocab"), self.rules, hidden.dtype)
+        spec = self.rules.spec(*rows, "vocab")
+        logits = jnp.einsum("...D,DV->...V", hidden, weight_DV, preferred_element_type=jnp.float32, out_sharding=spec)
+        # Gathered when they are logits, which are few, not as a matrix in every step.
+        return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.vocab_size]
 
     def _blocks(self) -> list[Block]:
         """One Block per layer. Slicing a stacked tree inside a decode loop copies every weight: `unstack` first."""
@@ -265,11 +273,11 @@ class Transformer(nnx.Module):
         """
         x_BPD = self.embed(tokens_BPS)
         rope = self.rope(positions_BP)
-        visible_BPM = attention.visible(self._rows(segments_BP), self._rows(ahead_BP))
+        sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP))
         cache = []
         for block in self._blocks():
             q, k, v = block.qkv(x_BPD, rope)
-            x_BPD = block.finish(x_BPD, attention.attend(q, k, v, visible_BPM), None)
+            x_BPD = block.finish(x_BPD, attention.attend(q, k, v, sight), None)
             cache.append({"k": k, "v": v})
         return self.norm(x_BPD), tuple(cache)
 
@@ -299,7 +307,7 @@ class Transformer(nnx.Module):
         `lax.scan`/`fori_loop` with a static trip count, and compile with `decode_compiler_options()`.
         """
         x_BD = self.embed(tokens_BS)
-        prompt_valid_BP = self._rows(prompt_valid_BP)
+        prompt_valid_BP = self.rows(prompt_valid_BP)
         rope = self.rope(positions_B)
         written = []
         for block, prompt, old in zip(self._blocks(), prompt_cache, cache, strict=True):

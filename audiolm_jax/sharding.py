@@ -8,35 +8,44 @@ jax-llm-examples' (explicit axis types, so a wrong layout is a type error at tra
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
 
-AXES = ("data", "tensor")
+AXES = ("data", "context", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axis (None: not sharded)."""
+    """Logical axis -> mesh axis, several of them (the first is the outermost), or None: not sharded."""
 
-    batch: str | None = None  # rows of a batch
-    embed: str | None = None  # the model-width axis of a weight, as stored (gathered before use)
+    batch: str | tuple[str, ...] | None = None  # rows of a batch
+    length: str | None = None  # positions of a row; keys and values are gathered over it
+    embed: str | tuple[str, ...] | None = None  # the model-width axis of a weight, as stored (gathered before use)
     heads: str | None = None  # key/value heads (their query groups travel with them)
     ffn: str | None = None  # feed-forward width
     vocab: str | None = None  # ids: rows of the output matrix
+
+    def axes(self, logical: str | None) -> tuple[str, ...]:
+        """The mesh axes of a logical axis."""
+        axes = None if logical is None else getattr(self, logical)
+        return (axes,) if isinstance(axes, str) else axes or ()
 
     def spec(self, *logical: str | None) -> P:
         """The partition of an array whose axes have these logical names.
 
         Raises InputError if two of its axes would live on the same mesh axis.
         """
-        names = [None if axis is None else getattr(self, axis) for axis in logical]
-        used = [name for name in names if name is not None]
+        used = [axis for name in logical for axis in self.axes(name)]
+        names = [None if name is None else getattr(self, name) for name in logical]
         if len(set(used)) != len(used):
             raise InputError(
                 f"sharding rules put two axes of an array {logical} on one mesh axis: {tuple(names)}; "
@@ -44,28 +53,37 @@ class Rules:
             )
         return P(*names)
 
+    def for_decoding(self) -> "Rules":
+        """Where the same model lives while it is sampled from: weights are whole along the axes that rows lie on
+        (gathered once, not in every step), and what shared positions shares rows."""
+        return dataclasses.replace(self, batch=self.axes("batch") + self.axes("length"), length=None, embed=None)
+
 
 PRESETS = {
     "data": Rules(batch="data"),
     "fsdp": Rules(batch="data", embed="data"),
     "fsdp_tensor": Rules(batch="data", embed="data", heads="tensor", ffn="tensor", vocab="tensor"),
+    "fsdp_context": Rules(batch="data", length="context", embed=("data", "context")),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
-    """preset: a key of PRESETS. tensor: devices along the tensor axis (the others go to data)."""
+    """preset: a key of PRESETS. tensor, context: devices along these axes (the others go to data)."""
 
     preset: str = "data"
     tensor: int = 1
+    context: int = 1
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InputError(f"sharding.preset={self.preset!r} is unknown; choose one of {sorted(PRESETS)}")
-        if self.tensor < 1:
-            raise InputError(f"sharding.tensor={self.tensor} must be at least 1")
-        if self.tensor > 1 and self.preset != "fsdp_tensor":
-            raise InputError(f"sharding.tensor={self.tensor} needs sharding.preset='fsdp_tensor', not {self.preset!r}")
+        for name, preset in (("tensor", "fsdp_tensor"), ("context", "fsdp_context")):
+            size = getattr(self, name)
+            if size < 1:
+                raise InputError(f"sharding.{name}={size} must be at least 1")
+            if size > 1 and self.preset != preset:
+                raise InputError(f"sharding.{name}={size} needs sharding.preset={preset!r}, not {self.preset!r}")
 
     @property
     def rules(self) -> Rules:
@@ -73,17 +91,37 @@ class ShardingConfig:
 
 
 def make_mesh(config: ShardingConfig = ShardingConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """An explicit-axis mesh of shape (data, tensor) over all given devices (default: every device).
+    """An explicit-axis mesh of shape (data, context, tensor) over all given devices (default: every device).
 
     Enter it with `jax.set_mesh(mesh)`; the model never runs without one, also on a single device.
-    Raises InputError if `tensor` does not divide the number of devices. Meshes over several TPU slices
-    (data-centre network between them) are not supported by `jax.make_mesh`.
+    Raises InputError if `context` times `tensor` does not divide the number of devices, and for several TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if len(devices) % config.tensor:
-        raise InputError(f"sharding.tensor={config.tensor} does not divide the {len(devices)} devices there are")
-    shape = (len(devices) // config.tensor, config.tensor)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 2, devices=devices)
+    inner = config.context * config.tensor
+    if len(devices) % inner:
+        name = "context" if config.context > 1 else "tensor"
+        raise InputError(f"sharding.{name}={inner} does not divide the {len(devices)} devices there are")
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        raise InputError("the devices belong to several TPU slices; a run takes the devices of one")
+    shape = (len(devices) // inner, config.context, config.tensor)
+    # A logical axis may be a part of a physical one: 4 of the 16 chips of a side.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def check_sizes(mesh: Mesh, rules: Rules, sizes: dict[str, tuple[str, int]]) -> None:
+    """Raises InputError, before anything is compiled, for a size that its mesh axes do not divide.
+
+    sizes: logical axis -> (what to call it, size), such as {"heads": ("model.kv_heads", 4)}.
+    """
+    for logical, (name, size) in sizes.items():
+        axes = rules.axes(logical)
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise InputError(
+                f"{name}={size} cannot be shared by the {parts} devices along {' and '.join(axes)} (section sharding); "
+                f"choose a multiple of {parts}, or fewer devices there"
+            )
 
 
 def platform() -> str:
@@ -97,9 +135,9 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
-def abstract_mesh(data: int, tensor: int) -> AbstractMesh:
+def abstract_mesh(data: int = 1, context: int = 1, tensor: int = 1) -> AbstractMesh:
     """A mesh of devices this machine need not have: `jax.eval_shape` under it type-checks a layout."""
-    return AbstractMesh((data, tensor), AXES, axis_types=(AxisType.Explicit,) * 2)
+    return AbstractMesh((data, context, tensor), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def single_device_mesh(device: jax.Device | None = None) -> Mesh:
@@ -107,19 +145,65 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
     return make_mesh(devices=[device or jax.local_devices()[0]])
 
 
+# Of gathered weights: a backward pass may gather them again instead of keeping them (`model.py`).
+GATHERED = "gathered"
+
+
 def gather(weight: jax.Array, logical: Sequence[str | None], rules: Rules, dtype=None) -> jax.Array:
     """A stored weight as a layer uses it: cast, then its "embed" axis (and only it) gathered."""
     used = rules.spec(*(None if axis == "embed" else axis for axis in logical))
     weight = weight if dtype is None else weight.astype(dtype)
-    return jax.sharding.reshard(weight, used)
+    return checkpoint_name(jax.sharding.reshard(weight, used), GATHERED)
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of `count` equal shares of a batch's rows this process makes.
+
+    Processes whose devices lie at the same places along `data` (those that share a tensor or context group) make the
+    same rows. Raises InputError if the places of two processes overlap without being the same.
+    """
+    groups = _places(mesh)
+    mine = groups[jax.process_index()]
+    distinct = sorted(set(groups.values()))
+    return distinct.index(mine), len(distinct)
+
+
+def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """Process -> the places along `data` where its devices lie."""
+    places: dict[int, set[int]] = {}
+    for index, device in np.ndenumerate(mesh.devices):
+        places.setdefault(device.process_index, set()).add(index[AXES.index("data")])
+    groups = {process: tuple(sorted(of)) for process, of in places.items()}
+    distinct = set(groups.values())
+    if sum(map(len, distinct)) != mesh.shape["data"] or len(set(map(len, distinct))) != 1:
+        raise InputError(
+            "the devices of one process share rows with a part of another's; choose sharding.tensor or "
+            "sharding.context as a divisor or a multiple of the number of devices of a process"
+        )
+    return groups
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading: int = 0) -> dict[str, jax.Array]:
-    """This process's rows -> global arrays, the row axis (after `leading` unsharded ones) over `batch`.
+    """This process's rows -> global arrays: after `leading` unsharded axes, rows over `batch`, positions over `length`.
 
-    Every process holds a different slice of the rows; the global batch is their concatenation in process
-    order (`jax.make_array_from_process_local_data`).
+    Every process holds the rows of its `share`, all positions of them, in the order of its places along `data`.
+    Raises InputError if rows or positions do not divide.
     """
-    spec = P(*(None,) * leading, rules.batch)
-    sharding = NamedSharding(mesh, spec)
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+    sharding = NamedSharding(mesh, P(*(None,) * leading, rules.batch, rules.length))
+    mine, (_, count) = _places(mesh)[jax.process_index()], share(mesh)
+
+    def whole(x: np.ndarray) -> jax.Array:
+        rows, positions = x.shape[leading : leading + 2]
+        sizes = {"batch": ("rows of a microbatch", rows * count), "length": ("data.sequence_length", positions)}
+        check_sizes(mesh, rules, sizes)
+        each = rows // len(mine)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start = index[leading].start or 0
+            begin = mine.index(start // each) * each + start % each
+            stop = begin + (index[leading].stop or rows * count) - start
+            return x[(*index[:leading], slice(begin, stop), *index[leading + 1 :])]
+
+        return jax.make_array_from_callback((*x.shape[:leading], rows * count, *x.shape[leading + 1 :]), sharding, part)
+
+    return {name: whole(x) for name, x in batch.items()}

@@ -24,7 +24,7 @@ def test_attention_and_its_gradients_equal_the_dense_reference(small, monkeypatc
     args = normal(rng, b, length, h, g, k), normal(rng, b, length, h, k), normal(rng, b, length, h, k)
     segments = np.sort(rng.integers(0, 4, (b, length)), axis=1)
     ahead = np.where(rng.random((b, length)) < 0.3, 9, 0)
-    seen = attention.visible(segments, ahead)
+    seen = attention.sight(jnp.array(segments), jnp.array(ahead))
     weight = normal(rng, b, length, h, g, k)
 
     def run(attend):
@@ -44,7 +44,7 @@ def test_attention_gradient_is_zero_exactly_where_a_query_must_not_see(small):
     length, k = 20, 4
     segments = np.repeat([1, 2, 3, 0], [9, 2, 6, 3])[None]
     ahead = np.where(np.arange(length) == 12, 3, 0)[None]
-    seen = np.asarray(attention.visible(segments, ahead))[0]
+    seen = np.asarray(attention.sight(jnp.array(segments), jnp.array(ahead)))[0]
     q, keys, values = normal(rng, 1, length, 1, 1, k), normal(rng, 1, length, 1, k), normal(rng, 1, length, 1, k)
 
     def out(keys, values):

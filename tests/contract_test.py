@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,13 +16,13 @@ from audiolm_jax.sharding import PRESETS, abstract_mesh
 from audiolm_jax.vocab import Vocab
 
 CONFIGS = sorted(path.stem for path in configs.folder().glob("*.py"))
-TENSOR = 2
+CONTEXT, TENSOR = 2, 2
 
 
 @pytest.fixture
 def mesh():
     """Instead of the suite's mesh of one real device."""
-    with jax.sharding.use_abstract_mesh(abstract_mesh(4, TENSOR)):
+    with jax.sharding.use_abstract_mesh(abstract_mesh(4, CONTEXT, TENSOR)):
         yield
 
 
@@ -41,7 +42,7 @@ def trace(name: str, streams: int, codebooks: int, preset: str):
     rows, length = 8, config.data.sequence_length
 
     def array(dtype, *shape):
-        spec = P(None, rules.batch, *(None,) * (len(shape) - 1))
+        spec = P(None, rules.batch, rules.length, *(None,) * (len(shape) - 2))
         sharding = NamedSharding(jax.sharding.get_abstract_mesh(), spec)
         return jax.ShapeDtypeStruct((settings.accumulate, *shape), dtype, sharding=sharding)
 
@@ -69,6 +70,6 @@ def test_train_step_keeps_its_shardings(name, strategy, preset, mesh):
     before, after, metrics = trace(name, grid.streams, codebooks, preset)
     assert metrics["loss"].shape == ()
     assert [layout(x) for x in jax.tree.leaves(before)] == [layout(x) for x in jax.tree.leaves(after)]
-    axes = {axis for x in jax.tree.leaves(after.params) for axis in layout(x)[2]}
-    assert ("data" in axes) == (PRESETS[preset].embed is not None)
-    assert ("tensor" in axes) == (PRESETS[preset].ffn is not None)
+    axes = {axis for x in jax.tree.leaves(after.params) for part in layout(x)[2] for axis in np.atleast_1d(part)}
+    used = {axis for name in ("embed", "heads", "ffn", "vocab") for axis in PRESETS[preset].axes(name)}
+    assert axes - {None} == used

@@ -38,14 +38,19 @@ def test_bad_values_are_named(bad):
 
 
 def test_the_mesh_must_divide():
-    assert dict(sharding.make_mesh(ShardingConfig("fsdp_tensor", 4)).shape) == {"data": 2, "tensor": 4}
+    assert dict(sharding.make_mesh(ShardingConfig("fsdp_tensor", 4)).shape) == {"data": 2, "context": 1, "tensor": 4}
+    assert dict(sharding.make_mesh(ShardingConfig("fsdp_context", context=2)).shape) == {
+        "data": 4,
+        "context": 2,
+        "tensor": 1,
+    }
     with pytest.raises(InputError, match="does not divide the 8 devices"):
         sharding.make_mesh(ShardingConfig("fsdp_tensor", 3))
 
 
 def test_gather_only_undoes_the_sharding_of_embed_and_its_gradient_is_stored_like_the_weight():
     rules = sharding.PRESETS["fsdp_tensor"]
-    mesh = sharding.abstract_mesh(64, 4)
+    mesh = sharding.abstract_mesh(data=64, tensor=4)
     with jax.sharding.use_abstract_mesh(mesh):
         stored = NamedSharding(mesh, rules.spec("embed", "ffn"))
         weight = jax.ShapeDtypeStruct((128, 16), jnp.float32, sharding=stored)

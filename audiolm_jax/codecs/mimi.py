@@ -130,7 +130,7 @@ class Attention(nnx.Module):
         ago_NM = place_N[:, None] - place_M
         visible_NM = (ago_NM >= 0) & (ago_NM < c.sliding_window) & (place_M >= 0)
         q = q.reshape(batch, count, heads, groups, c.head_width) * c.head_width**-0.5
-        y = attention.attend(q, k, v, visible_NM[None])
+        y = attention.dense(q, k, v, visible_NM[None])
         return self.o_proj(y.reshape(batch, count, -1))
 
 

@@ -1,0 +1,124 @@
+"""Attention on a TPU: JAX's Pallas splash kernel, with visibility computed in the kernel instead of read from a square.
+
+The kernel masks by a function of a number per query and the key's position, by segments, and by a table of blocks to
+skip. The causal mask gives it the query's own position as that number; given `last`, the last key a query may see, the
+same kernel computes our visibility exactly, whatever mixture of causal and bidirectional documents is packed into a
+row. The tables of blocks are made from the data of each row, so packed documents do not meet in any block but those
+they share. Segments of a row lie side by side, padding (0) at the end, as `data.py` packs them; if they did not, blocks
+would be computed in vain, and nothing would be wrong.
+
+Axes: I and J blocks of C queries and keys; the others as in `attention.py`. The kernel sees one row and local arrays,
+hence `jax.shard_map` over the mesh and `lax.map` over rows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask_info
+from jax.sharding import PartitionSpec as P
+
+LANES = 128  # positions come in multiples of it
+BLOCKS = (512, 384, 256, 128)  # positions of a block, the largest that divides
+
+
+class Sight(NamedTuple):
+    """Query l sees key m iff their segments are equal and m <= last[l]. Every query must see a key."""
+
+    segments_BL: jax.Array
+    segments_BM: jax.Array
+    last_BL: jax.Array
+
+
+def attend(
+    q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, sight: Sight, interpret: bool = False
+) -> jax.Array:
+    """`attention.attend` -> out_BLHGK; queries, rows and heads may be sharded, keys whole. interpret: on any device."""
+    batch, length, heads, *_ = jax.typeof(q_BLHGK).sharding.spec
+    queries, keys = P(batch, length, heads, None, None), P(batch, None, heads, None)
+
+    def local(q_BLHGK, k_BMHK, v_BMHK, sight):
+        return lax.map(lambda row: _row(*row, interpret), (q_BLHGK, k_BMHK, v_BMHK, sight))
+
+    return jax.shard_map(
+        local,
+        in_specs=(queries, keys, keys, Sight(P(batch, length), P(batch, None), P(batch, length))),
+        out_specs=queries,
+        check_vma=False,  # the kernel does not say over which axes its result varies
+    )(
+        q_BLHGK,
+        k_BMHK,
+        v_BMHK,
+        Sight(*(jax.sharding.reshard(x, P(batch, a)) for x, a in zip(sight, (length, None, length)))),
+    )
+
+
+def _row(q_LHGK: jax.Array, k_MHK: jax.Array, v_MHK: jax.Array, sight: Sight, interpret: bool) -> jax.Array:
+    length, h, g, width = q_LHGK.shape
+    pad = -length % LANES, -len(k_MHK) % LANES
+    # Queries that fill up see what the last one sees; keys that fill up are of no segment.
+    segments_L, last_L = (jnp.pad(x, (0, pad[0]), mode="edge") for x in (sight.segments_BL, sight.last_BL))
+    segments_M = jnp.pad(sight.segments_BM, (0, pad[1]), constant_values=-1)
+    q_AHLK = jnp.pad(q_LHGK, ((0, pad[0]), *((0, 0),) * 3)).reshape(-1, h * g, width).transpose(1, 0, 2)
+    k_HMK, v_HMK = (jnp.pad(x, ((0, pad[1]), (0, 0), (0, 0))).transpose(1, 0, 2) for x in (k_MHK, v_MHK))
+    queries, keys = (next(c for c in BLOCKS if n % c == 0) for n in (length + pad[0], len(k_MHK) + pad[1]))
+    computed_IJ = _computed(segments_L, segments_M, last_L, queries, keys)
+    kernel = splash_attention_kernel.SplashAttentionKernel(
+        _info(computed_IJ, last_L, axis=1),
+        _info(computed_IJ, last_L, axis=1),
+        _info(computed_IJ, last_L, axis=0),
+        is_mqa=False,
+        block_sizes=splash_attention_kernel.BlockSizes(
+            block_q=queries,
+            block_kv=keys,
+            block_q_dkv=queries,
+            block_kv_dkv=keys,
+            block_q_dq=queries,
+            block_kv_dq=keys,
+        ),
+        save_residuals=False,
+        mask_value=splash_attention_kernel.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=None,
+        mask_function=_not_after,
+        interpret=interpret,
+    )
+    out = kernel(q_AHLK, k_HMK, v_HMK, splash_attention_kernel.SegmentIds(segments_L, segments_M))
+    return out.transpose(1, 0, 2).reshape(-1, h, g, width)[:length]
+
+
+def _not_after(last: jax.Array, key: jax.Array) -> jax.Array:
+    return key <= last
+
+
+def _computed(segments_L, segments_M, last_L, queries: int, keys: int) -> jax.Array:
+    """computed_IJ: whether any query of block I may see any key of block J, by the range of segments in a block."""
+
+    def ends(segments: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        # Padding comes last: as the highest segment, it does not widen the range of the blocks it is in.
+        ordered = jnp.where(segments > 0, segments, jnp.iinfo(jnp.int32).max + jnp.minimum(segments, 0))
+        blocks = ordered.reshape(-1, size)
+        return blocks.min(axis=1), blocks.max(axis=1)
+
+    (first_I, final_I), (first_J, final_J) = ends(segments_L, queries), ends(segments_M, keys)
+    start_J = keys * jnp.arange(len(first_J), dtype=jnp.int32)
+    reached_IJ = start_J <= last_L.reshape(-1, queries).max(axis=1)[:, None]
+    return reached_IJ & (first_I[:, None] <= final_J) & (first_J <= final_I[:, None])
+
+
+def _info(computed_IJ: jax.Array, last_L: jax.Array, axis: int) -> splash_attention_mask_info.MaskInfo:
+    """The kernel's table: what is computed, and which block along `axis` is loaded at each (a skipped one loads none
+    but the next that is needed, or the last that was)."""
+    count = computed_IJ.shape[axis]
+    index = jnp.arange(count, dtype=jnp.int32)[:, None] if axis == 0 else jnp.arange(count, dtype=jnp.int32)
+    first = jnp.argmax(computed_IJ, axis=axis, keepdims=True).astype(jnp.int32)
+    final = count - 1 - jnp.argmax(jnp.flip(computed_IJ, axis), axis=axis, keepdims=True).astype(jnp.int32)
+    loaded_IJ = jnp.clip(index, first, jnp.maximum(first, final))
+    return splash_attention_mask_info.MaskInfo(
+        data_next=loaded_IJ[None],
+        mask_next=None,
+        block_mask=computed_IJ[None].astype(jnp.int32),
+        partial_mask_blocks=None,
+        q_sequence=last_L,
+    )
