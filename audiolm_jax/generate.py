@@ -215,8 +215,10 @@ class Generator:
     def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Codes alone, chunk by chunk; the last one holds the finished grid."""
         grid, count = self.grid, len(requests)
+        # Devices share rows evenly: the last request fills up, and what it makes is left away.
+        requests = [*requests, *[requests[-1]] * (-count % self.model.rules.parts("batch", self.mesh))]
         common = (self.model, grid, self.vocab, requests)
-        coarse, passes_B = None, np.ones(count, int)
+        coarse, passes_B = None, np.ones(len(requests), int)
         if grid.causal_levels:
             chunks = causal.generate(*common, context=self.context)
             first_B = np.array([plan.prefilled_steps(len(request.prompt_TQ), grid) for request in requests])
@@ -228,11 +230,12 @@ class Generator:
                     complete_B = causal.complete_frames(state, grid)
                     arrays = (np.asarray(x) for x in (state.codes_BFQ, state.frames_B, state.done_B))
                     codes_BFQ, frames_B, done_B = arrays
-                    yield Progress(codes_BFQ, complete_B, frames_B, done_B, passes_B)
+                    yield Progress(*(x[:count] for x in (codes_BFQ, complete_B, frames_B, done_B, passes_B)))
         if grid.causal_levels < grid.codebooks:
             with jax.set_mesh(self.mesh):
                 codes_BFQ, frames_B = masked.generate(*common, coarse=coarse, context=self.context)
             passes_B = passes_B + sum(grid.iterations)
+            codes_BFQ, frames_B, passes_B = (x[:count] for x in (codes_BFQ, frames_B, passes_B))
             yield Progress(codes_BFQ, frames_B, frames_B, np.ones(count, bool), passes_B)
 
     def _next(self, chunks: Iterator) -> Any:
@@ -267,18 +270,26 @@ class Generator:
 
 
 def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
-    """A copy on `mesh` with a Block per layer, its matrices in the compute dtype: cast once, not in every step."""
-    dtype = model.config.compute_dtype
+    """A copy on `mesh` with a Block per layer, its matrices in the compute dtype: cast once, not in every step.
+
+    It lies as `Rules.for_decoding` says: gathered once, too.
+    """
+    rules = model.rules.for_decoding()
+    kept = {axis for logical in ("heads", "ffn", "vocab") for axis in rules.axes(logical)}
 
     def move(x: jax.Array) -> jax.Array:
         spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
+        spec = P(*(axis if axis in kept else None for axis in spec))
         return jax.device_put(x, NamedSharding(mesh, spec), may_alias=False)
 
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if x.ndim > 1 else x
 
     with jax.set_mesh(mesh):
+        dtype = model.config.compute_dtype
         model = unstack(jax.tree.map(move, model))
+        for part in (model, *model.layers):
+            part.rules = rules
         model.layers = jax.tree.map(cast, model.layers)
         if not model.config.tied:
             model.unembedding_DV = jax.tree.map(cast, model.unembedding_DV)

@@ -40,8 +40,8 @@ def output_blocks(out_DV: jax.Array, vocab: Vocab, rules: Rules) -> dict[str, ja
     """
     stored = jax.sharding.reshard(out_DV, rules.spec("embed", None))
     codes_DQK = stored[:, CODE_START : vocab.length_start].reshape(-1, vocab.codebooks, vocab.codebook_size)
-    shards = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in rules.axes("vocab"))
-    last = "vocab" if vocab.codebook_size % shards == 0 else None
+    even = vocab.codebook_size % rules.parts("vocab", jax.sharding.get_abstract_mesh()) == 0
+    last = "vocab" if even else None
     return {
         "text": jax.sharding.reshard(stored[:, :CODE_START], rules.spec(None, None)),
         "codes": jax.sharding.reshard(codes_DQK, rules.spec(None, None, last)),

@@ -20,7 +20,7 @@ from flax import nnx
 
 from audiolm_jax import attention, sharding
 from audiolm_jax.errors import InputError
-from audiolm_jax.sharding import GATHERED, PRESETS, Rules, gather
+from audiolm_jax.sharding import PRESETS, Rules, gather
 
 Cache = tuple[dict[str, jax.Array], ...]  # per layer {"k": [B, slots, H, K], "v": same}, keys already rotated
 
@@ -69,6 +69,17 @@ class ModelConfig:
         if self.dtype == "auto":
             return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
         return jnp.dtype(self.dtype)
+
+    def sharded_sizes(self, vocab_size: int) -> dict[str, tuple[str, int]]:
+        """What mesh axes may have to divide, for `sharding.check_sizes`."""
+        names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
+        sizes = {logical: (f"model.{name}", getattr(self, name)) for logical, name in names.items()}
+        return sizes | {"vocab": ("the number of rows of the vocabulary", table_rows(vocab_size))}
+
+
+def table_rows(vocab_size: int) -> int:
+    """Rows of the embedding table and columns of the output matrix: a multiple of 128, which meshes divide."""
+    return -(-vocab_size // 128) * 128
 
 
 def _rows(axes: int) -> tuple[str | None, ...]:
@@ -179,7 +190,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
         self.config, self.vocab_size, self.rules = config, vocab_size, rules
-        rows = -(-vocab_size // 128) * 128
+        rows = table_rows(vocab_size)
         self.embedding_VD = _normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
         keys = jax.random.split(rngs.params(), config.layers)
         self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)
@@ -231,9 +242,8 @@ class Transformer(nnx.Module):
         if self.config.remat:
             layer = jax.checkpoint(layer, prevent_cse=not stacked)
         elif self.rules.embed is not None:
-            # Gathered weights are gathered again in the backward pass: kept, they would be a whole copy of the model.
-            policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not stacked)
+            # Weights are gathered again in the backward pass: kept, they would be a whole copy of the model.
+            layer = jax.checkpoint(layer, policy=sharding.all_but_gathered, prevent_cse=not stacked)
         if stacked:
             x_BLD, _ = jax.lax.scan(layer, x_BLD, (self.layers, keys_N))
         else:

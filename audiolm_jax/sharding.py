@@ -10,10 +10,10 @@ jax-llm-examples' (explicit axis types, so a wrong layout is a type error at tra
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -53,10 +53,15 @@ class Rules:
             )
         return P(*names)
 
+    def parts(self, logical: str, mesh: Mesh | AbstractMesh) -> int:
+        """Into how many parts the mesh cuts a logical axis."""
+        return math.prod(mesh.shape[axis] for axis in self.axes(logical))
+
     def for_decoding(self) -> "Rules":
         """Where the same model lives while it is sampled from: weights are whole along the axes that rows lie on
         (gathered once, not in every step), and what shared positions shares rows."""
-        return dataclasses.replace(self, batch=self.axes("batch") + self.axes("length"), length=None, embed=None)
+        rows = self.axes("batch") + self.axes("length")
+        return dataclasses.replace(self, batch=rows[0] if len(rows) == 1 else rows, length=None, embed=None)
 
 
 PRESETS = {
@@ -115,8 +120,7 @@ def check_sizes(mesh: Mesh, rules: Rules, sizes: dict[str, tuple[str, int]]) -> 
     sizes: logical axis -> (what to call it, size), such as {"heads": ("model.kv_heads", 4)}.
     """
     for logical, (name, size) in sizes.items():
-        axes = rules.axes(logical)
-        parts = math.prod(mesh.shape[axis] for axis in axes)
+        axes, parts = rules.axes(logical), rules.parts(logical, mesh)
         if size % parts:
             raise InputError(
                 f"{name}={size} cannot be shared by the {parts} devices along {' and '.join(axes)} (section sharding); "
@@ -145,15 +149,16 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
     return make_mesh(devices=[device or jax.local_devices()[0]])
 
 
-# Of gathered weights: a backward pass may gather them again instead of keeping them (`model.py`).
-GATHERED = "gathered"
-
-
 def gather(weight: jax.Array, logical: Sequence[str | None], rules: Rules, dtype=None) -> jax.Array:
     """A stored weight as a layer uses it: cast, then its "embed" axis (and only it) gathered."""
     used = rules.spec(*(None if axis == "embed" else axis for axis in logical))
     weight = weight if dtype is None else weight.astype(dtype)
-    return checkpoint_name(jax.sharding.reshard(weight, used), GATHERED)
+    return jax.sharding.reshard(weight, used)
+
+
+def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy for `jax.checkpoint`: the backward pass gathers again, and finds everything else that it needs."""
+    return primitive.name != "reshard"
 
 
 def share(mesh: Mesh) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from audiolm_jax import checkpoints, files, losses, recording
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
-from audiolm_jax.sharding import Rules, ShardingConfig, make_mesh, shard_batch
+from audiolm_jax.sharding import Rules, ShardingConfig, check_sizes, make_mesh, shard_batch
 from audiolm_jax.vocab import CODE_START, MASK, Vocab
 
 
@@ -184,8 +184,9 @@ def train(
     workdir = Path(workdir)
     about = checkpoints.describe(model, vocab, **(about or {}))
     sections = {"sharding": sharding, "optimizer": optimizer, "training": training}
-    claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
     mesh = make_mesh(sharding, devices)
+    check_sizes(mesh, sharding.rules, model.sharded_sizes(vocab.size))
+    claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
     with jax.set_mesh(mesh), checkpoints.manager(workdir, training.keep) as manager, signals() as received:
         tx = optimizers.make(optimizer, training.steps)
         graph, init = _initialiser(model, vocab, sharding.rules, training, tx)

@@ -167,10 +167,13 @@ def get_config() -> ConfigDict:
     # How arrays lie on several devices.
     config.sharding = ConfigDict(
         {
-            # data (copies of the model), fsdp (weights sharded) or fsdp_tensor (also heads, ffn, vocabulary).
+            # data (copies of the model), fsdp (weights sharded), fsdp_tensor (also heads, ffn, vocabulary) or
+            # fsdp_context (also the positions of a row, for long audio).
             "preset": "data",
             # fsdp_tensor: devices along the tensor axis; the others go to data.
             "tensor": 1,
+            # fsdp_context: devices that share a row; the others go to data.
+            "context": 1,
         }
     )
 

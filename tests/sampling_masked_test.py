@@ -103,7 +103,8 @@ def trace():
     step = jax.jit(masked.advance, static_argnames="vocab")
     grids = [plan.prompt_grid(requests, 24, 3)]
     for n in range(len(passes.level)):
-        grids.append(np.asarray(step(model, vocab, fixed, jax.tree.map(lambda x, n=n: x[n], passes), grids[-1])))
+        now = jax.tree.map(lambda x, n=n: x[n], passes)
+        grids.append(np.asarray(step(model, vocab, fixed, now, grids[-1], model.output_DV())))
     return grid, requests, frames_B, passes, grids
 
 

@@ -69,22 +69,23 @@ def see(model: Transformer, tokens_MFS: jax.Array, frames_M: jax.Array, fixed: F
     return model.norm(x_MFD)
 
 
-def level_logits(model: Transformer, vocab: Vocab, hidden_MFD: jax.Array, level: jax.Array) -> jax.Array:
+def level_logits(output_DV: jax.Array, vocab: Vocab, hidden_MFD: jax.Array, level: jax.Array) -> jax.Array:
     """Logits [M, F, K] of one codebook: the head of this level only."""
     start = ids.CODE_START + level * vocab.codebook_size
-    output_DV = jax.sharding.reshard(model.output_DV(), P())
     head_DK = jax.lax.dynamic_slice_in_dim(output_DV, start, vocab.codebook_size, axis=1).astype(hidden_MFD.dtype)
     logits_MFK = jnp.einsum("MFD,DK->MFK", hidden_MFD, head_DK, preferred_element_type=jnp.float32)
     return jax.sharding.reshard(logits_MFK, P())
 
 
-def advance(model: Transformer, vocab: Vocab, fixed: Fixed, now: Pass, codes_BFQ: jax.Array) -> jax.Array:
-    """The grid after one pass."""
+def advance(
+    model: Transformer, vocab: Vocab, fixed: Fixed, now: Pass, codes_BFQ: jax.Array, output_DV: jax.Array
+) -> jax.Array:
+    """The grid after one pass. output: the model's output matrix, whole on every device."""
     batch, F, Q = codes_BFQ.shape
     copies = len(fixed.length_M) // batch
     tokens_MFS = jnp.tile(inputs(codes_BFQ, vocab), (copies, 1, 1))
     hidden_MFD = see(model, tokens_MFS, jnp.tile(fixed.frames_B, copies), fixed)
-    logits_BFK = level_logits(model, vocab, hidden_MFD, now.level)
+    logits_BFK = level_logits(output_DV, vocab, hidden_MFD, now.level)
     if fixed.guidance_B is not None:
         logits_BFK = guide(logits_BFK[:batch], logits_BFK[batch:], fixed.guidance_B[:, None])
 
@@ -124,8 +125,10 @@ def _gumbel(keys_B, number, like):
 def run_levels(model: Transformer, vocab: Vocab, fixed: Fixed, schedule: Pass, codes_BFQ: jax.Array) -> jax.Array:
     """All passes of the schedule. Pure; `levels_program` is its compiled form."""
 
+    output_DV = jax.sharding.reshard(model.output_DV(), P())  # once, not in every pass
+
     def one_pass(codes_BFQ, now):
-        return advance(model, vocab, fixed, now, codes_BFQ), None
+        return advance(model, vocab, fixed, now, codes_BFQ, output_DV), None
 
     return jax.lax.scan(one_pass, codes_BFQ, schedule)[0]
 

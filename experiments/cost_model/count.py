@@ -134,18 +134,20 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
             codes_BFQ = plan.place(empty_BFQ)
         schedule = masked.schedule([request], frames_B, grid)
         every = [plan.place(jax.tree.map(lambda x, n=n: x[n], schedule)) for n in range(len(schedule.number))]
-        level, flops["level"] = compiled(masked.advance, model, vocab, fixed, every[0], codes_BFQ, static=("vocab",))
+        output_DV = model.output_DV()
+        args = (model, vocab, fixed, every[0], codes_BFQ, output_DV)
+        level, flops["level"] = compiled(masked.advance, *args, static=("vocab",))
         F = codes_BFQ.shape[1]
         dense["level"] = cost.Work(F, F * (P + F), 0, F)
         begun_BFQ = codes_BFQ
         for now in every:
-            codes_BFQ = level(model, fixed, now, codes_BFQ)
+            codes_BFQ = level(model, fixed, now, codes_BFQ, output_DV)
             grids.append(np.asarray(codes_BFQ)[0])
 
         def every_level():
             codes_BFQ = begun_BFQ
             for now in every:
-                codes_BFQ = level(model, fixed, now, codes_BFQ)
+                codes_BFQ = level(model, fixed, now, codes_BFQ, output_DV)
             return codes_BFQ
 
         seconds += fastest(every_level)
