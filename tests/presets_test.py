@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from audiolm_jax import codecs, generate, losses, serialization, sharding
+from audiolm_jax import codecs, collectives, generate, losses, serialization, sharding
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import ModelConfig, Transformer
+from audiolm_jax.model import ModelConfig, Transformer, table_rows
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.serialization import SerializationConfig, documents
 from audiolm_jax.sharding import PRESETS, ShardingConfig
@@ -61,28 +61,31 @@ def batch(strategy: str) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def programs(preset: str):
-    """(mesh, model, jitted loss and gradient) of a preset; "one": a single device."""
+def program(preset: str, streams: int):
+    """(mesh, model, compiled loss and gradient) of a preset; "one": a single device."""
     config = SHARDINGS.get(preset, ShardingConfig())
     mesh = sharding.make_mesh(config, None if preset in SHARDINGS else jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        network = jax.jit(lambda key: Transformer(MODEL, VOCAB.size, nnx.Rngs(params=key), config.rules))(
-            jax.random.key(0)
-        )
 
     def loss(network: Transformer, rows: dict) -> jax.Array:
         hidden = network(rows["tokens_BLS"], rows["positions_BL"], rows["segments_BL"], rows["ahead_BL"])
         total, sums = losses.loss_and_sums(hidden, network.output_DV(), rows, VOCAB, network.rules, z_loss=0.01)
         return total / sums["weight"], sums
 
-    return mesh, network, jax.jit(jax.value_and_grad(loss, has_aux=True, allow_int=True))
+    with jax.set_mesh(mesh):
+        network = jax.jit(lambda key: Transformer(MODEL, VOCAB.size, nnx.Rngs(params=key), config.rules))(
+            jax.random.key(0)
+        )
+        rows = sharding.shard_batch(batch("flat" if streams == 1 else "delay"), mesh, config.rules)
+        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True, allow_int=True))
+        return mesh, network, gradient.lower(network, rows).compile()
 
 
 @functools.cache
 def result(preset: str, strategy: str):
-    mesh, network, compute = programs(preset)
+    rows = batch(strategy)
+    mesh, network, compute = program(preset, rows["tokens_BLS"].shape[-1])
     with jax.set_mesh(mesh):
-        found = compute(network, sharding.shard_batch(batch(strategy), mesh, network.rules))
+        found = compute(network, sharding.shard_batch(rows, mesh, network.rules))
         for stored, gradient in zip(jax.tree.leaves(network), jax.tree.leaves(found[1]), strict=True):
             assert gradient.sharding == stored.sharding
         return jax.device_get(found)
@@ -95,6 +98,61 @@ def test_loss_and_gradients_equal_those_of_one_device(strategy, preset):
     assert 1 < expected[0][0] < 10 and expected[0][1]["count_X"].sum() > 100
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def sent(preset: str) -> list[collectives.Collective]:
+    """What the program of a preset sends, one entry for each array."""
+    found = collectives.collectives(program(preset, VOCAB.codebooks)[2].as_text())
+    return [dataclasses.replace(c, arrays=(array,)) for c in found for array in c.arrays]
+
+
+def total(preset: str, kind: str, group: int, least: int = 2) -> int:
+    """Bytes of the arrays of `least` axes or more that groups of so many devices exchange."""
+    chosen = [c for c in sent(preset) if c.kind == kind and c.group == group and len(c.arrays[0][1]) >= least]
+    return sum(c.times * c.bytes for c in chosen)
+
+
+# Bytes of float32 parameters: the matrices of all layers, the table, the columns of the output matrix that are read.
+D, LAYERS = MODEL.width, MODEL.layers
+MATRICES = 4 * LAYERS * D * (MODEL.head_width * (2 * MODEL.heads + 2 * MODEL.kv_heads) + 3 * MODEL.ffn)
+TABLE, HEAD = 4 * D * table_rows(VOCAB.size), 4 * D * VOCAB.size
+
+
+def test_data_reduces_every_gradient_once():
+    assert total("data", "all-reduce", 8) == MATRICES + TABLE + HEAD
+    # With the scales of the norms, all there is but the sums of the loss.
+    scales = 4 * D * (2 * LAYERS + 1)
+    assert 0 <= total("data", "all-reduce", 8, least=1) - (MATRICES + TABLE + HEAD + scales) <= 2 * 4 * 4
+    assert not [c for c in sent("data") if c.kind != "all-reduce"]
+
+
+def test_fsdp_gathers_layers_twice_and_the_rest_once_and_reduces_every_gradient_once():
+    assert total("fsdp", "all-gather", 8) == 2 * MATRICES + TABLE + HEAD
+    # XLA writes a reduce-scatter on a CPU as an all-reduce and a slice; on a TPU it is one (accelerators_test.py).
+    assert total("fsdp", "all-reduce", 8) + total("fsdp", "reduce-scatter", 8) == MATRICES + TABLE + HEAD
+
+
+def test_fsdp_tensor_reduces_activations_twice_a_layer_forward_and_backward():
+    parts = SHARDINGS["fsdp_tensor"].tensor
+    stream = (ROWS // 4, LENGTH, D)
+    reduced = [c for c in sent("fsdp_tensor") if c.kind == "all-reduce" and c.arrays[0][1] == stream]
+    # Once more in all, where the sharded vocabulary meets the last hidden states.
+    assert {c.group for c in reduced} == {parts}
+    assert sum(c.times for c in reduced) == 4 * LAYERS + 1
+    # Of the matrices a device gathers, over data, the parts that its place along tensor has.
+    matrices = [c for c in sent("fsdp_tensor") if c.kind == "all-gather" and c.group == 4 and c.times == LAYERS]
+    assert sum(c.times * c.bytes for c in matrices) == 2 * MATRICES // parts
+
+
+def test_fsdp_context_gathers_keys_and_values_and_reduces_their_gradients():
+    parts = SHARDINGS["fsdp_context"].context
+    keys = 4 * (ROWS // 2) * LENGTH * MODEL.kv_heads * MODEL.head_width
+    gathered = [c for c in sent("fsdp_context") if c.kind == "all-gather" and c.group == parts and c.times == LAYERS]
+    assert sum(c.times * c.bytes for c in gathered) == 2 * 2 * LAYERS * keys  # keys and values, forward and backward
+    reduced = [c for c in sent("fsdp_context") if c.kind in ("all-reduce", "reduce-scatter") and c.bytes == keys]
+    assert {c.group for c in reduced} == {parts} and sum(c.times for c in reduced) == 2 * LAYERS
+    assert total("fsdp_context", "all-gather", 8) == 2 * MATRICES + TABLE + HEAD
 
 
 @pytest.mark.parametrize(
