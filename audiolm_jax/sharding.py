@@ -5,6 +5,15 @@ which mesh axis each of them lives. Weights are *stored* as their full spec says
 their "embed" axis, which is what makes a preset with `embed` sharded fully-sharded data parallelism (the
 transpose of the gather is the reduce-scatter of the gradient). The idiom is the JAX training cookbook's and
 jax-llm-examples' (explicit axis types, so a wrong layout is a type error at trace time).
+
+What a training step sends under each preset (the tests read it from compiled programs):
+
+    data          every gradient is reduced once, over all devices
+    fsdp          weights of layers are gathered for the forward and for the backward pass, the others once; every
+                  gradient is reduced and scattered once
+    fsdp_tensor   the same over `data`, and activations are reduced over `tensor` twice a layer in either pass
+    fsdp_context  fsdp over all devices, and keys and values are gathered over `context` in either pass, their
+                  gradients reduced and scattered
 """
 
 import dataclasses
@@ -161,20 +170,9 @@ def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name != "reshard"
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which of `count` equal shares of a batch's rows this process makes.
-
-    Processes whose devices lie at the same places along `data` (those that share a tensor or context group) make the
-    same rows. Raises InputError if the places of two processes overlap without being the same.
-    """
-    groups = _places(mesh)
-    mine = groups[jax.process_index()]
-    distinct = sorted(set(groups.values()))
-    return distinct.index(mine), len(distinct)
-
-
 def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """Process -> the places along `data` where its devices lie."""
+    """Process -> the places along `data` where its devices lie; those that share a tensor or context group have the
+    same. Raises InputError if the places of two processes overlap without being the same."""
     places: dict[int, set[int]] = {}
     for index, device in np.ndenumerate(mesh.devices):
         places.setdefault(device.process_index, set()).add(index[AXES.index("data")])
@@ -191,11 +189,12 @@ def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading: int = 0) -> dict[str, jax.Array]:
     """This process's rows -> global arrays: after `leading` unsharded axes, rows over `batch`, positions over `length`.
 
-    Every process holds the rows of its `share`, all positions of them, in the order of its places along `data`.
+    Every process holds the rows of its places along `data`, in their order, with all positions.
     Raises InputError if rows or positions do not divide.
     """
     sharding = NamedSharding(mesh, P(*(None,) * leading, rules.batch, rules.length))
-    mine, (_, count) = _places(mesh)[jax.process_index()], share(mesh)
+    places = _places(mesh)
+    mine, count = places[jax.process_index()], len(set(places.values()))
 
     def whole(x: np.ndarray) -> jax.Array:
         rows, positions = x.shape[leading : leading + 2]

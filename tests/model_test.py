@@ -186,26 +186,6 @@ def mixed_batch(vocab: Vocab, rows: int = 8, length: int = 10, streams: int = 2)
     }
 
 
-@pytest.mark.parametrize(
-    "preset,tensor",
-    [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("fsdp_tensor", 2), ("data", 1), ("fsdp", 1))],
-)
-def test_eight_devices_give_the_loss_and_gradients_of_one(preset, tensor):
-    vocab = Vocab(codebooks=2, codebook_size=16, max_frames=8)
-    batch = mixed_batch(vocab)
-    compute = jax.jit(jax.value_and_grad(lambda network, batch: loss(network, batch, vocab), allow_int=True))
-    expected = compute(make(vocab_size=vocab.size), batch)
-    config = sharding.ShardingConfig(preset, tensor)
-    mesh = sharding.make_mesh(config)
-    with jax.set_mesh(mesh):
-        network = make(vocab_size=vocab.size, rules=config.rules)
-        assert network.unembedding_DV[...].sharding.spec == config.rules.spec("embed", "vocab")
-        got = compute(network, sharding.shard_batch(batch, mesh, config.rules))
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
-    for a, b in pairs:
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
 @pytest.mark.slow
 def test_options_change_what_they_say():
     """Recomputation, unstacking and dropout without a key change nothing; a key, and tying, do."""

@@ -27,6 +27,8 @@ SHARDINGS = {
 ROWS, LENGTH = 8, 64
 # Of a strategy, a training step sees the number of streams and nothing else: those of one number share a program.
 STRATEGIES = [pytest.param(s, marks=pytest.mark.slow) if s == "flat" else s for s in serialization.STRATEGIES]
+# The quick run leaves out what the other presets contain.
+SOME = [pytest.param(p, marks=pytest.mark.slow) if p == "data" else p for p in PRESETS]
 
 
 def test_every_preset_is_here():
@@ -91,7 +93,7 @@ def result(preset: str, strategy: str):
         return jax.device_get(found)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SOME)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_loss_and_gradients_equal_those_of_one_device(strategy, preset):
     expected, found = result("one", strategy), result(preset, strategy)
@@ -119,6 +121,7 @@ MATRICES = 4 * LAYERS * D * (MODEL.head_width * (2 * MODEL.heads + 2 * MODEL.kv_
 TABLE, HEAD = 4 * D * table_rows(VOCAB.size), 4 * D * VOCAB.size
 
 
+@pytest.mark.slow
 def test_data_reduces_every_gradient_once():
     assert total("data", "all-reduce", 8) == MATRICES + TABLE + HEAD
     # With the scales of the norms, all there is but the sums of the loss.
@@ -199,7 +202,9 @@ def codes(preset: str, strategy: str) -> list[np.ndarray]:
     return [last.codes_BFQ[b, :n] for b, n in enumerate(last.frames_B)]
 
 
-@pytest.mark.parametrize("preset", [pytest.param("data", marks=pytest.mark.slow), "fsdp_tensor", "fsdp_context"])
+@pytest.mark.parametrize(
+    "preset", [p if p == "fsdp_tensor" else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS]
+)
 @pytest.mark.parametrize(
     "strategy",
     [s if s == "hierarchical" else pytest.param(s, marks=pytest.mark.slow) for s in serialization.STRATEGIES],
