@@ -12,8 +12,8 @@ What a training step sends under each preset (the tests read it from compiled pr
     fsdp          weights of layers are gathered for the forward and for the backward pass, the others once; every
                   gradient is reduced and scattered once
     fsdp_tensor   the same over `data`, and activations are reduced over `tensor` twice a layer in either pass
-    fsdp_context  fsdp over all devices, and keys and values are gathered over `context` in either pass, their
-                  gradients reduced and scattered
+    fsdp_context  fsdp over all devices, and keys and values are gathered over `context` in either pass (TPU's kernel
+                  keeps them for the backward pass), their gradients reduced and scattered
 """
 
 import dataclasses
@@ -77,6 +77,7 @@ PRESETS = {
     "data": Rules(batch="data"),
     "fsdp": Rules(batch="data", embed="data"),
     "fsdp_tensor": Rules(batch="data", embed="data", heads="tensor", ffn="tensor", vocab="tensor"),
+    # The last positions of a causal row see most, so the last devices of a row compute most.
     "fsdp_context": Rules(batch="data", length="context", embed=("data", "context")),
 }
 
