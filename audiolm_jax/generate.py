@@ -270,30 +270,40 @@ class Generator:
 
 
 def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
-    """A copy on `mesh` with a Block per layer, its matrices in the compute dtype: cast once, not in every step.
-
-    It lies as `Rules.for_decoding` says: gathered once, too.
-    """
-    rules = model.rules.for_decoding()
-    kept = {axis for logical in ("heads", "ffn", "vocab") for axis in rules.axes(logical)}
+    """A copy of the model on `mesh`, in the form that decoding wants (`decoding_form`)."""
 
     def move(x: jax.Array) -> jax.Array:
         spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
-        spec = P(*(axis if axis in kept else None for axis in spec))
-        return jax.device_put(x, NamedSharding(mesh, spec), may_alias=False)
+        return jax.device_put(x, NamedSharding(mesh, _gathered(spec, model)), may_alias=False)
+
+    with jax.set_mesh(mesh):
+        return decoding_form(jax.tree.map(move, model))
+
+
+def decoding_form(model: Transformer) -> Transformer:
+    """A Block per layer, its matrices in the compute dtype: cast once, not in every step. A mesh is entered.
+
+    It lies as `Rules.for_decoding` says: gathered once, too.
+    """
+    rules, dtype = model.rules.for_decoding(), model.config.compute_dtype
 
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if x.ndim > 1 else x
 
-    with jax.set_mesh(mesh):
-        dtype = model.config.compute_dtype
-        model = unstack(jax.tree.map(move, model))
-        for part in (model, *model.layers):
-            part.rules = rules
-        model.layers = jax.tree.map(cast, model.layers)
-        if not model.config.tied:
-            model.unembedding_DV = jax.tree.map(cast, model.unembedding_DV)
+    model = jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
+    model = unstack(model)
+    for part in (model, *model.layers):
+        part.rules = rules
+    model.layers = jax.tree.map(cast, model.layers)
+    if not model.config.tied:
+        model.unembedding_DV = jax.tree.map(cast, model.unembedding_DV)
     return model
+
+
+def _gathered(spec: P, model: Transformer) -> P:
+    """Where a weight that lies so is kept for decoding."""
+    kept = {axis for logical in ("heads", "ffn", "vocab") for axis in model.rules.for_decoding().axes(logical)}
+    return P(*(axis if axis in kept else None for axis in spec))
 
 
 def load(

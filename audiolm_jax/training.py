@@ -199,18 +199,7 @@ def train(
             state, position = jax.jit(init, compiler_options=_RUN_ONCE)(key), {"seconds": 0.0}
         if start >= training.steps:
             return state
-        step_fn = jax.jit(
-            functools.partial(
-                train_step,
-                graph=graph,
-                tx=tx,
-                schedule=optimizers.schedule(optimizer, training.steps),
-                config=training,
-                vocab=vocab,
-                rules=sharding.rules,
-            ),
-            donate_argnums=0,
-        )
+        step_fn = step_program(graph, tx, optimizer, training, vocab, sharding.rules)
         peak = recording.peak_flops(training.peak_tflops)
         recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
@@ -273,6 +262,20 @@ def _initialiser(
     return graph, init
 
 
+def step_program(
+    graph: Any,
+    tx: optax.GradientTransformation,
+    optimizer: optimizers.OptimizerConfig,
+    training: TrainingConfig,
+    vocab: Vocab,
+    rules: Rules,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """`train_step` jitted, the state donated: what the loop runs, and what `audiolm plan` compiles ahead of time."""
+    schedule = optimizers.schedule(optimizer, training.steps)
+    fixed = {"graph": graph, "tx": tx, "schedule": schedule, "config": training, "vocab": vocab, "rules": rules}
+    return jax.jit(functools.partial(train_step, **fixed), donate_argnums=0)
+
+
 def _for_inference(state: TrainState) -> tuple[dict, dict]:
     """(parameters for inference, everything else) as plain trees; together they are the state."""
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "sums": state.sums}
@@ -280,25 +283,36 @@ def _for_inference(state: TrainState) -> tuple[dict, dict]:
 
 
 def _restore(manager: Any, step: int, state: TrainState, mesh: Any, ema: bool) -> tuple[TrainState, dict]:
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = x.sharding.spec if x.sharding else P()
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    params, rest = _for_inference(jax.tree.map(place, state))
+    params, rest = _for_inference(on_mesh(state, mesh))
     params, rest, position = checkpoints.restore(manager, step, params, rest)
     if ema:
         return TrainState(params=rest.pop("params"), ema=params, **rest), position
     return TrainState(params=params, ema={}, **rest), position
 
 
+def on_mesh(tree: Any, mesh: Any) -> Any:
+    """Shapes that know a partition, as `jax.eval_shape` gives them, -> the same on the devices of `mesh`."""
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = x.sharding.spec if x.sharding else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree)
+
+
+def check_rows(rows: int, parts: int, devices: int, processes: int) -> None:
+    """Raises InputError if `rows` of each process cannot be split into `parts` that fill the devices of the batch."""
+    if rows % parts or (rows // parts * processes) % devices:
+        raise InputError(
+            f"a batch of {rows} rows per process cannot be split into training.accumulate={parts} parts over "
+            f"{devices} devices; choose a multiple of {parts * max(devices // processes, 1)} rows"
+        )
+
+
 def _split(batch: dict[str, np.ndarray], parts: int, devices: int) -> dict[str, np.ndarray]:
     """[rows, ...] -> [parts, rows / parts, ...]."""
     rows = len(batch["tokens_BLS"])
-    if rows % parts or (rows // parts * jax.process_count()) % devices:
-        raise InputError(
-            f"a batch of {rows} rows per process cannot be split into training.accumulate={parts} parts over "
-            f"{devices} devices; choose a multiple of {parts * max(devices // jax.process_count(), 1)} rows"
-        )
+    check_rows(rows, parts, devices, jax.process_count())
     rows_of = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that data.py adds
     return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in rows_of.items()}
 

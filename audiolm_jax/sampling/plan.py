@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax import vocab as ids
@@ -186,8 +185,7 @@ def prompt_grid(requests: Sequence[Request], frames: int, codebooks: int) -> np.
 def place(tree: Any) -> Any:
     """Host arrays -> the mesh that is entered, whole on every device: as the loops give them back, so that the
     second chunk finds the executable of the first."""
-    mesh = jax.sharding.get_mesh()
-    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P(*(None,) * np.ndim(x)))), tree)
+    return jax.tree.map(lambda x: jax.device_put(x, P(*(None,) * np.ndim(x))), tree)
 
 
 def keys(requests: Sequence[Request], stage: int) -> jax.Array:

@@ -1,0 +1,120 @@
+"""Compile a program and read it off: does it fit, what does it send, how long must it take at least.
+
+    compute      = flops / peak of a chip
+    memory       = (matrix traffic + donated arguments read and written) / bandwidth of a chip's memory
+    interconnect = sum over collectives of (bytes a chip must pass on) / (bandwidth of its links)
+
+The estimate is the largest of the three: a roofline, everything at its peak and overlapping. What is reached is less:
+35 to 60 % of it in training is good. The bytes that a chip passes on in a ring of n are (n-1)/n of an array for an
+all-gather or a reduce-scatter, twice that for an all-reduce, all of it for a permutation, and for an all-to-all the
+share that leaves the chip, over a ring on average a quarter of n hops away ("How to scale your model", chapter 3).
+"""
+
+import re
+import time
+from typing import Any
+
+from audiolm_jax import collectives
+from audiolm_jax.planning import work
+from audiolm_jax.planning.chips import Slice
+from audiolm_jax.planning.programs import Program
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
+
+
+def of_program(program: Program, target: Slice) -> dict[str, Any]:
+    """Everything that is known of one program, as plain JSON values. It is compiled here, which may take minutes."""
+    counted = work.count(program.traced.jaxpr)
+    found = {"name": program.name, "rows": program.rows, "positions": program.positions, "runs": program.runs}
+    found["audio_seconds"] = program.audio_seconds
+    began = time.perf_counter()
+    lowered = program.traced.lower()
+    try:
+        compiled = lowered.compile()
+    except Exception as error:  # jaxlib's own error type; only that of a full memory is ours to tell
+        needed = too_large(str(error))
+        if needed is None:
+            raise
+        found["memory"] = {"total": needed, "capacity": target.chip.memory, "fits": False}
+        found["compile_seconds"] = time.perf_counter() - began
+        return found
+    found["compile_seconds"] = time.perf_counter() - began
+    found["memory"] = memory(compiled.memory_analysis(), target.chip.memory)
+    sent = collectives.collectives(compiled.as_text())
+    found["collectives"] = collectives.totals(sent)
+    donated = 2 * found["memory"]["donated"]
+    found["flops"], found["bytes"] = counted.flops, counted.bytes + donated
+    found["estimate"] = roofline(found["flops"], found["bytes"], sent, target)
+    seconds = found["estimate"]["seconds"] * program.runs
+    found["positions_per_second"] = program.positions * program.runs / seconds
+    found["audio_seconds_per_second"] = program.audio_seconds / seconds
+    return found
+
+
+def memory(analysis: Any, capacity: float) -> dict[str, Any]:
+    """Bytes of a chip: `total` is what the program needs at once. Donated arguments are outputs too, and count once."""
+    parts = {
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes,
+        "donated": analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "code": analysis.generated_code_size_in_bytes,
+    }
+    total = sum(parts.values()) - 2 * parts["donated"]
+    return {**parts, "total": total, "capacity": capacity, "fits": total <= capacity}
+
+
+def too_large(message: str) -> float | None:
+    """Bytes that the compiler says a program needs, when it refuses it for them (None: it refused for something else).
+
+    The compiler has two ways to say it: "Used 18.3G of 15.75G hbm", "... memory required ... (192.00G) exceeds".
+    """
+    if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+        return None
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds", message)
+    return float(match[1]) * UNITS[match[2]] if match else float("nan")
+
+
+def roofline(flops: float, moved: float, sent: list[collectives.Collective], target: Slice) -> dict[str, Any]:
+    """Seconds of one run by each bound, the largest, and which one that is."""
+    chip = target.chip
+    bounds = {
+        "compute": flops / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "interconnect": sum(one.times * passed_on(one) / target.link_bandwidth(one.group) for one in sent),
+    }
+    bound = max(bounds, key=bounds.get)
+    return {**bounds, "seconds": bounds[bound], "bound": bound}
+
+
+def passed_on(one: collectives.Collective) -> float:
+    """Bytes that a chip passes on in one execution; the formulas at the top of this file."""
+    share = (one.group - 1) / one.group
+    factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "all-to-all": share / 4}
+    return one.bytes * factor.get(one.kind, share)
+
+
+def advice(found: dict[str, Any], task: Any, target: Slice) -> str:
+    """What to change in a configuration whose program does not fit; "" if it does."""
+    if found["memory"]["fits"]:
+        return ""
+    config, changes = task.config, []
+    sharding = config.sharding
+    if found["name"] == "train step":
+        if not config.model.remat:
+            changes.append("--config.model.remat=True (activations are computed again)")
+        if sharding.preset == "data":
+            changes.append("--config.sharding.preset=fsdp (weights and optimizer state are sharded)")
+        per_process = config.data.batch_size // config.training.accumulate
+        if per_process * target.hosts > target.chips // sharding.tensor:
+            changes.append(f"--config.training.accumulate={2 * config.training.accumulate} (half as many rows at once)")
+        if config.data.batch_size > 1:
+            changes.append(f"--config.data.batch_size={config.data.batch_size // 2} (half the batch)")
+    else:
+        if found["rows"] > target.chips // sharding.tensor:
+            changes.append(f"--rows={found['rows'] // 2} (fewer requests at once)")
+        if sharding.tensor < task.config.model.kv_heads and target.chips > sharding.tensor:
+            changes.append(
+                f"--config.sharding.preset=fsdp_tensor --config.sharding.tensor={2 * sharding.tensor} (heads sharded)"
+            )
+    return "; or ".join(changes) or "a larger slice"
