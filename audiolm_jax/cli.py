@@ -1,4 +1,4 @@
-"""The command line: prepare, train, generate, evaluate, export, compare, codec.
+"""The command line: prepare, train, generate, evaluate, export, compare, plan, codec.
 
 Each subcommand is one function that reads the configuration and calls the modules. Bad input ends with one sentence
 on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit code 130.
@@ -108,6 +108,13 @@ def build_parser() -> Parser:
     sub = add("compare", compare)
     sub.add_argument("--config", default="demo", help=config_help)
     sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the comparison")
+
+    sub = add("plan", plan)
+    sub.add_argument("--config", default="default", help=config_help)
+    sub.add_argument("--topology", required=True, metavar="SLICE", help="v5e:16x16, v5e-256, v5p-512, ... or h100:8")
+    sub.add_argument("--programs", default="train,sample", help="train, sample or both (default: %(default)s)")
+    sub.add_argument("--rows", type=int, help="requests sampled at once (default: one per batch shard)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr")
 
     sub = add("codec", codec)
     sub.add_argument("action", choices=("encode", "decode", "info"), help="what to do")
@@ -255,22 +262,16 @@ def compare(options: argparse.Namespace) -> None:
 def codec(options: argparse.Namespace) -> None:
     if options.overrides:
         raise InputError(f"--config.{options.overrides[0]}: audiolm codec takes no configuration; see its --help")
-    from audiolm_jax import codec_files, codecs
+    from audiolm_jax import codec_files
 
-    source = {"name": options.codec, "path": options.path, "codebooks": options.codebooks}
-    if options.action == "info":
-        opened = codecs.load(source["name"] or "default", source["path"], source["codebooks"])
-        print(codec_files.summary(opened))
-        for path in options.files:
-            print(codec_files.describe(path, opened))
-        return
-    if not options.files:
-        raise InputError(f"codec {options.action}: name at least one file")
-    out = None if options.out is None else writable(options.out, "--out")
-    problems = codec_files.run(options.action, options.files, out, source)
-    if problems:
-        done = len(options.files) - len(problems)
-        raise InputError(f"{done} of {len(options.files)} files are done; {'; '.join(problems)}")
+    out = options.out and writable(options.out, "--out")
+    codec_files.command(options.action, options.files, out, options.codec, options.path, options.codebooks)
+
+
+def plan(options: argparse.Namespace) -> None:
+    from audiolm_jax.planning import command
+
+    command.run(options, load_config(options))
 
 
 def recording(path: Path, sample_rate: int):

@@ -61,6 +61,16 @@ examples:
   # three seeds, whose spread is in the intervals; every strategy is shown the same audio
   audiolm compare --config demo --workdir runs/three --config.compare.seeds=0,1,2 --config.compare.equal=tokens
 """,
+    "plan": """Compile a run for chips that are not here: does it fit, what does it send, how long must a step take.
+
+The train step and the programs of sampling are compiled ahead of time for a TPU slice (by libtpu, on this machine:
+pip install 'audiolm-jax[tpu]'); GPUs are given by count. Times are floors: every part of a chip at its peak.
+
+examples:
+  audiolm plan --config size_300m --topology v5e:16x16
+  audiolm plan --config size_7b --topology v5p-512 --programs train --config.training.accumulate=2
+  audiolm plan --config size_1b5 --topology v6e-8 --programs sample --rows 64 --json
+""",
     "codec": """Recordings to codes and back, with any codec; files of hours are taken piece by piece.
 
 FILE.npz holds the codes [frames, codebooks], and what is needed to decode them.

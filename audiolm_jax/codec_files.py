@@ -185,6 +185,28 @@ def summary(codec) -> str:
     return "\n".join(f"{name:12s} {value}" for name, value in lines.items())
 
 
+def command(
+    action: str, paths: list[Path], out: Path | None, name: str | None, path: str | None, codebooks: int | None
+) -> None:
+    """`audiolm codec`: prints what a codec and files are, or runs over the files.
+
+    Raises InputError if no file is named, or naming every file that could not be done.
+    """
+    source = {"name": name, "path": path, "codebooks": codebooks}
+    if action == "info":
+        opened = codecs.load(source["name"] or "default", source["path"], source["codebooks"])
+        print(summary(opened))
+        for recorded in paths:
+            print(describe(recorded, opened))
+        return
+    if not paths:
+        raise InputError(f"codec {action}: name at least one file")
+    problems = run(action, paths, out, source)
+    if problems:
+        done = len(paths) - len(problems)
+        raise InputError(f"{done} of {len(paths)} files are done; {'; '.join(problems)}")
+
+
 def run(action: str, paths: list[Path], out: Path | None, source: dict) -> list[str]:
     """Encodes or decodes files into the folder `out`. Returns one sentence for every file that could not be used.
 

@@ -4,7 +4,7 @@ Sources of the numbers:
   [docs]  cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: capacity, bandwidth, peak and the tables of slice shapes
   [book]  "How to scale your model" (jax-ml.github.io/scaling-book), tables of chapter 2 (TPU) and 12 (GPU): links
   [xla]   the limit at which libtpu 0.0.42 refuses a program ("exceeds available HBM"), which is what fits in practice
-  [nv]    data sheets of the A100 80GB SXM, H100 SXM, H200 SXM and L4
+  [nv]    data sheets of the A100 80GB SXM, H100 SXM and H200 SXM
 
 A mesh axis over a whole torus dimension (16 chips of v5e and v6e, multiples of 4 of v4 and v5p) has wrap-around
 links, so both directions of every link carry a collective; elsewhere one of them does [book].
@@ -19,6 +19,7 @@ import warnings
 from typing import Any
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.planning import gpus
 
 GIB = 1 << 30
 
@@ -50,12 +51,12 @@ TPUS = {
     "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 1e11, (*CUBES, "16x16x24"), cores=2),
     "v6e": Chip(31.25 * GIB, 918e12, 1.638e12, 1e11, FLAT, torus=16),
 }
+# Three quarters of the memory: what jax takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. The link
+# is NVLink in one direction, the network one card of 200 or 400 Gbit/s per GPU, as in DGX machines.
 GPUS = {
-    # [nv]; the link is NVLink in one direction, the network one 200 or 400 Gbit/s card per GPU (DGX); an L4 has PCIe
-    "a100": Chip(80e9, 312e12, 2.04e12, 3e11, per_host=8, network=2.5e10),
-    "h100": Chip(80e9, 989e12, 3.35e12, 4.5e11, per_host=8, network=5e10),
-    "h200": Chip(141e9, 989e12, 4.8e12, 4.5e11, per_host=8, network=5e10),
-    "l4": Chip(24e9, 121e12, 3e11, 3.2e10, per_host=8, network=1.25e10),
+    "a100": Chip(0.75 * 85.1e9, 312e12, 2.04e12, 3e11, per_host=8, network=2.5e10),  # [nv]
+    "h100": Chip(0.75 * 84.9e9, 989e12, 3.35e12, 4.5e11, per_host=8, network=5e10),
+    "h200": Chip(0.75 * 151.4e9, 989e12, 4.8e12, 4.5e11, per_host=8, network=5e10),
 }
 CHIPS = TPUS | GPUS
 LARGEST = {"v4": 4096, "v5p": 6144}  # chips [docs]
@@ -92,8 +93,11 @@ class Slice:
 
     @property
     def sold_as(self) -> str:
-        """The accelerator type: v5e and v6e count chips, v4 and v5p cores."""
-        return self.name if self.is_gpu else f"{self.kind}-{self.chips * self.chip.cores}"
+        """The accelerator type, as gcloud takes it: v5e and v6e count chips, v4 and v5p cores."""
+        if self.is_gpu:
+            return self.name
+        name = "v5litepod" if self.kind == "v5e" else self.kind
+        return f"{name}-{self.chips * self.chip.cores}"
 
     def link_bandwidth(self, group: int) -> float:
         """Bytes/s that a chip sends and receives in a collective of `group` chips: over the fewest dimensions of the
@@ -160,10 +164,12 @@ def _by_size(text: str, kind: str, size: int) -> Slice:
 
 
 def devices(of: Slice) -> list[Any]:
-    """Descriptions of the chips of a TPU slice, made by libtpu; no chip is needed.
+    """Descriptions of the chips of a slice, made by libtpu or by jax's CUDA plugin; no chip is needed.
 
-    Raises InputError if libtpu is not installed, or refuses the shape.
+    Raises InputError if that is not installed, or refuses the shape.
     """
+    if of.is_gpu:
+        return gpus.devices(of.kind, of.hosts, min(of.chips, of.chip.per_host))
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"--topology={of.name}: compiling for a TPU needs libtpu, which is not installed; "

@@ -11,16 +11,6 @@ from ml_collections import ConfigDict
 PROGRAMS = ("train", "sample")
 
 
-def arguments(parser: argparse.ArgumentParser, config_help: str) -> None:
-    parser.add_argument("--config", default="default", help=config_help)
-    parser.add_argument(
-        "--topology", required=True, metavar="SLICE", help="v5e:16x16, v5e-256, v5p-512, v6e-8, v4-32, ... or h100:8"
-    )
-    parser.add_argument("--programs", default=",".join(PROGRAMS), help="which: train, sample (default: %(default)s)")
-    parser.add_argument("--rows", type=int, metavar="N", help="requests sampled at once (default: one per batch shard)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-
-
 def plan(
     config: ConfigDict,
     name: str,
@@ -28,8 +18,11 @@ def plan(
     programs: tuple[str, ...] = PROGRAMS,
     rows: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    known: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The plan of a checked configuration, as plain JSON values; `tell` gets a line before and after every program.
+
+    known: programs of earlier plans by fingerprint, which are not compiled again.
 
     Raises InputError for a slice that does not exist, a missing libtpu, a mesh or batch that does not divide.
     """
@@ -40,10 +33,11 @@ def plan(
     unknown = set(programs) - set(PROGRAMS)
     if unknown or not programs:
         raise InputError(f"--programs={','.join(programs)}: choose of {', '.join(PROGRAMS)}")
-    target = chips.parse(topology)
-    devices = chips.devices(target)
     import jax
 
+    target = chips.parse(topology)
+    jax.config.update("jax_platforms", "cpu")  # whatever accelerator this machine has is left alone
+    devices = chips.devices(target)
     from audiolm_jax.planning import estimate, show
     from audiolm_jax.planning import programs as building
 
@@ -60,27 +54,33 @@ def plan(
         "strategy": config.serialization.strategy,
         "jax": jax.__version__,
         "programs": [],
+        "speed": {},
     }
     with jax.set_mesh(mesh):
         made["parameters"] = building.parameters(task)
         tell(show.header(made))
-        making = []
-        if "train" in programs:
-            making.append(building.train(task, mesh, target.hosts))
-        if "sample" in programs:
-            making.append(building.sample(task, mesh, rows or mesh.shape["data"]))
-        for program in (program for series in making for program in series):
-            tell(f"compiling the {program.name} ...")
-            found = estimate.of_program(program, target)
-            found["advice"] = estimate.advice(found, task, target)
-            made["programs"].append(found)
-            tell(show.program(found))
+        for kind in (kind for kind in PROGRAMS if kind in programs):
+            if kind == "train":
+                series = building.train(task, mesh, target.hosts)
+            else:
+                series = building.sample(task, mesh, rows or mesh.shape["data"])
+            found = []
+            for program in series:
+                tell(f"compiling the {program.name} ...")
+                found.append(estimate.of_program(program, target, known))
+                found[-1]["advice"] = estimate.advice(found[-1], task, target)
+                tell(show.program(found[-1]))
+            made["programs"] += found
+            if reached := estimate.speed(found):
+                made["speed"][kind] = reached
     made["fits"] = all(found["memory"]["fits"] for found in made["programs"])
     return made
 
 
 def run(options: argparse.Namespace, config: ConfigDict) -> None:
     """Prints the plan; with --json only the object goes to stdout, progress to stderr."""
+
+    from audiolm_jax.planning import show
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -90,4 +90,5 @@ def run(options: argparse.Namespace, config: ConfigDict) -> None:
     if options.json:
         print(json.dumps(made, indent=2))
     else:
+        print(*show.speeds(made), sep="\n")
         print("everything fits" if made["fits"] else "NOT everything fits: see `change` above")

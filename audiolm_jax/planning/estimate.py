@@ -10,45 +10,93 @@ all-gather or a reduce-scatter, twice that for an all-reduce, all of it for a pe
 share that leaves the chip, over a ring on average a quarter of n hops away ("How to scale your model", chapter 3).
 """
 
+import dataclasses
+import hashlib
+import importlib.metadata
 import re
 import time
 from typing import Any
 
 from audiolm_jax import collectives
-from audiolm_jax.planning import work
+from audiolm_jax.planning import gpus, work
 from audiolm_jax.planning.chips import Slice
 from audiolm_jax.planning.programs import Program
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
 
 
-def of_program(program: Program, target: Slice) -> dict[str, Any]:
-    """Everything that is known of one program, as plain JSON values. It is compiled here, which may take minutes."""
-    counted = work.count(program.traced.jaxpr)
-    found = {"name": program.name, "rows": program.rows, "positions": program.positions, "runs": program.runs}
-    found["audio_seconds"] = program.audio_seconds
-    began = time.perf_counter()
+def of_program(program: Program, target: Slice, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Everything that is known of one program, as plain JSON values. Compiling it may take minutes.
+
+    known: fingerprint -> what this function gave for a program before; the same program is not compiled again.
+    """
     lowered = program.traced.lower()
+    fingerprint = _fingerprint(lowered.as_text(), target)
+    before = (known or {}).get(fingerprint)
+    read = {key: before[key] for key in READ if key in before} if before else _compile(lowered, target)
+    found = {
+        "name": program.name,
+        "rows": program.rows,
+        "positions": program.positions,
+        "runs": program.runs,
+        "audio_seconds": program.audio_seconds,
+        "fingerprint": fingerprint,
+        **read,
+    }
+    if "sent" in found:
+        sent = [collectives.Collective(**{**one, "arrays": _tuples(one["arrays"])}) for one in found["sent"]]
+        counted = work.count(program.traced.jaxpr)
+        found["collectives"] = collectives.totals(sent)
+        found["flops"], found["bytes"] = counted.flops, counted.bytes + 2 * found["memory"]["donated"]
+        found["estimate"] = roofline(found["flops"], found["bytes"], sent, target)
+    return found
+
+
+READ = ("memory", "sent", "compile_seconds")  # what comes out of the compiler
+
+
+def _compile(lowered: Any, target: Slice) -> dict[str, Any]:
+    """READ, without "sent" if the compiler finds that the program does not fit."""
+    began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(gpus.COMPILER_OPTIONS if target.is_gpu else None)
     except Exception as error:  # jaxlib's own error type; only that of a full memory is ours to tell
         needed = too_large(str(error))
         if needed is None:
             raise
-        found["memory"] = {"total": needed, "capacity": target.chip.memory, "fits": False}
-        found["compile_seconds"] = time.perf_counter() - began
-        return found
-    found["compile_seconds"] = time.perf_counter() - began
-    found["memory"] = memory(compiled.memory_analysis(), target.chip.memory)
-    sent = collectives.collectives(compiled.as_text())
-    found["collectives"] = collectives.totals(sent)
-    donated = 2 * found["memory"]["donated"]
-    found["flops"], found["bytes"] = counted.flops, counted.bytes + donated
-    found["estimate"] = roofline(found["flops"], found["bytes"], sent, target)
-    seconds = found["estimate"]["seconds"] * program.runs
-    found["positions_per_second"] = program.positions * program.runs / seconds
-    found["audio_seconds_per_second"] = program.audio_seconds / seconds
-    return found
+        full = {"total": needed, "capacity": target.chip.memory, "fits": False}
+        return {"memory": full, "compile_seconds": time.perf_counter() - began}
+    return {
+        "memory": memory(compiled.memory_analysis(), target.chip.memory),
+        "sent": [dataclasses.asdict(one) for one in collectives.collectives(compiled.as_text())],
+        "compile_seconds": time.perf_counter() - began,
+    }
+
+
+def _fingerprint(text: str, target: Slice) -> str:
+    """Of a program as it goes into the compiler, and of the compiler."""
+    compiler = "jax-cuda12-pjrt" if target.is_gpu else "libtpu"
+    try:
+        version = importlib.metadata.version(compiler)
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    return hashlib.sha256("\n".join([target.name, compiler, version, text]).encode()).hexdigest()
+
+
+def _tuples(arrays: Any) -> tuple:
+    return tuple((element, tuple(shape)) for element, shape in arrays)
+
+
+def speed(programs: list[dict[str, Any]]) -> dict[str, float]:
+    """What programs that run one after the other reach together at most; {} if one of them does not fit."""
+    if not all("estimate" in found for found in programs):
+        return {}
+    seconds = sum(found["estimate"]["seconds"] * found["runs"] for found in programs)
+    return {
+        "seconds": seconds,
+        "positions_per_second": sum(found["positions"] * found["runs"] for found in programs) / seconds,
+        "audio_seconds_per_second": programs[0]["audio_seconds"] / seconds,
+    }
 
 
 def memory(analysis: Any, capacity: float) -> dict[str, Any]:

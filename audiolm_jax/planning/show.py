@@ -2,8 +2,6 @@
 
 from typing import Any
 
-GIB = 1 << 30
-
 
 def header(plan: dict[str, Any]) -> str:
     return (
@@ -16,31 +14,45 @@ def header(plan: dict[str, Any]) -> str:
 def program(found: dict[str, Any]) -> str:
     """A few lines about one program."""
     memory = found["memory"]
-    fits = "fits" if memory["fits"] else "DOES NOT FIT"
-    lines = [f"{found['name']} ({found['rows']} rows, compiled in {found['compile_seconds']:.0f} s)"]
-    total = f"{memory['total'] / GIB:.2f} of {memory['capacity'] / GIB:.2f} GiB per chip: {fits}"
+    total = f"{size(memory['total'])} of {size(memory['capacity'])} per chip: "
+    total += "fits" if memory["fits"] else "DOES NOT FIT"
     if "arguments" in memory:
-        parts = ", ".join(
-            f"{name} {memory[name] / GIB:.2f}" for name in ("arguments", "outputs", "donated", "temporaries", "code")
-        )
-        total += f" ({parts})"
-    lines.append(f"  memory        {total}")
+        parts = ("arguments", "outputs", "donated", "temporaries", "code")
+        total += f" ({', '.join(f'{name} {size(memory[name])}' for name in parts)})"
+    lines = [
+        f"{found['name']}: {found['rows']} rows, compiled in {found['compile_seconds']:.0f} s",
+        f"  memory        {total}",
+    ]
     if found.get("advice"):
         lines.append(f"  change        {found['advice']}")
     if "estimate" not in found:
         return "\n".join(lines)
-    lines.append(f"  work          {found['flops'] / 1e12:.3f} TFLOP and {found['bytes'] / 1e9:.2f} GB per chip and run")
+    lines.append(f"  work          {found['flops'] / 1e9:,.1f} GFLOP, {size(found['bytes'])} moved, per chip and run")
     for kind, sent in found["collectives"].items():
-        lines.append(f"  {kind:13s} {sent['count']} of together {sent['bytes'] / 1e9:.3f} GB")
+        lines.append(f"  {kind:13s} {sent['count']} a run, {size(sent['bytes'])} in all")
     estimate = found["estimate"]
     bounds = ", ".join(f"{name} {milliseconds(estimate[name])}" for name in ("compute", "memory", "interconnect"))
     lines.append(f"  at least      {milliseconds(estimate['seconds'])} a run, bound by {estimate['bound']} ({bounds})")
-    lines.append(
-        f"  at most       {found['positions_per_second']:,.0f} positions and "
-        f"{found['audio_seconds_per_second']:,.0f} seconds of audio per second"
-    )
     return "\n".join(lines)
+
+
+def speeds(plan: dict[str, Any]) -> list[str]:
+    """What training and sampling can reach, a line each."""
+    return [
+        f"{kind}: at most {reached['positions_per_second']:,.0f} positions and "
+        f"{reached['audio_seconds_per_second']:,.0f} seconds of audio per second"
+        for kind, reached in plan["speed"].items()
+    ]
 
 
 def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
+
+
+def size(count: float) -> str:
+    """Bytes in the largest unit that leaves a number above 1."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
+        count /= 1024
+    raise AssertionError

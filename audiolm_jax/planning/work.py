@@ -58,8 +58,7 @@ def _is_jaxpr(x: Any) -> bool:
 
 def _multiplication(eqn: Any) -> Work:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    left, right = (_local(x.aval) for x in eqn.invars)
-    out = _local(eqn.outvars[0].aval)
+    left, out = _local(eqn.invars[0].aval), _local(eqn.outvars[0].aval)
     flops = 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
     return Work(flops, sum(map(_bytes, (*eqn.invars, *eqn.outvars))))
 

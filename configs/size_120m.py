@@ -1,0 +1,20 @@
+"""127 M parameters: 16 layers of width 768.
+
+PLAN_120m
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.codec.codebooks = 8
+    config.model.update(
+        {"layers": 16, "width": 768, "heads": 12, "kv_heads": 12, "head_width": 64, "ffn": 3072, "mlp": "plain"}
+    )
+    config.data.update({"sequence_length": 1024, "batch_size": 16, "drop_long": True})
+    config.optimizer.update({"learning_rate": 6e-4, "warmup": 1000, "b2": 0.95, "weight_decay": 0.1})
+    config.training.update({"steps": 40000, "log_every": 50, "checkpoint_every": 1000, "keep": 2})
+    return config
