@@ -19,8 +19,9 @@ def program(found: dict[str, Any]) -> str:
     if "arguments" in memory:
         parts = ("arguments", "outputs", "donated", "temporaries", "code")
         total += f" ({', '.join(f'{name} {size(memory[name])}' for name in parts)})"
+    seconds = f"{found['compile_seconds']:.0f} s ({found['compile_cpu_seconds']:.0f} s of one core)"
     lines = [
-        f"{found['name']}: {found['rows']} rows, compiled in {found['compile_seconds']:.0f} s",
+        f"{found['name']}: {found['rows']} rows, compiled in {seconds}",
         f"  memory        {total}",
     ]
     if found.get("advice"):
