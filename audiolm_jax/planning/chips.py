@@ -191,8 +191,8 @@ def devices(of: Slice) -> list[Any]:
     options = {}
     if TPUS[of.kind].cores == 2:  # both cores of a chip are one device, as on the chips themselves
         options["chip_config_name"] = "megacore"
-    if of.chips < 4:
-        options["chips_per_host_bounds"] = (1, 1, 1)
+    if of.hosts == 1:  # libtpu takes a machine to have 2x2 chips
+        options["chips_per_host_bounds"] = (*of.shape, 1)[:3]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -48,7 +48,7 @@ def plan(
         "topology": target.name,
         "accelerator_type": target.sold_as,
         "chips": target.chips,
-        "processes": target.hosts,
+        "processes": len({device.process_index for device in devices}),
         "mesh": dict(mesh.shape),
         "preset": config.sharding.preset,
         "strategy": config.serialization.strategy,
@@ -61,9 +61,9 @@ def plan(
         tell(show.header(made))
         for kind in (kind for kind in PROGRAMS if kind in programs):
             if kind == "train":
-                series = building.train(task, mesh, target.hosts)
+                series = building.train(task, mesh)
             else:
-                series = building.sample(task, mesh, rows or mesh.shape["data"])
+                series = building.sample(task, mesh, rows or mesh.shape["data"] * mesh.shape["context"])
             found = []
             for program in series:
                 tell(f"compiling the {program.name} ...")

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from audiolm_jax import codecs, generate, serialization, training
+from audiolm_jax import codecs, generate, serialization, sharding, training
 from audiolm_jax import config as configs
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
@@ -89,22 +89,23 @@ def parameters(of: Task) -> int:
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
-def train(of: Task, mesh: Mesh, processes: int) -> Iterator[Program]:
-    """The train step; `data.batch_size` rows from each process. A mesh is entered.
+def train(of: Task, mesh: Mesh) -> Iterator[Program]:
+    """The train step; `data.batch_size` rows from each share of the processes. A mesh is entered.
 
-    Raises InputError for a batch that the mesh does not divide.
+    Raises InputError for a model, batch or row that the mesh does not divide.
     """
-    model, sharding = of.section("model"), of.section("sharding")
+    model, rules = of.section("model"), of.section("sharding").rules
     settings, optimizing, data = of.section("training"), of.section("optimizer"), of.section("data")
-    training.check_rows(data.batch_size, settings.accumulate, mesh.shape["data"], processes)
+    shares = sharding.shares(mesh)
+    training.check_rows(data.batch_size, settings.accumulate, mesh.shape["data"], shares)
+    rows, length, parts = data.batch_size * shares, data.sequence_length, settings.accumulate
+    check(of, mesh, rules, {"length": ("data.sequence_length", length)})
     tx = optimizers.make(optimizing, settings.steps)
-    graph, init = training._initialiser(model, of.vocab, sharding.rules, settings, tx)
+    graph, init = training._initialiser(model, of.vocab, rules, settings, tx)
     state = training.on_mesh(jax.eval_shape(lambda: init(jax.random.key(0))), mesh)
-    rows, length = data.batch_size * processes, data.sequence_length
-    parts = settings.accumulate
+    laid = NamedSharding(mesh, P(None, rules.batch, rules.length))  # as `sharding.shard_batch` lays rows out
 
     def array(dtype: type, *rest: int) -> jax.ShapeDtypeStruct:
-        laid = NamedSharding(mesh, P(None, sharding.rules.batch))
         return jax.ShapeDtypeStruct((parts, rows // parts, length, *rest), dtype, sharding=laid)
 
     batch = {
@@ -112,10 +113,18 @@ def train(of: Task, mesh: Mesh, processes: int) -> Iterator[Program]:
         **{f"{key}_BL": array(jnp.int32) for key in ("positions", "segments", "ahead")},
         "weights_BLS": array(jnp.float32, of.grid.streams),
     }
-    step = training.step_program(graph, tx, optimizing, settings, of.vocab, sharding.rules)
+    step = training.step_program(graph, tx, optimizing, settings, of.vocab, rules)
+    # Rows are packed: as many seconds of audio as their positions hold.
     traced = step.trace(state, batch)
     seconds = rows * length / segment_positions(of) * of.vocab.max_frames / of.frame_rate
     yield Program("train step", traced, 1, rows * length, seconds, rows)
+
+
+def check(of: Task, mesh: Mesh, rules: sharding.Rules, more: dict[str, tuple[str, int]]) -> None:
+    """Raises InputError for sizes of the model, and `more`, that the mesh does not divide."""
+    model = of.config.model
+    sizes = {"embed": ("model.width", model.width), "heads": ("model.kv_heads", model.kv_heads)}
+    sharding.check_sizes(mesh, rules, {**sizes, "ffn": ("model.ffn", model.ffn), **more})
 
 
 def segment_positions(of: Task) -> int:
@@ -131,9 +140,7 @@ def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:
     Raises InputError for rows that the mesh does not divide, or a context that holds no segment.
     """
     rules, model_config, sampling = of.section("sharding").rules, of.section("model"), of.section("sampling")
-    along = mesh.shape[rules.batch] if rules.batch else 1
-    if rows % along:
-        raise InputError(f"--rows={rows} does not divide over the {along} devices of the batch; give a multiple")
+    check(of, mesh, rules.for_decoding(), {"batch": ("--rows", rows)})
     context, Q = of.config.data.sequence_length, of.vocab.codebooks
     text = (("text", np.full(TEXT, TEXT_START, np.int32)),) if of.config.data.template else ()
     requests = [plan.Request(text, np.zeros((0, Q), np.int32), None, b, sampling) for b in range(rows)]

@@ -5,9 +5,11 @@ before the compiler: loops times their length, recomputation included as it stan
 (explicit axes) says.
 
     flops = 2 * outputs * contracted, of every matrix multiplication
-    bytes = its two operands and its result; a kernel (Pallas) reads its inputs and writes its outputs once
+    bytes = its two operands and its result
 
-Element-wise work is taken as fused into its neighbours, so both numbers are floors.
+An attention kernel (Pallas) reads its inputs and writes its outputs once; half of the blocks of its grid are counted,
+those of a causal row that is one document (packed documents have fewer, rows that see ahead more). Element-wise work is
+taken as fused into its neighbours, so both numbers are floors.
 """
 
 import dataclasses
@@ -65,13 +67,17 @@ def _multiplication(eqn: Any) -> Work:
 
 def _kernel(eqn: Any) -> Work:
     inner = count(eqn.params["jaxpr"]).flops * math.prod(eqn.params["grid_mapping"].grid)
-    return Work(inner, sum(map(_bytes, (*eqn.invars, *eqn.outvars))))
+    return Work(inner / 2, sum(map(_bytes, (*eqn.invars, *eqn.outvars))))
 
 
 def _local(aval: Any) -> tuple[int, ...]:
-    """The shape of one chip's part."""
+    """The shape of one chip's part. Inside `jax.shard_map` arrays are parts already, along the axes it maps."""
     sharding = getattr(aval, "sharding", None)
-    return aval.shape if sharding is None or sharding.mesh.empty else sharding.shard_shape(aval.shape)
+    if sharding is None or sharding.mesh.empty:
+        return aval.shape
+    spec = (*sharding.spec, *(None,) * (len(aval.shape) - len(sharding.spec)))
+    axes = [(part,) if isinstance(part, str) else part or () for part in spec]
+    return tuple(n // math.prod(sharding.mesh.shape[axis] for axis in names) for n, names in zip(aval.shape, axes))
 
 
 def _bytes(var: Any) -> int:
