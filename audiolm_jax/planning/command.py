@@ -1,9 +1,10 @@
 """The subcommand `audiolm plan`."""
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -56,7 +57,7 @@ def plan(
         "programs": [],
         "speed": {},
     }
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), without_cache():
         made["parameters"] = building.parameters(task)
         tell(show.header(made))
         for kind in (kind for kind in PROGRAMS if kind in programs):
@@ -75,6 +76,19 @@ def plan(
                 made["speed"][kind] = reached
     made["fits"] = all(found["memory"]["fits"] for found in made["programs"])
     return made
+
+
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+    """jax's cache of executables on disk cannot hold those of chips that are not here."""
+    import jax
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def run(options: argparse.Namespace, config: ConfigDict) -> None:
