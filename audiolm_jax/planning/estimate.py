@@ -151,7 +151,7 @@ def advice(found: dict[str, Any], task: Any, target: Slice) -> str:
     if found["memory"]["fits"]:
         return ""
     config, changes = task.config, []
-    sharding = config.sharding
+    sharding = task.section("sharding")
     if found["name"] == "train step":
         if not config.model.remat:
             changes.append("--config.model.remat=True (activations are computed again)")
