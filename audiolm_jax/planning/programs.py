@@ -122,9 +122,7 @@ def train(of: Task, mesh: Mesh) -> Iterator[Program]:
 
 def check(of: Task, mesh: Mesh, rules: sharding.Rules, more: dict[str, tuple[str, int]]) -> None:
     """Raises InputError for sizes of the model, and `more`, that the mesh does not divide."""
-    model = of.config.model
-    sizes = {"embed": ("model.width", model.width), "heads": ("model.kv_heads", model.kv_heads)}
-    sharding.check_sizes(mesh, rules, {**sizes, "ffn": ("model.ffn", model.ffn), **more})
+    sharding.check_sizes(mesh, rules, of.section("model").sharded_sizes(of.vocab.size) | more)
 
 
 def segment_positions(of: Task) -> int:
