@@ -1,17 +1,20 @@
 # Each target makes the virtual environment it needs, with the pinned versions of constraints.txt:
 #   demo, bench        .venv with the package alone
 #   test, test-all, lint   the same .venv, with the tools for development added
+#   plans, planner      the same .venv, with the compiler for TPUs added (it needs no TPU)
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo floor test test-all lint format bench pictures clean
+.PHONY: help install demo floor plans planner test test-all lint format bench pictures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      compare serialization strategies on synthetic speech: a report in ten minutes"
 	@echo "make floor     every strategy against sources whose entropy is known: two hours, a table"
+	@echo "make plans     every size and strategy compiled for TPU pods, without one: four hours, docs/plans.md"
+	@echo "make planner   what audiolm plan needs, in $(VENV): the compiler for TPUs"
 	@echo "make test      the tests (make test-all: the slow ones too)"
 	@echo "make install   the package alone, in $(VENV)"
 	@echo "make lint      ruff check and ruff format --check (make format: apply them)"
@@ -34,7 +37,14 @@ $(VENV)/.dev: $(VENV)/.package
 	@$(PIP) --editable '.[dev,parity]'
 	@touch $@
 
+$(VENV)/.planner: $(VENV)/.package
+	@echo "== installing the compiler for TPUs into $(VENV)"
+	@$(PIP) --editable '.[tpu]'
+	@touch $@
+
 install: $(VENV)/.package
+
+planner: $(VENV)/.planner
 
 demo: $(VENV)/.package
 	@echo "== audiolm compare --config configs/demo.py --workdir $(WORKDIR)"
@@ -42,6 +52,9 @@ demo: $(VENV)/.package
 
 floor: $(VENV)/.package
 	$(VENV)/bin/python experiments/entropy_floor/run.py
+
+plans: $(VENV)/.planner
+	$(VENV)/bin/python experiments/plans/run.py
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
