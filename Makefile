@@ -13,7 +13,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-versi
 help:
 	@echo "make demo      compare serialization strategies on synthetic speech: a report in ten minutes"
 	@echo "make floor     every strategy against sources whose entropy is known: two hours, a table"
-	@echo "make plans     every size and strategy compiled for TPU pods, without one: four hours, docs/plans.md"
+	@echo "make plans     every size and strategy compiled for TPU pods, without one: an hour of a core, docs/plans.md"
 	@echo "make planner   what audiolm plan needs, in $(VENV): the compiler for TPUs"
 	@echo "make test      the tests (make test-all: the slow ones too)"
 	@echo "make install   the package alone, in $(VENV)"

@@ -1,6 +1,7 @@
-"""127 M parameters: 16 layers of width 768.
+"""127 M parameters, 16 layers of width 768: a machine of 8 chips or GPUs (v5e-8, v6e-8, h100:8).
 
-PLAN_120m
+audiolm train --config size_120m --data data/mine --workdir runs/mine
+audiolm plan --config size_120m --topology v5e-8
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
-"""1.55 G parameters: 32 layers of width 2048, gated, 8 key/value heads.
+"""1.55 G parameters, 32 layers of width 2048, gated, 8 key/value heads. For a pod (v5e-256, v6e-256) or v5p-128 and more.
 
-PLAN_1b5
+    audiolm plan --config size_1b5 --topology v5e-256
+    tpu/run.sh train --config size_1b5 --data bucket/data --workdir bucket/runs/mine
+
+What it planned is in docs/plans.md; the keys for Mimi and EnCodec are in size_300m.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,14 @@
-"""321 M parameters: the decoder of MusicGen-small without its cross-attention, 24 layers of width 1024.
+"""321 M parameters: the decoder of MusicGen-small without its cross-attention, 24 layers of width 1024. For 16 chips
+(v5e-16) up to a pod (v5e-256).
 
-PLAN_300m
+    audiolm plan --config size_300m --topology v5e-256
+    tpu/run.sh train --config size_300m --data bucket/data --workdir bucket/runs/mine
+
+Planned on v5e-256 (1024 rows of 1024 positions): the train step needs 9.38 of 15.75 GiB per chip and at least 44 ms,
+bound by compute. The shapes of MusicGen itself are those of EnCodec at 32 kHz, four codebooks of 2048 codes at 50 Hz:
+--config.codec.name=encodec --config.codec.path=facebook/encodec_32khz --config.codec.codebooks=4
+--config.data.max_frames=1500 --config.data.sequence_length=2048; for Mimi, eight of 2048 codes at 12.5 Hz:
+--config.codec.name=mimi --config.codec.path=kyutai/mimi@main --config.codec.codebooks=8 --config.data.max_frames=375
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
-"""28 M parameters: 6 layers of width 512.
+"""28 M parameters, 6 layers of width 512: a first run on one machine, or on four chips (v5e-4).
 
-PLAN_30m
+audiolm train --config size_30m --data data/mine --workdir runs/mine
+audiolm plan --config size_30m --topology v5e-4
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,11 @@
-"""7.06 G parameters: 32 layers of width 4096 (the backbone of Llama 3 8B), gated, 8 key/value heads.
+"""7.06 G parameters, the backbone of Llama 3 8B: 32 layers of width 4096, gated, 8 key/value heads. For v5p-512, v6e-256 or
+v5e-256. To sample from it on chips of 16 GB, share the heads: --config.sharding.preset=fsdp_tensor
+--config.sharding.tensor=8.
 
-PLAN_7b
+    audiolm plan --config size_7b --topology v5p-512
+    tpu/run.sh train --config size_7b --data bucket/data --workdir bucket/runs/mine
+
+What it planned is in docs/plans.md; the keys for Mimi and EnCodec are in size_300m.py.
 """
 
 from ml_collections import ConfigDict

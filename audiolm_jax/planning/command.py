@@ -39,7 +39,7 @@ def plan(
     target = chips.parse(topology)
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator this machine has is left alone
     devices = chips.devices(target)
-    from audiolm_jax.planning import estimate, show
+    from audiolm_jax.planning import estimate, gpus, show
     from audiolm_jax.planning import programs as building
 
     task = building.task(config)
@@ -54,12 +54,15 @@ def plan(
         "preset": config.sharding.preset,
         "strategy": config.serialization.strategy,
         "jax": jax.__version__,
+        "note": gpus.NOTE if target.is_gpu else "",
         "programs": [],
         "speed": {},
     }
     with jax.set_mesh(mesh), without_cache():
         made["parameters"] = building.parameters(task)
         tell(show.header(made))
+        if made["note"]:
+            tell(made["note"])
         for kind in (kind for kind in PROGRAMS if kind in programs):
             if kind == "train":
                 series = building.train(task, mesh)

@@ -11,6 +11,10 @@ from typing import Any
 
 from audiolm_jax.errors import InputError
 
+NOTE = (
+    "note: attention is dense in this plan, for cuDNN's kernel cannot be built without a GPU; the run, which takes it, "
+    "needs less memory and less time in long rows"
+)
 COMPILER_OPTIONS = {"xla_gpu_autotune_level": 0}
 
 # name of the card, compute capability, multiprocessors, fp32 units of each, shared memory of each and of a block, level

@@ -4,7 +4,7 @@
 
 Needs libtpu and no TPU. Each plan is kept beside this file as one JSON file; those that exist are not made again, so an
 interrupted run goes on, and programs that several strategies share are compiled once. --only PART makes the plans whose
-name holds PART, --table writes the table of those there are. About four hours of one core from nothing.
+name holds PART, --table writes the table of those there are. About an hour of one core from nothing.
 """
 
 import argparse
