@@ -1,4 +1,5 @@
-"""1.55 G parameters, 32 layers of width 2048, gated, 8 key/value heads. For a pod (v5e-256, v6e-256) or v5p-128 and more.
+"""1.55 G parameters, 32 layers of width 2048, gated, 8 key/value heads. For a pod: v5e-256,
+v6e-256, v5p-128 and more.
 
     audiolm plan --config size_1b5 --topology v5e-256
     tpu/run.sh train --config size_1b5 --data bucket/data --workdir bucket/runs/mine

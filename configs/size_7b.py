@@ -1,5 +1,5 @@
-"""7.06 G parameters, the backbone of Llama 3 8B: 32 layers of width 4096, gated, 8 key/value heads. For v5p-512, v6e-256 or
-v5e-256. To sample from it on chips of 16 GB, share the heads: --config.sharding.preset=fsdp_tensor
+"""7.06 G parameters, the backbone of Llama 3 8B: 32 layers of width 4096, gated, 8 key/value heads. For
+v5p-512, v6e-256 or v5e-256. To sample from it on chips of 16 GB, share the heads: --config.sharding.preset=fsdp_tensor
 --config.sharding.tensor=8.
 
     audiolm plan --config size_7b --topology v5p-512
