@@ -76,6 +76,14 @@ def test_slices_that_are_not_sold_are_one_sentence(name, said, capsys):
     assert f"--topology={name}" in printed and said in printed and len(printed.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"), [("--rows=0", "at least one"), ("--programs=sing", "choose of train, sample")]
+)
+def test_flags_are_checked(flag, said, capsys):
+    assert cli.main(["plan", "--config", "tiny", "--topology", "v5e-8", flag]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "package"), [("v5e-8", "libtpu"), ("h100:8", "jax-cuda12-plugin")])
 def test_a_missing_compiler_says_how_to_get_it(name, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -34,6 +34,8 @@ def plan(
     unknown = set(programs) - set(PROGRAMS)
     if unknown or not programs:
         raise InputError(f"--programs={','.join(programs)}: choose of {', '.join(PROGRAMS)}")
+    if rows is not None and rows < 1:
+        raise InputError(f"--rows={rows}: at least one request is sampled")
     import jax
 
     target = chips.parse(topology)
