@@ -171,11 +171,6 @@ def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name != "reshard"
 
 
-def shares(mesh: Mesh) -> int:
-    """Into how many shares the rows of a batch are divided among processes, also of devices that are only described."""
-    return len(set(_places(mesh).values()))
-
-
 def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """Process -> the places along `data` where its devices lie; those that share a tensor or context group have the
     same. Raises InputError if the places of two processes overlap without being the same."""

@@ -300,19 +300,19 @@ def on_mesh(tree: Any, mesh: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def check_rows(rows: int, parts: int, devices: int, processes: int) -> None:
-    """Raises InputError if `rows` of each process cannot be split into `parts` that fill the devices of the batch."""
-    if rows % parts or (rows // parts * processes) % devices:
+def check_rows(rows: int, parts: int, shards: int) -> None:
+    """Raises InputError for `rows` that cannot be split into `parts` of equal rows for each of `shards` devices."""
+    if rows % (parts * shards):
         raise InputError(
-            f"a batch of {rows} rows per process cannot be split into training.accumulate={parts} parts over "
-            f"{devices} devices; choose a multiple of {parts * max(devices // processes, 1)} rows"
+            f"a batch of {rows} rows cannot be split into training.accumulate={parts} parts over {shards} devices; "
+            f"choose a multiple of {parts * shards} rows"
         )
 
 
 def _split(batch: dict[str, np.ndarray], parts: int, devices: int) -> dict[str, np.ndarray]:
     """[rows, ...] -> [parts, rows / parts, ...]."""
     rows = len(batch["tokens_BLS"])
-    check_rows(rows, parts, devices, jax.process_count())
+    check_rows(rows * jax.process_count(), parts, devices)
     rows_of = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that data.py adds
     return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in rows_of.items()}
 

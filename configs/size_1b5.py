@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         {"layers": 32, "width": 2048, "heads": 16, "kv_heads": 8, "head_width": 128, "ffn": 5632, "remat": True}
     )
-    config.data.update({"sequence_length": 1024, "batch_size": 8, "drop_long": True})
+    config.data.update({"sequence_length": 1024, "batch_size": 512, "drop_long": True})
     config.sharding.preset = "fsdp"
     config.optimizer.update({"learning_rate": 3e-4, "warmup": 1000, "b2": 0.95, "weight_decay": 0.1})
     config.training.update({"steps": 150000, "log_every": 50, "checkpoint_every": 1000, "keep": 2})

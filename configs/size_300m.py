@@ -1,5 +1,5 @@
-"""321 M parameters: the decoder of MusicGen-small without its cross-attention, 24 layers of width 1024. For 16 chips
-(v5e-16) up to a pod (v5e-256).
+"""321 M parameters: the decoder of MusicGen-small without its cross-attention, 24 layers of width 1024. For a pod
+(v5e-256); fewer chips take the rows in parts, as with v5e-16 and --config.training.accumulate=16.
 
     audiolm plan --config size_300m --topology v5e-256
     tpu/run.sh train --config size_300m --data bucket/data --workdir bucket/runs/mine
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         {"layers": 24, "width": 1024, "heads": 16, "kv_heads": 16, "head_width": 64, "ffn": 4096, "mlp": "plain"}
     )
-    config.data.update({"sequence_length": 1024, "batch_size": 16, "drop_long": True})
+    config.data.update({"sequence_length": 1024, "batch_size": 1024, "drop_long": True})
     config.sharding.preset = "fsdp"
     config.optimizer.update({"learning_rate": 4e-4, "warmup": 1000, "b2": 0.95, "weight_decay": 0.1})
     config.training.update({"steps": 100000, "log_every": 50, "checkpoint_every": 1000, "keep": 2})

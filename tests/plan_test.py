@@ -182,9 +182,9 @@ def test_what_a_full_memory_needs_is_read_from_the_refusal(message):
 
 def test_advice_names_keys_that_would_help():
     target, full = chips.parse("v5e-16"), {"memory": {"fits": False}, "rows": 64}
-    task = programs.task(small("data.batch_size=16"))
+    task = programs.task(small("data.batch_size=64"))
     said = estimate.advice({**full, "name": "train step"}, task, target)
-    for key in ("model.remat=True", "sharding.preset=fsdp", "training.accumulate=2", "data.batch_size=8"):
+    for key in ("model.remat=True", "sharding.preset=fsdp", "training.accumulate=2", "data.batch_size=32"):
         assert f"--config.{key}" in said
     task = programs.task(small("model.remat=True", "sharding.preset=fsdp", "data.batch_size=1"))
     assert estimate.advice({**full, "name": "train step"}, task, target) == "a larger slice"

@@ -152,18 +152,17 @@ def advice(found: dict[str, Any], task: Any, target: Slice) -> str:
         return ""
     config, changes = task.config, []
     sharding = task.section("sharding")
+    shards = target.chips // (sharding.tensor * sharding.context)
     if found["name"] == "train step":
         if not config.model.remat:
             changes.append("--config.model.remat=True (activations are computed again)")
         if sharding.preset == "data":
             changes.append("--config.sharding.preset=fsdp (weights and optimizer state are sharded)")
-        per_process = config.data.batch_size // config.training.accumulate
-        if per_process * target.hosts > target.chips // (sharding.tensor * sharding.context):
+        if config.data.batch_size // config.training.accumulate > shards:
             changes.append(f"--config.training.accumulate={2 * config.training.accumulate} (half as many rows at once)")
-        if config.data.batch_size > 1:
             changes.append(f"--config.data.batch_size={config.data.batch_size // 2} (half the batch)")
     else:
-        if found["rows"] > target.chips // (sharding.tensor * sharding.context):
+        if found["rows"] > shards:
             changes.append(f"--rows={found['rows'] // 2} (fewer requests at once)")
         if sharding.tensor < task.config.model.kv_heads and target.chips > sharding.tensor:
             changes.append(

@@ -90,15 +90,14 @@ def parameters(of: Task) -> int:
 
 
 def train(of: Task, mesh: Mesh) -> Iterator[Program]:
-    """The train step; `data.batch_size` rows from each share of the processes. A mesh is entered.
+    """The train step on `data.batch_size` rows. A mesh is entered.
 
     Raises InputError for a model, batch or row that the mesh does not divide.
     """
     model, rules = of.section("model"), of.section("sharding").rules
     settings, optimizing, data = of.section("training"), of.section("optimizer"), of.section("data")
-    shares = sharding.shares(mesh)
-    training.check_rows(data.batch_size, settings.accumulate, mesh.shape["data"], shares)
-    rows, length, parts = data.batch_size * shares, data.sequence_length, settings.accumulate
+    rows, length, parts = data.batch_size, data.sequence_length, settings.accumulate
+    training.check_rows(rows, parts, mesh.shape["data"])
     check(of, mesh, rules, {"length": ("data.sequence_length", length)})
     tx = optimizers.make(optimizing, settings.steps)
     graph, init = training._initialiser(model, of.vocab, rules, settings, tx)

@@ -24,7 +24,7 @@ SLICES = ("v5e-256", "v5p-512", "v6e-256")
 ROWS = 256  # requests sampled at once
 
 # A flat row holds the same 30 seconds in 8 positions a frame: longer rows, and one of them per chip.
-FLAT = {"train": ("data.sequence_length=6400", "data.batch_size=4"), "sample": ("data.sequence_length=6400",)}
+FLAT = {"train": ("data.sequence_length=6400", "data.batch_size=256"), "sample": ("data.sequence_length=6400",)}
 # Training shards weights and optimizer state over all chips; in sampling every chip would hold a copy of all weights.
 SAMPLING = {"size_7b": ("sharding.preset=fsdp_tensor", "sharding.tensor=8")}
 
