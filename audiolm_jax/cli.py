@@ -20,6 +20,7 @@ from audiolm_jax import allocator, files
 from audiolm_jax import config as configs
 from audiolm_jax.cli_help import HELP, OVERRIDES
 from audiolm_jax.errors import InputError, of_the_disk
+from audiolm_jax.planning import libtpu
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,9 +121,7 @@ def build_parser() -> Parser:
     sub.add_argument("action", choices=("encode", "decode", "info"), help="what to do")
     sub.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings; for decode, what encode wrote")
     sub.add_argument("--codec", metavar="NAME", help="default, tiny, encodec, dac or mimi (default: default)")
-    sub.add_argument(
-        "--path", metavar="WEIGHTS", help="a folder, a safetensors file, or a repository owner/name@revision"
-    )
+    sub.add_argument("--path", metavar="WEIGHTS", help="folder, safetensors file, or repository owner/name@revision")
     sub.add_argument("--codebooks", type=int, metavar="Q", help="keep the first so many codebooks (default: all)")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: beside every file)")
     return parser
@@ -397,4 +396,5 @@ def run() -> None:
     """Entry point of the console script."""
     sys.unraisablehook = not_after_the_first
     allocator.keep_memory()
+    libtpu.quiet_without_chips()
     sys.exit(main(sys.argv[1:], keep_executables=True))

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -210,6 +213,18 @@ def test_cards_and_chips_agree(kind):
     memory, bandwidth = gpus.CARDS[kind][-2:]
     assert chips.GPUS[kind].memory == pytest.approx(0.75 * memory, rel=0.01)
     assert chips.GPUS[kind].bandwidth == pytest.approx(bandwidth, rel=0.01)
+
+
+@needs_libtpu
+def test_without_a_tpu_libtpu_says_nothing():
+    """An ordinary command on a machine that has the compiler and no chip."""
+    code = (
+        "import sys, jax; from unittest import mock; from audiolm_jax import cli\n"
+        "with mock.patch.object(cli, 'main', lambda *_, **__: print(jax.devices()[0].platform)): cli.run()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "")
 
 
 @needs_libtpu

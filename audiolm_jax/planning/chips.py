@@ -10,17 +10,14 @@ A mesh axis over a whole torus dimension (16 chips of v5e and v6e, multiples of 
 links, so both directions of every link carry a collective; elsewhere one of them does [book].
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
-import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.planning import gpus
+from audiolm_jax.planning import gpus, libtpu
 
 GIB = 1 << 30
 
@@ -183,33 +180,8 @@ def devices(of: Slice) -> list[Any]:
         options["chip_config_name"] = "megacore"
     if of.hosts == 1:  # libtpu takes a machine to have 2x2 chips
         options["chips_per_host_bounds"] = (*of.shape, 1)[:3]
-    with _quiet(of.sold_as):
+    with libtpu.quiet(of.sold_as):
         try:
             return list(topologies.get_topology_desc(of.name, platform="tpu", **options).devices)
         except Exception as error:
             raise InputError(f"--topology={of.name}: libtpu refuses it: {error}") from error
-
-
-@contextlib.contextmanager
-def _quiet(accelerator_type: str) -> Iterator[None]:
-    """Environment in which libtpu is loaded: it asks no metadata server, which would not be there, about itself, prints
-    no warnings about that, and lets other processes have it too (there is no chip to share)."""
-    wanted = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": accelerator_type,
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
