@@ -171,6 +171,16 @@ def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name != "reshard"
 
 
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Shapes that know a partition, as `jax.eval_shape` gives them, -> the same on the devices of `mesh`."""
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = x.sharding.spec if x.sharding else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree)
+
+
 def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """Process -> the places along `data` where its devices lie; those that share a tensor or context group have the
     same. Raises InputError if the places of two processes overlap without being the same."""

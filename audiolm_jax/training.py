@@ -21,14 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from audiolm_jax import checkpoints, files, losses, recording
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
-from audiolm_jax.sharding import Rules, ShardingConfig, check_sizes, make_mesh, shard_batch
+from audiolm_jax.sharding import Rules, ShardingConfig, check_sizes, make_mesh, on_mesh, shard_batch
 from audiolm_jax.vocab import CODE_START, MASK, Vocab
 
 
@@ -288,16 +286,6 @@ def _restore(manager: Any, step: int, state: TrainState, mesh: Any, ema: bool) -
     if ema:
         return TrainState(params=rest.pop("params"), ema=params, **rest), position
     return TrainState(params=params, ema={}, **rest), position
-
-
-def on_mesh(tree: Any, mesh: Any) -> Any:
-    """Shapes that know a partition, as `jax.eval_shape` gives them, -> the same on the devices of `mesh`."""
-
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = x.sharding.spec if x.sharding else P()
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, tree)
 
 
 def check_rows(rows: int, parts: int, shards: int) -> None:

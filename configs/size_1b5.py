@@ -4,7 +4,7 @@ v6e-256, v5p-128 and more.
     audiolm plan --config size_1b5 --topology v5e-256
     tpu/run.sh train --config size_1b5 --data bucket/data --workdir bucket/runs/mine
 
-What it planned is in docs/plans.md; the keys for Mimi and EnCodec are in size_300m.py.
+What is planned is in docs/plans.md; the keys for Mimi and EnCodec are in size_300m.py.
 """
 
 from ml_collections import ConfigDict

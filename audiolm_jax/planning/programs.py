@@ -101,7 +101,7 @@ def train(of: Task, mesh: Mesh) -> Iterator[Program]:
     check(of, mesh, rules, {"length": ("data.sequence_length", length)})
     tx = optimizers.make(optimizing, settings.steps)
     graph, init = training._initialiser(model, of.vocab, rules, settings, tx)
-    state = training.on_mesh(jax.eval_shape(lambda: init(jax.random.key(0))), mesh)
+    state = sharding.on_mesh(jax.eval_shape(lambda: init(jax.random.key(0))), mesh)
     laid = NamedSharding(mesh, P(None, rules.batch, rules.length))  # as `sharding.shard_batch` lays rows out
 
     def array(dtype: type, *rest: int) -> jax.ShapeDtypeStruct:
@@ -146,7 +146,7 @@ def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:
     seconds = rows * frames / of.frame_rate
 
     def described(function, *args):
-        return training.on_mesh(jax.eval_shape(function, *args), mesh)
+        return sharding.on_mesh(jax.eval_shape(function, *args), mesh)
 
     def build() -> Transformer:
         key = jax.random.key(0)
