@@ -6,7 +6,8 @@ v5p-512, v6e-256 or v5e-256. To sample from it on chips of 16 GB, share the head
     tpu/run.sh train --config size_7b --data bucket/data --workdir bucket/runs/mine
 
 Planned on v5e-256 (256 rows of 1024 positions): the train step needs 1.60 of 15.75 GiB per chip and at least 282 ms,
-bound by the interconnect, with as much arithmetic. More is in docs/plans.md; the keys for Mimi and EnCodec are in size_300m.py.
+bound by the interconnect, with as much arithmetic. More is in docs/plans.md; the keys for Mimi and EnCodec are in
+size_300m.py.
 """
 
 from ml_collections import ConfigDict
