@@ -208,6 +208,11 @@ def test_a_mesh_that_does_not_divide_is_one_sentence():
         next(programs.sample(task, mesh, 12))
 
 
+def test_numbers_are_shown_in_units_that_fit():
+    assert [show.duration(x) for x in (2.0014, 0.9996, 0.0441, 3.4e-6)] == ["2 s", "1 s", "44.1 ms", "0.0034 ms"]
+    assert [show.size(x) for x in (12, 2048, 3 << 20, 5 << 40)] == ["12 bytes", "2 KiB", "3 MiB", "5120 GiB"]
+
+
 @pytest.mark.parametrize("kind", gpus.CARDS)
 def test_cards_and_chips_agree(kind):
     memory, bandwidth = gpus.CARDS[kind][-2:]

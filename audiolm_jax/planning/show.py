@@ -32,8 +32,8 @@ def program(found: dict[str, Any]) -> str:
     for kind, sent in found["collectives"].items():
         lines.append(f"  {kind:13s} {sent['count']} a run, {size(sent['bytes'])} in all")
     estimate = found["estimate"]
-    bounds = ", ".join(f"{name} {milliseconds(estimate[name])}" for name in ("compute", "memory", "interconnect"))
-    lines.append(f"  at least      {milliseconds(estimate['seconds'])} a run, bound by {estimate['bound']} ({bounds})")
+    bounds = ", ".join(f"{name} {duration(estimate[name])}" for name in ("compute", "memory", "interconnect"))
+    lines.append(f"  at least      {duration(estimate['seconds'])} a run, bound by {estimate['bound']} ({bounds})")
     return "\n".join(lines)
 
 
@@ -46,8 +46,8 @@ def speeds(plan: dict[str, Any]) -> list[str]:
     ]
 
 
-def milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"
+def duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{1000 * seconds:.3g} ms"
 
 
 def size(count: float) -> str:

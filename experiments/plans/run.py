@@ -99,11 +99,11 @@ def row(size: str, strategy: str, where: str, plan: dict) -> str:
         strategy,
         where,
         held(step["memory"]),
-        show.milliseconds(step["estimate"]["seconds"]) if "estimate" in step else "",
+        show.duration(step["estimate"]["seconds"]) if "estimate" in step else "",
         step["estimate"]["bound"] if "estimate" in step else "",
         f"{speed['train']['audio_seconds_per_second']:,.0f} s" if speed["train"] else "",
         held(largest),
-        f"{speed['sample']['seconds']:.3g} s" if speed["sample"] else "",
+        show.duration(speed["sample"]["seconds"]) if speed["sample"] else "",
         f"{speed['sample']['audio_seconds_per_second']:,.0f} s" if speed["sample"] else "",
         f"{seconds:.0f} s",
     ]
