@@ -1,7 +1,10 @@
 """127 M parameters, 16 layers of width 768: a machine of 8 chips or GPUs (v5e-8, v6e-8, h100:8).
 
-audiolm train --config size_120m --data data/mine --workdir runs/mine
-audiolm plan --config size_120m --topology v5e-8
+    audiolm train --config size_120m --data data/mine --workdir runs/mine
+    audiolm plan --config size_120m --topology v5e-8
+
+Planned on v5e-8 (64 rows of 1024 positions): the train step needs 11.4 of 15.75 GiB per chip and at least 35.3 ms,
+bound by compute. The keys for Mimi and EnCodec are in size_300m.py.
 """
 
 from ml_collections import ConfigDict
