@@ -3,8 +3,8 @@
     audiolm train --config size_30m --data data/mine --workdir runs/mine
     audiolm plan --config size_30m --topology v5e-4
 
-Planned on v5e-4 (64 rows of 1024 positions): the train step needs 5.32 of 15.75 GiB per chip and at least 14.9 ms, bound
-by compute. The keys for Mimi and EnCodec are in size_300m.py.
+Planned on v5e-4 (64 rows of 1024 positions): the train step needs 5.32 of 15.75 GiB per chip and at least 14.9 ms,
+bound by compute. The keys for Mimi and EnCodec are in size_300m.py.
 """
 
 from ml_collections import ConfigDict
