@@ -17,8 +17,8 @@ What ends a process of such a run, by exit code, for whatever starts them:
 
 JAX's coordination service, in process 0, misses the heartbeats of a process that died after `HEARTBEAT` seconds, and
 on a CPU the next collective fails at once. Its client then aborts every process with a page of log. Here one line says
-so instead: what the runtime logs goes to a file from `start` on, and is shown if it is about anything else. Whoever
-sets TF_CPP_MIN_LOG_LEVEL wants to read it: then it stays where it was.
+so instead: what the runtime logs goes to a file from `start` on, and is shown if it is about anything else. With
+TF_CPP_MIN_LOG_LEVEL=0 in the environment it is shown as it is.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def start(setting: str, timeout: int = 300) -> None:
     # Its SIGTERM handler would take the signal from `signals`, which asks everybody by itself.
     jax.config.update("jax_enable_preemption_service", False)
     waiting = f"--processes={setting}: not all processes came to {where} within {timeout} s"
-    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":  # jax itself sets it to 1
         _instead_of_the_log(waiting)
     try:
         jax.distributed.initialize(
@@ -188,11 +188,21 @@ def together(*met_by_all: str) -> Iterator[None]:
         leave(error)
 
 
+def meet(name: str) -> None:
+    """Waits for all processes, up to half an hour: a gather, to which XLA gives that; other collectives of a CPU fail
+    when the last process is half a minute late, as one is whose compilation takes longer (jax issue 40831)."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def leave(error: Exception) -> None:
     """Ends this process without waiting for the others: one line and LOST if they are the reason of the error, the
     sentence of an InputError and 2, or else its traceback and 1."""
     if isinstance(error, jax.errors.JaxRuntimeError) and SIGNS.search(str(error)):
-        code, said = LOST, f"audiolm: {_sentence('another process of the run died')}\n"
+        reason = " ".join(str(error).split())[:200]
+        code, said = LOST, f"audiolm: {_sentence(f'another process of the run died ({reason})')}\n"
     elif isinstance(error, InputError):
         code, said = 2, f"audiolm: {' '.join(str(error).split())}\n"
     else:

@@ -252,6 +252,9 @@ def train(
                 where = batches.get_state()
                 batch = shard_batch(batch, mesh, sharding.rules, leading=1)
                 flags = () if alone else (distributed.flag(mesh, received[0] if received else 0),)
+                if step == start + 1 and not alone:
+                    step_fn = step_fn.lower(state, batch, *flags).compile()
+                    distributed.meet("compiled")
                 state, metrics = step_fn(state, batch, *flags)
                 if pending is not None:
                     finish(*pending)  # of the step before, while this one runs
