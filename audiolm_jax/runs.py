@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from audiolm_jax import claims, corpora, data, distributed, generate, serialization, tokens, training
 from audiolm_jax import config as configs
-from audiolm_jax import corpora, data, distributed, generate, serialization, tokens, training
 from audiolm_jax.model import Transformer
 from audiolm_jax.sharding import make_mesh
 from audiolm_jax.vocab import Vocab
@@ -30,10 +30,15 @@ def utterances(config: ConfigDict, directory: Path, progress: bool = True) -> li
 def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     """Corpus and tokens below `directory`; returns the metadata of the token data set (`tokens.info`).
 
+    Several processes with one folder share the work: one makes a synthetic corpus, all encode.
+
     Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
     """
     codec, section = configs.section(config, "codec"), configs.section(config, "corpus")
-    found = utterances(config, directory, progress)
+    found: list[corpora.Utterance] = []
+    lock = directory / "corpus.lock"
+    claims.share({"corpus": lock}, lambda _: found.extend(utterances(config, directory, progress)))
+    lock.unlink(missing_ok=True)
     tokens.write(found, codec, directory / "tokens", configs.section(config, "tokens"), section, progress)
     return tokens.info(directory / "tokens")
 
