@@ -57,12 +57,12 @@ def build_parser() -> Parser:
     sub = add("train", train)
     sub.add_argument("--config", default="default", help=config_help)
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
-    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of the run, or gs://...")
     sub.add_argument("--processes", metavar="HOW", help=processes_help)
 
     sub = add("generate", generate)
     source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of a trained run")
+    source.add_argument("--workdir", type=files.place, metavar="DIR", help="folder of a trained run")
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a file that `audiolm export` wrote")
     sub.add_argument("--text", default="", help="what to say")
     sub.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
@@ -76,11 +76,11 @@ def build_parser() -> Parser:
     sub.add_argument("--stream", action="store_true", help="decode and write while generating")
 
     sub = add("evaluate", evaluate)
-    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
 
     sub = add("export", export)
-    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the latest)")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
 
@@ -319,7 +319,7 @@ def writable(directory: Path, flag: str) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"{flag}={directory}: cannot be written ({error.strerror}); give a folder that you may write to"
+            f"{flag}={directory}: cannot be written ({error.strerror or error}); give a folder that you may write to"
         ) from error
     return directory
 

@@ -139,7 +139,7 @@ def write(
     with token_shards.writing(root):
         claims.share({"start": locks / "start"}, begin)
         with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
-            claims.share({name: locks / name for name in shards}, encode)
+            claims.share({name: locks / name.replace(".array_record", "") for name in shards}, encode)
         claims.share({"finish": locks / "finish"}, finish)
     shutil.rmtree(locks, ignore_errors=True)
     return final

@@ -185,7 +185,7 @@ def train(
     Raises InputError for a workdir of another configuration (naming the keys), one that cannot be written, a batch
     that does not fit the mesh; `Diverged`; `Interrupted`.
     """
-    workdir = Path(workdir)
+    workdir = files.place(workdir)
     about = checkpoints.describe(model, vocab, **(about or {}))
     sections = {"sharding": sharding, "optimizer": optimizer, "training": training}
     claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
@@ -268,6 +268,7 @@ def train(
                     params, rest = _for_inference(state)
                     everywhere = distributed.everyone(checkpoints.pack_position(where))
                     position = {"iterators": everywhere, "seconds": recorder.seconds}
+                    recorder.save()
                     checkpoints.save(manager, step, params, rest, position, about)
                 if probing:
                     recorder.probe(step, probe(step, nnx.merge(graph, _for_inference(state)[0])))
