@@ -29,6 +29,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax import checkpoints, distributed, files, losses, recording
+from audiolm_jax import config as configs
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
@@ -351,14 +352,18 @@ def _position(iterators: list[str], workdir: Path) -> Any:
 
 
 def claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes `workdir` the folder of the run of `config`, or checks that it already is.
+    """Makes `workdir` the folder of the run of `config`, or checks that it already is; of a key that there was not yet
+    when the run began, it has the default.
 
     Raises InputError naming every key that differs (but those of MAY_CHANGE), or that it cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
     if path.exists():
-        ours, theirs = _flat(config), _flat(json.loads(path.read_text(encoding="utf-8")))
+        takers = [(name, configs.accepts(name)) for name in config if name in configs.SECTIONS]
+        defaults = {name: dataclasses.asdict(taker()) for name, taker in takers if dataclasses.is_dataclass(taker)}
+        ours = _flat(config)
+        theirs = _flat(json.loads(json.dumps(defaults))) | _flat(json.loads(path.read_text(encoding="utf-8")))
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())
