@@ -70,7 +70,6 @@ def start(setting: str, timeout: int = 300) -> None:
             **arguments,
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise InputError(f"--processes={setting}: {str(error).splitlines()[0]}") from error
