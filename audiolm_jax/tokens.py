@@ -141,7 +141,8 @@ def write(
         with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
             claims.share({name: locks / name.replace(".array_record", "") for name in shards}, encode)
         claims.share({"finish": locks / "finish"}, finish)
-    shutil.rmtree(locks, ignore_errors=True)
+    for left in (locks, notes, unfinished):  # the latter two if somebody began again while another finished
+        shutil.rmtree(left, ignore_errors=True)
     return final
 
 
