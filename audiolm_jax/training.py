@@ -362,8 +362,9 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     if path.exists():
         takers = [(name, configs.accepts(name)) for name in config if name in configs.SECTIONS]
         defaults = {name: dataclasses.asdict(taker()) for name, taker in takers if dataclasses.is_dataclass(taker)}
-        ours = _flat(config)
-        theirs = _flat(json.loads(json.dumps(defaults))) | _flat(json.loads(path.read_text(encoding="utf-8")))
+        ours, defaults = _flat(config), _flat(json.loads(json.dumps(defaults)))
+        theirs = {key: value for key, value in defaults.items() if key in ours}
+        theirs |= _flat(json.loads(path.read_text(encoding="utf-8")))
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())

@@ -154,21 +154,22 @@ def test_four_processes_compute_what_one_does(data, tmp_path, streams):
 
 
 @pytest.mark.slow
-def test_killed_five_times_equals_undisturbed(data, tmp_path):
-    """Four processes save every other step; each time one of them is killed at a random moment."""
+@pytest.mark.parametrize("count", [2, 4])
+def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
+    """They save every other step; each time one of them is killed at a random moment."""
     overrides = "data.streams=4", "training.checkpoint_every=2", "sharding.preset=fsdp"
-    finish(4, data, tmp_path / "straight" / "run", *overrides)
+    finish(count, data, tmp_path / "straight" / "run", *overrides)
     workdir, chance, seen = tmp_path / "killed" / "run", random.Random(0), 0
     for _ in range(5):
-        with start(4, data, workdir, *overrides) as processes:
+        with start(count, data, workdir, *overrides) as processes:
             wait_for_step(workdir, min(seen + chance.randint(1, 4), 18), processes)
             time.sleep(chance.uniform(0, 0.5))
-            victim = chance.randrange(4)
+            victim = chance.randrange(count)
             processes.all[victim].kill()
             codes = processes.codes(60)
             assert codes.pop(victim) == -signal.SIGKILL and set(codes) == {distributed.LOST}
         seen = len((workdir / "metrics.jsonl").read_text().splitlines())
-    finish(4, data, workdir, *overrides)
+    finish(count, data, workdir, *overrides)
     assert same(workdir, tmp_path / "straight" / "run")
     assert losses(workdir) == losses(tmp_path / "straight" / "run")
 
