@@ -14,6 +14,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +41,16 @@ def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
+def _folder(workdir: str | Path) -> Path:
+    """Where the checkpoints of a run are: below a folder of this machine, or an address such as gs://bucket/run."""
+    where = files.place(workdir)
+    return (where if files.remote(where) else where.resolve()) / FOLDER
+
+
 @contextlib.contextmanager
 def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
     """The orbax manager of a run; pending writes are finished at the end of the block."""
-    directory = Path(workdir).resolve() / FOLDER
+    directory = _folder(workdir)
     with _open(directory, max_to_keep=keep, cleanup_tmp_directories=True) as opened:
         yield opened
         with readable_errors(directory):
@@ -58,7 +65,7 @@ def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, posi
     if step in opened.all_steps():
         return
     needed = sum(x.nbytes for x in jax.tree.leaves((params, state)))
-    free = shutil.disk_usage(opened.directory).free
+    free = math.inf if files.remote(opened.directory) else shutil.disk_usage(opened.directory).free
     if free < needed + FREE_AFTER:  # told here: orbax notices in threads of its own, after the training went on
         raise InputError(
             f"{opened.directory}: the disk is full, {free / 1e6:.1f} MB are free and checkpoint {step} takes "
@@ -132,7 +139,7 @@ def restore_params(workdir: str | Path, step: int | None = None, **model_changes
     step: None for the latest. model_changes: fields of ModelConfig that do not change the weights (dtype).
     Raises InputError if there is no checkpoint or it does not fit.
     """
-    directory = Path(workdir).resolve() / FOLDER
+    directory = _folder(workdir)
     if not directory.is_dir():
         raise InputError(f"{workdir} is not the folder of a training run: it has no folder {FOLDER}")
     with _open(directory, create=False) as m:

@@ -5,46 +5,22 @@ on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit 
 """
 
 import argparse
-import difflib
+import contextlib
 import logging
 import os
+import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from audiolm_jax import allocator, files
 from audiolm_jax import config as configs
-from audiolm_jax.cli_help import HELP, OVERRIDES
-from audiolm_jax.errors import InputError, of_the_disk
+from audiolm_jax.cli_help import HELP, OVERRIDES, Parser
+from audiolm_jax.errors import InputError, not_after_the_first, not_orbax, of_the_disk
 from audiolm_jax.planning import libtpu
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that reports a mistake as one sentence and names the nearest flag."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-    def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Raises InputError for a flag that the chosen command does not have, then for whatever argparse refuses."""
-        commands = next(action.choices for action in self._actions if action.choices)
-        command = commands.get(arguments[0] if arguments else "", self)
-        known = [flag for action in command._actions for flag in action.option_strings]
-        for flag in (argument.partition("=")[0] for argument in arguments):
-            if flag.startswith("--") and flag not in known:
-                near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"see {command.prog} --help"
-                raise InputError(f"{flag}: not a flag of {command.prog}; {hint}")
-        found, rest = self.parse_known_args(arguments)
-        if rest and "files" in found and not any(argument.startswith("-") for argument in rest):
-            found.files += [Path(argument) for argument in rest]  # argparse stops looking for files at the first flag
-        elif rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
-        return found
 
 
 def build_parser() -> Parser:
@@ -72,19 +48,22 @@ def build_parser() -> Parser:
 
     config_help = "a configuration: a .py file, or the name of one in configs/ (default: %(default)s)"
     data_help = "folder of the corpus and its tokens (default: WORKDIR/data)"
+    processes_help = "how this process is one of several: none (default), tpu, slurm or HOST:PORT,COUNT,ID"
 
     sub = add("prepare", prepare)
     sub.add_argument("--config", default="default", help=config_help)
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="where to write corpus and tokens")
+    sub.add_argument("--processes", metavar="HOW", help=processes_help)
 
     sub = add("train", train)
     sub.add_argument("--config", default="default", help=config_help)
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
-    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of the run, or gs://...")
+    sub.add_argument("--processes", metavar="HOW", help=processes_help)
 
     sub = add("generate", generate)
     source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of a trained run")
+    source.add_argument("--workdir", type=files.place, metavar="DIR", help="folder of a trained run")
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a file that `audiolm export` wrote")
     sub.add_argument("--text", default="", help="what to say")
     sub.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
@@ -98,11 +77,11 @@ def build_parser() -> Parser:
     sub.add_argument("--stream", action="store_true", help="decode and write while generating")
 
     sub = add("evaluate", evaluate)
-    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
 
     sub = add("export", export)
-    sub.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of a trained run")
+    sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the latest)")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
 
@@ -151,7 +130,11 @@ def prepare(options: argparse.Namespace) -> None:
     config = load_config(options)
     from audiolm_jax import runs
 
-    metadata = runs.prepare(config, writable(options.data, "--data"))
+    directory = writable(options.data, "--data")
+    with several(options) as primary:
+        metadata = runs.prepare(config, directory, progress=primary)
+    if not primary:
+        return
     for split, found in metadata["splits"].items():
         print(f"{split:8s} {found['utterances']:6d} utterances, {found['seconds'] / 3600:.3f} hours")
     if metadata["rejects"]:
@@ -164,8 +147,11 @@ def train(options: argparse.Namespace) -> None:
     from audiolm_jax import runs
 
     data = data_folder(options)
-    runs.train(config, data, writable(options.workdir, "--workdir"))
-    print(f"trained: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... --out out.wav")
+    workdir = writable(options.workdir, "--workdir")
+    with several(options) as primary:
+        runs.train(config, data, workdir, progress=primary)
+    if primary:
+        print(f"trained: {workdir}; next: audiolm generate --workdir {workdir} --text ... --out out.wav")
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -297,6 +283,19 @@ def load_config(options: argparse.Namespace, only: Sequence[str] = ()) -> Config
     return config
 
 
+@contextlib.contextmanager
+def several(options: argparse.Namespace) -> Iterator[bool]:
+    """A block in which this process is one of those that --processes names; yields whether it is the first of them."""
+    if options.processes is None:
+        yield True
+        return
+    from audiolm_jax import distributed
+
+    distributed.start(options.processes)
+    with distributed.together("Diverged"):
+        yield distributed.primary()
+
+
 def data_folder(options: argparse.Namespace) -> Path:
     data = options.data or options.workdir / "data"
     if not (data / "tokens").is_dir():
@@ -315,12 +314,12 @@ def writable(directory: Path, flag: str) -> Path:
     """The folder, made if need be. Raises InputError if nothing can be written in it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".write-{os.getpid()}"
+        probe = directory / f".write-{platform.node()}-{os.getpid()}"
         probe.write_bytes(b"?")
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"{flag}={directory}: cannot be written ({error.strerror}); give a folder that you may write to"
+            f"{flag}={directory}: cannot be written ({error.strerror or error}); give a folder that you may write to"
         ) from error
     return directory
 
@@ -372,24 +371,9 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
         return complain(sentence)
 
 
-def not_orbax(record: logging.LogRecord) -> bool:
-    """What orbax logs about an error that it raises, or has raised, would be a traceback beside the one sentence.
-
-    asyncio logs of every further write that failed when its future is collected, whenever that is: by a path of
-    orbax's source for a task, by that of the file it wrote (`*.orbax-checkpoint-tmp`) for a plain future.
-    """
-    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
-
-
 def complain(sentence: str) -> int:
     print(f"audiolm: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
-
-
-def not_after_the_first(unraisable: Any) -> None:
-    """One failed write of a checkpoint is raised, and told; its threads would print a traceback for each other one."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
 
 
 def run() -> None:

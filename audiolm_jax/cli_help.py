@@ -1,4 +1,10 @@
-"""What `audiolm COMMAND --help` says; every example is parsed by the tests."""
+"""What `audiolm COMMAND --help` says, and what is said of a mistake; every example is parsed by the tests."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+from audiolm_jax.errors import InputError
 
 OVERRIDES = """
 overrides:
@@ -24,6 +30,10 @@ examples:
   audiolm train --config default --data data/mine --workdir runs/delay
   audiolm train --config default --data data/mine --workdir runs/flat --config.serialization.strategy=flat
   tensorboard --logdir runs
+  # several processes are one run: on every host of a TPU slice (data.batch_size is that of all of them)
+  audiolm train --config default --data data/mine --workdir runs/delay --processes tpu
+  # process 1 of 2; a process that dies ends the others with exit code 75, and the same commands again resume the run
+  audiolm train --config default --data data/mine --workdir runs/delay --processes 10.0.0.1:5000,2,1
 """,
     "generate": """Make speech from text, from an audio prompt, or from both.
 
@@ -83,3 +93,27 @@ examples:
   audiolm codec encode --codec mimi --path kyutai/mimi@main --codebooks 8 --out codes one.wav
 """,
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports a mistake as one sentence and names the nearest flag."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Raises InputError for a flag that the chosen command does not have, then for whatever argparse refuses."""
+        commands = next(action.choices for action in self._actions if action.choices)
+        command = commands.get(arguments[0] if arguments else "", self)
+        known = [flag for action in command._actions for flag in action.option_strings]
+        for flag in (argument.partition("=")[0] for argument in arguments):
+            if flag.startswith("--") and flag not in known:
+                near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"see {command.prog} --help"
+                raise InputError(f"{flag}: not a flag of {command.prog}; {hint}")
+        found, rest = self.parse_known_args(arguments)
+        if rest and "files" in found and not any(argument.startswith("-") for argument in rest):
+            found.files += [Path(argument) for argument in rest]  # argparse stops looking for files at the first flag
+        elif rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found

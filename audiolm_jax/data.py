@@ -1,4 +1,4 @@
-"""Token datasets to batches: documents, random training views, packing, process slices, an exact position.
+"""Token datasets to batches: documents, random training views, packing, the rows of a process, an exact position.
 
     TokenSplit -> shuffled, endless stream of documents -> rows (serialization.documents) -> packed [B, L] batches
 
@@ -9,11 +9,17 @@ A batch is a plain dict of numpy arrays, B rows of L positions in which several 
     segments_BL  int32, 0 = padding, 1.. = number of the document within its row
     frames       int32 [], audio frames of the documents in the batch: frames / frame rate = seconds of audio
 
-What is equal between runs with the same dataset, seed, process count and `shuffle`, whatever the strategy: the stream
-of documents (document number i of the stream is the same recording), and for each whether its text is dropped. What is
-not: a strategy with longer rows fits fewer documents into a batch, so after the same number of steps it has seen a
-shorter beginning of the same stream; and with `drop_long` it may leave out more documents (`max_frames` leaves out the
-same ones for all). `num_workers` > 0 gives every worker a slice of the stream and takes batches from them in turn: the
+A batch is that of all processes together and does not depend on how many there are. Documents are dealt out to
+`streams` streams, number i of the endless stream to stream i % streams; each packs its share of the rows of a batch by
+itself and has a position of its own. A process takes the rows that its devices need and runs the streams that make
+them: with one stream every process packs all rows (0.7 ms a document), with as many as there are processes each packs
+its own. Another number of processes goes on in the same order from the positions of all streams.
+
+What is equal between runs with the same dataset, seed and `shuffle`, whatever the strategy: the stream of documents
+(document number i of the stream is the same recording), and for each whether its text is dropped. What is not: a
+strategy with longer rows fits fewer documents into a batch, so after the same number of steps it has seen a shorter
+beginning of the same stream; and with `drop_long` it may leave out more documents (`max_frames` leaves out the same
+ones for all). `num_workers` > 0 gives every worker a slice of the stream and takes batches from them in turn: the
 documents of a batch then depend on the number of workers too.
 """
 
@@ -40,8 +46,10 @@ class DataConfig:
 
     # L, positions in one row of a batch: the context of the model in training.
     sequence_length: int = 1024
-    # B, rows in one batch of one process.
+    # B, rows in one batch, of all processes together.
     batch_size: int = 16
+    # Parts of a batch that are packed apart: a multiple of the processes lets each pack only its own rows.
+    streams: int = 1
     # What the text segment says; {text}, {speaker} and {key} are filled in. Empty: audio without text.
     template: str = "{text}"
     # Weight of predicting text (and where audio begins) in the loss; a code has weight 1.
@@ -58,15 +66,17 @@ class DataConfig:
     drop_long: bool = False
     # Another order of the documents in every epoch; False keeps the order of the dataset.
     shuffle: bool = True
-    # Processes that make batches; 0 makes them in a thread of the training process.
+    # Processes that make the batches of a stream; 0 makes them in a thread of the training process.
     num_workers: int = 0
     # Batches made ahead of the training step.
     prefetch: int = 4
 
     def __post_init__(self):
-        for key in ("sequence_length", "batch_size", "max_frames", "prefetch"):
+        for key in ("sequence_length", "batch_size", "streams", "max_frames", "prefetch"):
             if getattr(self, key) < 1:
                 raise InputError(f"data.{key} = {getattr(self, key)} must be 1 or more")
+        if self.batch_size % self.streams:
+            raise InputError(f"data.streams = {self.streams} does not divide data.batch_size = {self.batch_size}")
         for key in ("codebooks", "num_workers", "text_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"data.{key} = {getattr(self, key)} must not be negative")
@@ -149,41 +159,59 @@ def training_batches(
     serialization_config: SerializationConfig,
     vocab: Vocab,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator:
-    """Endless batches of this process (module docstring), prefetched on the host.
+    accumulate: int = 1,
+    columns: np.ndarray | None = None,
+) -> "Batches":
+    """Endless batches (module docstring), prefetched on the host: all rows, or those of one process.
 
-    Document number i of the endless stream goes to process i % process_count and draws its training view from
-    (seed, i), so that every epoch gives each document to exactly one process, with a new view.
+    Document number i of the endless stream draws its training view from (seed, i): every epoch holds each document
+    once, with a new view.
 
-    Returns:
-      An iterator with `get_state()` (plain JSON values; the position after the last batch taken, not the last one
-      prefetched), `set_state(state)` and `close()`. A state is valid for the same dataset, configs, seed and processes.
+    Args:
+      accumulate: microbatches of a step: the rows of a batch lie as [accumulate, B / accumulate].
+      columns: the columns of these that are wanted (`distributed.columns`), None for all; a batch then has
+        accumulate * len(columns) rows.
 
     Raises:
-      InputError: see `fitting`; the vocabulary does not belong to the dataset; an unfit strategy.
+      InputError: see `fitting`; the vocabulary does not belong to the dataset; an unfit strategy; rows that cannot be
+        dealt out evenly to streams and microbatches.
     """
     grid = serialization.bind(serialization_config, vocab.codebooks)
     wanted = make_vocab(source.metadata, config)
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process {process_index} of {process_count} was asked for; it must be 0..{process_count - 1}")
+    unit = accumulate * config.streams
+    if config.streams > 1 and config.batch_size % unit:
+        raise InputError(
+            f"data.batch_size={config.batch_size} rows cannot be dealt out to data.streams={config.streams} in "
+            f"training.accumulate={accumulate} parts each; choose a multiple of {unit}"
+        )
     view = _View(config, grid, vocab, seed)
     dataset = grain.MapDataset.source(_Kept(source, fitting(source, config, grid, vocab)))
     if config.shuffle:
         dataset = dataset.shuffle(seed=seed)
-    dataset = dataset.repeat().map_with_index(view)[process_index::process_count]
+    dataset = dataset.repeat().map_with_index(view)
+    rows = config.batch_size // config.streams
+    if columns is None:
+        return Batches({n: _stream(dataset, view.keys, config, n) for n in range(config.streams)}, accumulate)
+    each = rows // accumulate  # columns of one stream
+    needed = {n: columns[columns // each == n] - n * each for n in range(config.streams)}
+    needed = {n: local for n, local in needed.items() if len(local)}
+    return Batches({n: _stream(dataset, view.keys, config, n) for n in needed}, accumulate, needed)
+
+
+def _stream(dataset: grain.MapDataset, keys: tuple[str, ...], config: DataConfig, number: int) -> grain.DatasetIterator:
+    """The packed rows of one stream, batch_size / streams at a time."""
+    rows = config.batch_size // config.streams
     packed = grain.experimental.FirstFitPackIterDataset(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
-        length_struct=dict.fromkeys(view.keys, config.sequence_length),
-        meta_features=[key for key in view.keys if key != "tokens"],
-        num_packing_bins=config.batch_size,
+        dataset[number :: config.streams].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+        length_struct=dict.fromkeys(keys, config.sequence_length),
+        meta_features=[key for key in keys if key != "tokens"],
+        num_packing_bins=rows,
         shuffle_bins=False,
         max_sequences_per_bin=None if config.packing else 1,
     )
-    batches = packed.batch(config.batch_size, drop_remainder=True).map(_finish)
+    batches = packed.batch(rows, drop_remainder=True).map(_finish)
     if config.num_workers:
         if not flags.FLAGS.is_parsed():  # grain reads a flag of its own; in a notebook nobody has parsed any
             flags.FLAGS.mark_as_parsed()
@@ -191,6 +219,58 @@ def training_batches(
         options = grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=per_worker)
         return iter(batches.mp_prefetch(options))
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
+
+
+class Batches:
+    """The streams that one process runs, side by side.
+
+    `get_state()` is {"streams": {number: position}}, plain JSON values: where each stream stood after the last batch
+    taken, not the last one prefetched. `set_state` takes the state of any process that ran the same streams, or of all
+    of them joined, if dataset, configs and seed are the same.
+    """
+
+    def __init__(
+        self, streams: dict[int, grain.DatasetIterator], parts: int, columns: dict[int, np.ndarray] | None = None
+    ):
+        self._streams, self._parts, self._columns = streams, parts, columns
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        found = [self._wanted(number, next(stream)) for number, stream in self._streams.items()]
+        whole = {key: self._joined([batch[key] for batch in found]) for key in found[0]}
+        whole["frames"] = whole["frames"].sum(dtype=np.int32)
+        return whole
+
+    def _wanted(self, number: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._columns is None:
+            return batch
+        rows = np.arange(len(batch["frames"])).reshape(self._parts, -1)[:, self._columns[number]].ravel()
+        return {key: values[rows] for key, values in batch.items()}
+
+    def _joined(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """Arrays of [parts * columns, ...], side by side in each part."""
+        if len(arrays) == 1:
+            return arrays[0]
+        parted = [x.reshape(self._parts, -1, *x.shape[1:]) for x in arrays]
+        return np.concatenate(parted, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+    def get_state(self) -> dict:
+        return {"streams": {str(number): stream.get_state() for number, stream in self._streams.items()}}
+
+    def set_state(self, state: dict) -> None:
+        positions = state.get("streams", {"0": state})  # without: kept by a run from before there were streams
+        for number, stream in self._streams.items():
+            if str(number) not in positions:
+                raise InputError(
+                    f"the position in the data is that of {len(positions)} streams; set data.streams to that"
+                )
+            stream.set_state(positions[str(number)])
+
+    def close(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
 
 
 def evaluation_examples(source: TokenSplit, config: DataConfig, vocab: Vocab, limit: int = 0) -> list[dict]:
@@ -254,5 +334,5 @@ def _finish(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     batch = {f"{key}_BLS": packed[key] for key in ("tokens", "targets", "heads", "weights")}
     batch |= {f"{key}_BL": packed[key] for key in ("positions", "ahead")}
     batch["segments_BL"] = packed["tokens_segment_ids"]
-    batch["frames"] = packed["frames"].sum(dtype=np.int32)
+    batch["frames"] = packed["frames"].sum(axis=1, dtype=np.int32)  # of each row
     return batch

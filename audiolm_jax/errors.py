@@ -1,9 +1,11 @@
 """What a person sees of an error: a sentence that names what was wrong and what would be accepted."""
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 # Errors of the operating system that are about what was asked for, not about this program.
 ENVIRONMENT = {
@@ -38,3 +40,18 @@ def of_the_disk(error: BaseException) -> str | None:
                 return f"{os.strerror(known)}; what was finished is kept: mend this and run the same command again"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def not_orbax(record: logging.LogRecord) -> bool:
+    """What orbax logs about an error that it raises, or has raised, would be a traceback beside the one sentence.
+
+    asyncio logs of every further write that failed when its future is collected, whenever that is: by a path of
+    orbax's source for a task, by that of the file it wrote (`*.orbax-checkpoint-tmp`) for a plain future.
+    """
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
+
+
+def not_after_the_first(unraisable: Any) -> None:
+    """One failed write of a checkpoint is raised, and told; its threads would print a traceback for each other one."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

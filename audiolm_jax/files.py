@@ -8,6 +8,21 @@ from pathlib import Path
 from typing import Any
 
 
+def place(address: str | Path) -> Path:
+    """A path on this machine, or one behind an address such as gs://bucket/run (etils.epath, through fsspec or
+    tensorflow), which behaves like it as far as an object store can: nothing is appended, nothing renamed."""
+    text = os.fspath(address)
+    if not remote(text):
+        return Path(text)
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def remote(path: str | Path) -> bool:
+    return "://" in os.fspath(path)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields the temporary name to write to; it becomes `path` at the end, and is gone if the block raises.
@@ -25,8 +40,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """A UTF-8 file, and the folders above it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """A UTF-8 file, and the folders above it; an object of an object store is there whole or not at all anyway."""
+    path = place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if remote(path):
+        path.write_text(text)
+        return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

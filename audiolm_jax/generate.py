@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import checkpoints, codecs, data, serialization, sharding, text
+from audiolm_jax import checkpoints, codecs, data, files, serialization, sharding, text
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import Transformer, unstack
 from audiolm_jax.sampling import SamplingConfig, causal, masked, plan
@@ -314,7 +314,7 @@ def load(
     step: which checkpoint (None: the latest). codec: an open codec instead of the one the run names.
     Raises InputError if there is no checkpoint, or the codec is not the one the model was trained on.
     """
-    path = Path(source)
+    path = files.place(source)
     if path.is_file():
         model, about = checkpoints.load_safetensors(path)
     else:

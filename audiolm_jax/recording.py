@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from audiolm_jax import files
 from audiolm_jax.losses import class_names
@@ -76,22 +77,26 @@ class Recorder:
     stopped. Columns: step; loss (weighted mean of the nats per prediction, z-loss included); bits per prediction of
     each class; grad_norm and learning_rate of the last step; frames (of audio, in the interval); seconds (trained
     since the beginning, over all resumes); steps_per_second; audio_seconds_per_second; mfu.
+
+    To an object store, where nothing can be appended, the file is written anew by every `save` and at the end.
     """
 
     def __init__(self, workdir: Path, vocab: Vocab, step: int, seconds: float, steps: int, progress: bool):
-        from tensorboardX import SummaryWriter
         from tqdm import tqdm
 
         self.names = class_names(vocab)
         self.start = time.perf_counter() - seconds
         self.last = (step, self.seconds)
         self.writes = jax.process_index() == 0
-        self.file = self.board = None
+        self.path = workdir / "metrics.jsonl"
+        self.file = self.board = self.lines = None
         if self.writes:
-            path = workdir / "metrics.jsonl"
-            truncate(path, step)
-            self.file = path.open("a", encoding="utf-8")
-            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            truncate(self.path, step)
+            self.board = _board(workdir, step + 1)
+            if files.remote(workdir):
+                self.lines = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            else:
+                self.file = self.path.open("a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not (progress and self.writes))
 
     @property
@@ -121,9 +126,12 @@ class Recorder:
             "mfu": flops / elapsed / peak,
         }
         self.last = (step, self.seconds)
-        if self.writes:
+        if self.lines is not None:
+            self.lines += json.dumps(line) + "\n"
+        elif self.file:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
+        if self.board:
             for name, value in line.items():
                 if name == "bits":
                     for kind, bits in value.items():
@@ -138,7 +146,7 @@ class Recorder:
 
     def probe(self, step: int, found: dict[str, Any]) -> None:
         """name -> number, or (waveform [samples], sample rate in Hz)."""
-        if not self.writes:
+        if not self.board:
             return
         for name, value in found.items():
             if isinstance(value, tuple):
@@ -147,11 +155,29 @@ class Recorder:
             else:
                 self.board.add_scalar(name, float(value), step)
 
+    def save(self) -> None:
+        """Makes sure that the lines so far are where they belong."""
+        if self.lines is not None:
+            files.write_text(self.path, self.lines)
+
     def close(self) -> None:
         self.bar.close()
-        if self.writes:
+        self.save()
+        if self.file:
             self.file.close()
+        if self.board:
             self.board.close()
+
+
+def _board(workdir: Path, step: int) -> Any:
+    """The writer of TensorBoard files from `step` on; None if its package for such an address is not installed."""
+    from tensorboardX import SummaryWriter
+
+    try:
+        return SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+    except ImportError as error:
+        logging.warning("%s: no TensorBoard files: %s", workdir, error)
+        return None
 
 
 def truncate(path: Path, step: int) -> None:

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
+from audiolm_jax import claims, corpora, data, distributed, generate, serialization, tokens, training
 from audiolm_jax import config as configs
-from audiolm_jax import corpora, data, generate, serialization, tokens, training
 from audiolm_jax.model import Transformer
+from audiolm_jax.sharding import make_mesh
 from audiolm_jax.vocab import Vocab
 
 SPOKEN = 2  # sentences in a probe
@@ -30,10 +30,15 @@ def utterances(config: ConfigDict, directory: Path, progress: bool = True) -> li
 def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     """Corpus and tokens below `directory`; returns the metadata of the token data set (`tokens.info`).
 
+    Several processes with one folder share the work: one makes a synthetic corpus, all encode.
+
     Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
     """
     codec, section = configs.section(config, "codec"), configs.section(config, "corpus")
-    found = utterances(config, directory, progress)
+    found: list[corpora.Utterance] = []
+    lock = directory / "corpus.lock"
+    claims.share({"corpus": lock}, lambda _: found.extend(utterances(config, directory, progress)))
+    lock.unlink(missing_ok=True)
     tokens.write(found, codec, directory / "tokens", configs.section(config, "tokens"), section, progress)
     return tokens.info(directory / "tokens")
 
@@ -62,17 +67,19 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     order = configs.section(config, "serialization")
     vocab = vocabulary(config, source.metadata)
     serialization.bind(order, vocab.codebooks)
-    process = jax.process_index(), jax.process_count()
-    batches = data.training_batches(source, configs.section(config, "data"), order, vocab, config.seed, *process)
+    section, layout, length = (configs.section(config, name) for name in ("data", "sharding", "training"))
+    rows = section.batch_size, length.accumulate
+    columns = distributed.columns(make_mesh(layout), layout.rules, *rows, section.streams)
+    batches = data.training_batches(source, section, order, vocab, config.seed, length.accumulate, columns)
     with contextlib.closing(batches):
         training.train(
             workdir,
             batches,
             vocab,
             configs.section(config, "model"),
-            configs.section(config, "sharding"),
+            layout,
             configs.section(config, "optimizer"),
-            configs.section(config, "training"),
+            length,
             seed=config.seed,
             about=about(config, source.metadata),
             frame_rate=source.metadata["frame_rate"],

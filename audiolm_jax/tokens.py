@@ -15,25 +15,26 @@ nor reading needs tensorflow. One example is
 
 Writing can be killed at any time. Shards are made one by one below `1.0.0.incomplete`, each under a temporary name;
 a finished one is noted, with its sha256, in `1.0.0.progress`; the whole is renamed at the end. Starting again keeps
-the finished shards. A shard is a function of its utterances and the codec alone, so the bytes are those of an
-undisturbed run on the same machine.
+the finished shards. Any number of processes, also on several machines with one folder, may write at the same time:
+each claims shards that nobody else has (claims.py, in `1.0.0.locks`) and encodes them on its own devices. A shard is a
+function of its utterances and the codec alone, so the bytes are those of an undisturbed run of one process on the same
+machine.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from audiolm_jax import corpora, encoding, files, tokens_format
-from audiolm_jax.corpora import CorpusConfig, Reject, Rejects, Utterance
+from audiolm_jax import claims, corpora, encoding, files, token_shards, tokens_format
+from audiolm_jax.corpora import CorpusConfig, Rejects, Utterance
 from audiolm_jax.errors import InputError
 
 VERSION = "1.0.0"
@@ -88,43 +89,85 @@ def write(
     final = root / config.name / VERSION
     notes = final.with_name(VERSION + ".progress")
     rejects = Rejects(root / "rejects.jsonl", len(utterances), corpus.max_reject_fraction)
-    if (final / "dataset_info.json").exists():
+    if _done(final):
         _refuse_another(final, info(final)["identity"], identity)
         shutil.rmtree(notes, ignore_errors=True)
         return final
     unfinished = final.with_name(VERSION + ".incomplete")
-    with _writing(root):
-        rejects.path.unlink(missing_ok=True)
-        _start(unfinished, notes, identity)
+    locks = final.with_name(VERSION + ".locks")
 
-    done: dict[str, list[dict]] = {}
+    def begin(_: str) -> None:
+        if not _done(final):
+            with token_shards.writing(root):
+                rejects.path.unlink(missing_ok=True)
+                _start(unfinished, notes, identity)
+
     features = tokens_format.features(codec.codebooks)
-    with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
-        for split, number, shards, members in _shards(utterances, config.shard_utterances):
-            path = unfinished / f"{config.name}-{split}.array_record-{number:05d}-of-{shards:05d}"
-            note = notes / f"{path.name}.json"
-            finished = _finished(path, note)
-            if finished is None:
-                finished = _write_shard(path, members, codec, features, config, pool, bar)
-                with _writing(note):
-                    files.write_text(note, json.dumps(finished))
-            else:
-                bar.update(len(members))
-            done.setdefault(split, []).append(finished)
-            try:
-                for source, reason in finished["rejects"]:
-                    with _writing(rejects.path):
-                        rejects.add(source, reason)
-            except InputError:
-                _forget_rejects(notes)
-                raise
-    if not any(shard["examples"] for shards in done.values() for shard in shards):
-        raise InputError(f"{root}: none of the {len(utterances)} recordings can be used: see {rejects.path}")
-    with _writing(unfinished):
-        tokens_format.describe(unfinished, config.name, VERSION, features, codec, identity, done)
-        os.replace(unfinished, final)
-        shutil.rmtree(notes, ignore_errors=True)
+    shards = {}
+    for split, number, count, members in token_shards.deal(utterances, config.shard_utterances):
+        shards[f"{config.name}-{split}.array_record-{number:05d}-of-{count:05d}"] = split, members
+
+    def encode(name: str) -> None:
+        path, note, members = unfinished / name, notes / f"{name}.json", shards[name][1]
+        finished = token_shards.finished(path, note)
+        if finished is None and not _done(final):
+            if _begun(notes) != identity:
+                raise InputError(f"{root}: another process began to write other recordings here; {_REMEDY}")
+            finished = token_shards.write(path, members, codec, features, config.batch_seconds, pool, bar)
+            with token_shards.writing(note):
+                files.write_text(note, json.dumps(finished))
+        else:
+            bar.update(len(members))
+        bad.update(source for source, _ in (finished or {"rejects": ()})["rejects"])
+        if len(bad) > rejects.max_fraction * rejects.total:
+            _tell(rejects, notes, shards)
+
+    def finish(_: str) -> None:
+        if _done(final):
+            return
+        done = _tell(rejects, notes, shards)
+        if not any(shard["examples"] for shards in done.values() for shard in shards):
+            raise InputError(f"{root}: none of the {len(utterances)} recordings can be used: see {rejects.path}")
+        with token_shards.writing(unfinished):
+            for left_over in unfinished.glob("*.tmp"):
+                left_over.unlink()
+            tokens_format.describe(unfinished, config.name, VERSION, features, codec, identity, done)
+            os.replace(unfinished, final)
+            shutil.rmtree(notes, ignore_errors=True)
+
+    bad: set[str] = set()
+    with token_shards.writing(root):
+        claims.share({"start": locks / "start"}, begin)
+        with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
+            claims.share({name: locks / name.replace(".array_record", "") for name in shards}, encode)
+        claims.share({"finish": locks / "finish"}, finish)
+    for left in (locks, notes, unfinished):  # the latter two if somebody began again while another finished
+        shutil.rmtree(left, ignore_errors=True)
     return final
+
+
+def _done(final: Path) -> bool:
+    return (final / "dataset_info.json").exists()
+
+
+def _tell(rejects: Rejects, notes: Path, shards: dict[str, tuple[str, list]]) -> dict[str, list[dict]]:
+    """The notes of the finished shards by split, all in order; what they rejected is written down in that order.
+
+    Raises InputError if it is too much; shards that have some are then made again: the recordings may be repaired.
+    """
+    done: dict[str, list[dict]] = {}
+    with token_shards.writing(rejects.path):
+        for name, (split, _) in shards.items():
+            note = notes / f"{name}.json"
+            if note.exists():
+                done.setdefault(split, []).append(json.loads(note.read_text()))
+        try:
+            for source, reason in (reject for found in done.values() for shard in found for reject in shard["rejects"]):
+                rejects.add(source, reason)
+        except InputError:
+            _forget_rejects(notes)
+            raise
+    return done
 
 
 def info(directory: str | Path) -> dict:
@@ -273,16 +316,19 @@ def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> 
 
 def _start(unfinished: Path, notes: Path, identity: dict) -> None:
     """Keeps what an interrupted run with this identity has finished; refuses what another codec has begun."""
-    begun = json.loads((notes / "identity.json").read_text()) if (notes / "identity.json").exists() else None
+    begun = _begun(notes)
     if begun and begun["codec_fingerprint"] != identity["codec_fingerprint"]:
         _refuse_another(unfinished, begun, identity)
     if begun != identity:  # the recordings were changed before any run could finish: start again
         shutil.rmtree(notes, ignore_errors=True)
         shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True, exist_ok=True)
-    for left_over in unfinished.glob("*.tmp"):
-        left_over.unlink()
     files.write_text(notes / "identity.json", json.dumps(identity, indent=1))
+
+
+def _begun(notes: Path) -> dict | None:
+    """The identity of what is being written."""
+    return json.loads((notes / "identity.json").read_text()) if (notes / "identity.json").exists() else None
 
 
 def _refuse_another(path: Path, found: dict, wanted: dict) -> None:
@@ -310,74 +356,7 @@ def _of_another_codec(path: Path, found: dict, codec: str, fingerprint: str) -> 
     )
 
 
-def _shards(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]]]:
-    """(split, shard number, shards of the split, its utterances), splits in order of appearance."""
-    splits: dict[str, list[Utterance]] = {}
-    for item in utterances:
-        splits.setdefault(item.split, []).append(item)
-    for split, members in splits.items():
-        shards = -(-len(members) // size)
-        for number in range(shards):
-            yield split, number, shards, members[number * size : (number + 1) * size]
-
-
-def _finished(path: Path, note: Path) -> dict | None:
-    """The note of a finished shard, if the shard is there and is the one that was noted."""
-    if not (path.exists() and note.exists()):
-        return None
-    finished = json.loads(note.read_text())
-    return finished if finished["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
-
-
 def _forget_rejects(notes: Path) -> None:
-    """After a stop for too many rejects, shards that have some are made again: the recordings may be repaired."""
     for note in notes.glob("*.json"):
         if json.loads(note.read_text()).get("rejects"):
             note.unlink()
-
-
-def _write_shard(path: Path, members, codec, features, config: TokensConfig, pool, bar: encoding.Progress) -> dict:
-    from array_record.python import array_record_module
-    from tensorflow_datasets.core import example_serializer
-
-    results = encoding.encode(members, codec, config.batch_seconds, pool, bar)
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    note = {"examples": 0, "bytes": 0, "seconds": 0.0, "frames": 0, "max_frames": 0, "rejects": []}
-    with _writing(path), files.replacing(path) as temporary:
-        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-        for item, result in zip(members, results, strict=True):
-            if isinstance(result, Reject):
-                note["rejects"].append((item.source or item.key, str(result)))
-                continue
-            codes_TQ, seconds = result
-            example = {
-                "key": item.key,
-                "speaker": item.speaker,
-                "text": item.text,
-                "words": [{"text": word, "start": start, "end": end} for word, start, end in item.words],
-                "codes": codes_TQ.astype(np.uint16),
-                "duration": np.float32(seconds),
-            }
-            # a protobuf map has no order of its own: ask for one, or the bytes differ from process to process
-            record = serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True)
-            writer.write(record)
-            note["examples"] += 1
-            note["bytes"] += len(record)
-            note["seconds"] += seconds
-            note["frames"] += len(codes_TQ)
-            note["max_frames"] = max(note["max_frames"], len(codes_TQ))
-        writer.close()
-        note["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    return note
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that cannot be written into one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError) as error:  # array_record reports file errors as RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else str(error).split(";")[0]
-        raise InputError(f"{path}: the tokens cannot be written ({reason}); what is finished is kept") from error

@@ -1,17 +1,21 @@
 """The train step, a pure function of (state, batch), and the loop around it.
 
 The workdir is the run: started again with the same configuration it resumes from its latest checkpoint and ends as if
-it had never stopped, bit for bit, data position and keys included. Exit codes: SIGINT and SIGTERM save after the
-current step and end the process with 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises
-`Diverged` and leaves the latest checkpoint, which is always of a finite step, alone.
+it had never stopped, bit for bit, data position and keys included; on another number of processes or devices the data
+go on in the same order, and sums are rounded otherwise. Exit codes: SIGINT and SIGTERM save after the current step and
+end the process with 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises `Diverged` and leaves the
+latest checkpoint, which is always of a finite step, alone.
+
+Several processes (`distributed.py`) go through the same steps. A signal that reaches one of them has to stop all after
+the same one: every step takes a number from each process and gives back the largest, an all-reduce of one integer in
+the executable that has all-reduces anyway. It is read with the other metrics, while the next step runs, and that is the
+last one. (JAX's own preemption notice asks the coordinator in every step and takes SIGTERM for itself.)
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from audiolm_jax import checkpoints, files, losses, recording
+from audiolm_jax import checkpoints, distributed, files, losses, recording
+from audiolm_jax import config as configs
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
@@ -171,33 +176,44 @@ def train(
 ) -> TrainState:
     """Trains to `training.steps`, resuming from the workdir's latest checkpoint; returns the final state.
 
-    batches: infinite iterator of this process's rows (the batch dict of `data.py`), with `get_state`/`set_state`
-    like a grain iterator. about: plain JSON values to keep with the weights and to compare on resume (serialization,
-    codec fingerprint, data). frame_rate: frames per second of audio. probe: given (step, model) returns name ->
-    number or (waveform, sample rate) for TensorBoard.
+    batches: infinite iterator of this process's rows (the batch dict of `data.py`), with `get_state`/`set_state` like
+    `data.Batches`, whose position other processes can take over, or a grain iterator. about: plain JSON values to keep
+    with the weights and to compare on resume (serialization, codec fingerprint, data). frame_rate: frames per second of
+    audio. probe: given (step, model) returns name -> number or (waveform, sample rate) for TensorBoard.
 
     Raises InputError for a workdir of another configuration (naming the keys), one that cannot be written, a batch
     that does not fit the mesh; `Diverged`; `Interrupted`.
     """
-    workdir = Path(workdir)
+    workdir = files.place(workdir)
     about = checkpoints.describe(model, vocab, **(about or {}))
     sections = {"sharding": sharding, "optimizer": optimizer, "training": training}
-    mesh = make_mesh(sharding, devices)
+    mesh, alone = make_mesh(sharding, devices), jax.process_count() == 1
     check_sizes(mesh, sharding.rules, model.sharded_sizes(vocab.size))
+    if probe is not None and training.probe_every and not alone:
+        raise InputError(
+            f"training.probe_every={training.probe_every} needs the whole model in one process; set it to 0 for "
+            f"{jax.process_count()} processes"
+        )
     claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
-    with jax.set_mesh(mesh), checkpoints.manager(workdir, training.keep) as manager, signals() as received:
+    with (
+        jax.set_mesh(mesh),
+        checkpoints.manager(workdir, training.keep) as manager,
+        distributed.signals() as received,
+        distributed.together("Diverged"),
+    ):
         tx = optimizers.make(optimizer, training.steps)
         graph, init = _initialiser(model, vocab, sharding.rules, training, tx)
         key = jax.random.key(seed)
         start = manager.latest_step() or 0
         if start:
             state, position = _restore(manager, start, jax.eval_shape(init, key), mesh, bool(training.ema))
-            batches.set_state(_mine(position["iterators"], workdir))
+            batches.set_state(_position(position["iterators"], workdir))
         else:
             state, position = jax.jit(init, compiler_options=_RUN_ONCE)(key), {"seconds": 0.0}
         if start >= training.steps:
             return state
-        step_fn = step_program(graph, tx, optimizer, training, vocab, sharding.rules)
+        step_fn = step_program(graph, tx, optimizer, training, vocab, sharding.rules, alone)
+        stop = received if alone else []  # the signal that ends the run, once every process knows of it
         peak = recording.peak_flops(training.peak_tflops)
         recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
@@ -205,6 +221,8 @@ def train(
             def finish(step: int, metrics: dict, shape: tuple[int, ...]) -> None:
                 """Reads the metrics of a step (waiting for it) and writes them if they are due."""
                 metrics = jax.device_get(metrics)
+                if metrics.get("signal"):
+                    stop.append(int(metrics["signal"]))
                 if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
                     last = manager.latest_step()
                     raise Diverged(
@@ -214,33 +232,54 @@ def train(
                 recorder.bar.update(1)
                 if step % training.log_every == 0 or step == training.steps:
                     interval = (step - 1) % training.log_every + 1
-                    rows, positions = shape[0] * shape[1] * jax.process_count() * interval, shape[2]
+                    rows, positions = shape[0] * shape[1] * interval, shape[2]
                     flops = recording.train_flops(model, vocab, rows, positions, metrics["sums"]["count_X"])
                     recorder.log(step, metrics, flops, peak, frame_rate)
 
             pending = None
+            shards = distributed.shards_here(mesh, sharding.rules)
             for step in range(start + 1, training.steps + 1):
-                batch = _split(next(batches), training.accumulate, mesh.shape["data"])
+                batch = _split(next(batches), training.accumulate, shards)
                 where = batches.get_state()
-                state, metrics = step_fn(state, shard_batch(batch, mesh, sharding.rules, leading=1))
+                batch = shard_batch(batch, mesh, sharding.rules, leading=1)
+                flags = () if alone else (distributed.flag(mesh, received[0] if received else 0),)
+                if step == start + 1 and not alone:
+                    step_fn = step_fn.lower(state, batch, *flags).compile()
+                    distributed.meet("compiled")
+                state, metrics = step_fn(state, batch, *flags)
                 if pending is not None:
                     finish(*pending)  # of the step before, while this one runs
                 pending = (step, metrics, batch["tokens_BLS"].shape)
                 probing = probe is not None and training.probe_every and step % training.probe_every == 0
-                saving = step % training.checkpoint_every == 0 or step == training.steps or received
+                saving = step % training.checkpoint_every == 0 or step == training.steps or stop
                 if saving or probing:
                     finish(*pending)
                     pending = None
                 if saving:
                     params, rest = _for_inference(state)
-                    position = {"iterators": _everyone(where), "seconds": recorder.seconds}
+                    everywhere = distributed.everyone(checkpoints.pack_position(where))
+                    position = {"iterators": everywhere, "seconds": recorder.seconds}
+                    recorder.save()
                     checkpoints.save(manager, step, params, rest, position, about)
                 if probing:
                     recorder.probe(step, probe(step, nnx.merge(graph, _for_inference(state)[0])))
-                if received and step < training.steps:
-                    manager.wait_until_finished()
-                    raise Interrupted(128 + received[0])
-        return state
+                if stop and step < training.steps:
+                    break
+            with checkpoints.readable_errors(workdir):
+                manager.wait_until_finished()
+    if stop and step < training.steps:
+        raise Interrupted(128 + stop[0])
+    return state
+
+
+def _asking_all(update: Callable) -> Callable:
+    """`update` with one more argument, `distributed.flag`, and among its metrics the largest of these numbers."""
+
+    def step(state: TrainState, batch: dict[str, jax.Array], flag_P: jax.Array) -> tuple[TrainState, dict]:
+        state, metrics = update(state, batch)
+        return state, metrics | {"signal": jnp.max(flag_P)}
+
+    return step
 
 
 def _initialiser(
@@ -267,11 +306,16 @@ def step_program(
     training: TrainingConfig,
     vocab: Vocab,
     rules: Rules,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """`train_step` jitted, the state donated: what the loop runs, and what `audiolm plan` compiles ahead of time."""
+    alone: bool = True,
+) -> Callable[..., tuple[TrainState, dict]]:
+    """`train_step` jitted, the state donated: what the loop runs, and what `audiolm plan` compiles ahead of time.
+
+    alone: one process. Several take one more argument each, of `_asking_all`.
+    """
     schedule = optimizers.schedule(optimizer, training.steps)
     fixed = {"graph": graph, "tx": tx, "schedule": schedule, "config": training, "vocab": vocab, "rules": rules}
-    return jax.jit(functools.partial(train_step, **fixed), donate_argnums=0)
+    update = functools.partial(train_step, **fixed)
+    return jax.jit(update if alone else _asking_all(update), donate_argnums=0)
 
 
 def _for_inference(state: TrainState) -> tuple[dict, dict]:
@@ -297,46 +341,40 @@ def check_rows(rows: int, parts: int, shards: int) -> None:
         )
 
 
-def _split(batch: dict[str, np.ndarray], parts: int, devices: int) -> dict[str, np.ndarray]:
-    """[rows, ...] -> [parts, rows / parts, ...]."""
+def _split(batch: dict[str, np.ndarray], parts: int, shards: int) -> dict[str, np.ndarray]:
+    """[rows, ...] -> [parts, rows / parts, ...]; shards: parts into which the rows are split here."""
     rows = len(batch["tokens_BLS"])
-    check_rows(rows * jax.process_count(), parts, devices)
+    check_rows(rows, parts, shards)
     rows_of = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that data.py adds
     return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in rows_of.items()}
 
 
-def _everyone(where: Any) -> list[str]:
-    """The iterator state of every process, in process order."""
-    mine = checkpoints.pack_position(where)
-    if jax.process_count() == 1:
-        return [mine]
-    from jax.experimental import multihost_utils
-
-    data = np.frombuffer(mine.encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([len(data)]))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(data)] = data
-    texts = multihost_utils.process_allgather(padded)
-    return [bytes(row[:n]).decode() for row, n in zip(texts, lengths[:, 0], strict=True)]
-
-
-def _mine(iterators: list[str], workdir: Path) -> Any:
-    if len(iterators) != jax.process_count():
+def _position(iterators: list[str], workdir: Path) -> Any:
+    """Where to go on, from the position of the iterator of every process."""
+    found = [checkpoints.unpack_position(text) for text in iterators]
+    if all(isinstance(position, dict) and "streams" in position for position in found):
+        return {"streams": {number: at for position in found for number, at in position["streams"].items()}}
+    if len(found) != jax.process_count():
         raise InputError(
-            f"{workdir} was trained by {len(iterators)} processes and cannot be resumed by {jax.process_count()}"
+            f"{workdir} was trained by {len(found)} processes and cannot be resumed by {jax.process_count()}"
         )
-    return checkpoints.unpack_position(iterators[jax.process_index()])
+    return found[jax.process_index()]
 
 
 def claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes `workdir` the folder of the run of `config`, or checks that it already is.
+    """Makes `workdir` the folder of the run of `config`, or checks that it already is; of a key that there was not yet
+    when the run began, it has the default.
 
     Raises InputError naming every key that differs (but those of MAY_CHANGE), or that it cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
     if path.exists():
-        ours, theirs = _flat(config), _flat(json.loads(path.read_text(encoding="utf-8")))
+        takers = [(name, configs.accepts(name)) for name in config if name in configs.SECTIONS]
+        defaults = {name: dataclasses.asdict(taker()) for name, taker in takers if dataclasses.is_dataclass(taker)}
+        ours, defaults = _flat(config), _flat(json.loads(json.dumps(defaults)))
+        theirs = {key: value for key, value in defaults.items() if key in ours}
+        theirs |= _flat(json.loads(path.read_text(encoding="utf-8")))
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())
@@ -355,26 +393,3 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return out
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGINT or SIGTERM; the next one acts as if nobody listened."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

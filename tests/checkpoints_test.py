@@ -85,6 +85,33 @@ def test_weights_trained_on_many_devices_come_back_on_one(tmp_path):
     assert same(checkpoints.params_of(model), fresh(5, CONFIG_8))
 
 
+@pytest.mark.parametrize("preset, tensor", [("fsdp", 1), ("fsdp_tensor", 2)])
+def test_eight_devices_to_one_and_back_is_bit_equal(tmp_path, preset, tensor):
+    """A whole state: written from eight devices, read and written by one, read by eight again."""
+    rules, eight = PRESETS[preset], make_mesh(ShardingConfig(preset, tensor))
+    one = make_mesh(devices=jax.devices()[:1])
+
+    def abstract(mesh, rules):
+        with jax.set_mesh(mesh):
+            like = checkpoints.params_of(checkpoints.abstract_model(CONFIG_8, VOCAB, rules))
+
+        def place(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, x.sharding.spec))
+
+        return jax.tree.map(place, like)
+
+    trees = [(eight, abstract(eight, rules)), (one, abstract(one, PRESETS["data"])), (eight, abstract(eight, rules))]
+    params = jax.tree.map(lambda x, like: jax.device_put(np.asarray(x), like.sharding), fresh(7, CONFIG_8), trees[0][1])
+    for number, (mesh, like) in enumerate(trees):
+        with jax.set_mesh(mesh), checkpoints.manager(tmp_path / str(number)) as manager:
+            if number:
+                with checkpoints.manager(tmp_path / str(number - 1)) as before:
+                    params, _, _ = checkpoints.restore(before, 1, like, STATE)
+            checkpoints.save(manager, 1, params, STATE, {}, checkpoints.describe(CONFIG_8, VOCAB))
+        assert {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {mesh.size}
+        assert same(params, fresh(7, CONFIG_8))
+
+
 CONFIG_8 = dataclasses.replace(CONFIG, heads=4, kv_heads=2)
 
 

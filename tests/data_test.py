@@ -45,8 +45,8 @@ def vocab(source):
     return data.make_vocab(source.metadata, CONFIG)
 
 
-def batches(source, vocab, config=CONFIG, strategy="delay", seed=0, **process):
-    return data.training_batches(source, config, SerializationConfig(strategy), vocab, seed, **process)
+def batches(source, vocab, config=CONFIG, strategy="delay", seed=0, **rows):
+    return data.training_batches(source, config, SerializationConfig(strategy), vocab, seed, **rows)
 
 
 def take(iterator, count: int) -> list[dict]:
@@ -106,14 +106,63 @@ def test_stream_is_the_same_for_every_strategy_and_its_rows_are_seeded_views(sou
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_packed_rows_are_the_rows_of_the_stream_shared_by_processes(source, vocab, strategy):
-    """Packing moves a document within its batch only: the rows of n batches are a beginning of the slice."""
+def test_packed_rows_are_the_rows_of_the_stream(source, vocab, strategy):
+    """Packing moves a document within its batch only: the rows of n batches are a beginning of the stream."""
     rows = [row_key(row) for _, row in one_by_one(source, vocab, strategy, 60)]
-    for process, count in ((0, 1), (0, 3), (1, 3), (2, 3)):
-        iterator = batches(source, vocab, strategy=strategy, process_index=process, process_count=count)
-        packed = [row_key(row) for batch in take(iterator, 3 // count) for row in rows_of(batch)]
-        assert CONFIG.batch_size <= len(packed) <= len(rows[process::count])
-        assert sorted(packed) == sorted(rows[process::count][: len(packed)])
+    packed = [row_key(row) for batch in take(batches(source, vocab, strategy=strategy), 3) for row in rows_of(batch)]
+    assert CONFIG.batch_size <= len(packed) <= len(rows)
+    assert sorted(packed) == sorted(rows[: len(packed)])
+
+
+FOUR = dataclasses.replace(CONFIG, batch_size=8, packing=False)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_share_the_rows_of_every_batch(source, vocab, streams, accumulate):
+    """Each row is in the batch of one process, in its place, and goes on from the positions of other processes."""
+    config = dataclasses.replace(FOUR, streams=streams)
+
+    def some(columns=None):
+        return batches(source, vocab, config, accumulate=accumulate, columns=columns)
+
+    def parts(batch: dict, name: str) -> np.ndarray:
+        return batch[name].reshape(accumulate, -1, *batch[name].shape[1:])
+
+    every = np.arange(FOUR.batch_size // accumulate)
+    whole, pair = some(), [some(columns) for columns in np.split(every, 2)]
+    for _ in range(3):
+        expected, found = next(whole), [next(one) for one in pair]
+        assert sum(batch["frames"] for batch in found) == expected["frames"]
+        for name in set(expected) - {"frames"}:
+            joined = np.concatenate([parts(batch, name) for batch in found], axis=1)
+            np.testing.assert_array_equal(joined, parts(expected, name), name)
+    states = [json.loads(json.dumps(one.get_state()))["streams"] for one in pair]
+    assert whole.get_state()["streams"] == states[0] | states[1]
+    four = [some(columns) for columns in np.split(every, 4)]
+    for one in four:
+        one.set_state({"streams": states[0] | states[1]})
+    expected, found = next(whole), [next(one) for one in four]
+    joined = np.concatenate([parts(batch, "tokens_BLS") for batch in found], axis=1)
+    np.testing.assert_array_equal(joined, parts(expected, "tokens_BLS"))
+
+
+def test_streams_hold_every_document_once(source, vocab):
+    """Two epochs of 23 documents in two streams, a document a row: the same as in one stream, in another order."""
+    plain = dataclasses.replace(FOUR, batch_size=2, drop_text=0.0)  # a document's row is the same in every epoch
+    found = [batches(source, vocab, dataclasses.replace(plain, streams=n)) for n in (1, 2)]
+    one, two = ([row_key(row) for batch in take(it, COUNT) for row in rows_of(batch)] for it in found)
+    assert sorted(one) == sorted(two)
+    assert len(set(one)) == COUNT
+
+
+def test_a_position_from_before_there_were_streams_is_that_of_the_only_one(source, vocab):
+    whole, resumed = batches(source, vocab), batches(source, vocab)
+    take(whole, 2)
+    resumed.set_state(whole.get_state()["streams"]["0"])
+    np.testing.assert_array_equal(next(resumed)["tokens_BLS"], next(whole)["tokens_BLS"])
+    with pytest.raises(InputError, match=r"that of 1 streams; set data\.streams"):
+        batches(source, vocab, dataclasses.replace(FOUR, streams=2)).set_state(whole.get_state())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -226,8 +275,10 @@ def test_bad_input(source, vocab):
         data.make_vocab(source.metadata, dataclasses.replace(CONFIG, codebooks=5))
     with pytest.raises(InputError, match="the model was made for"):
         batches(source, dataclasses.replace(vocab, codebooks=2))
-    with pytest.raises(InputError, match="process 2 of 2"):
-        batches(source, vocab, process_index=2, process_count=2)
+    with pytest.raises(InputError, match=r"data\.streams = 2 does not divide data\.batch_size = 3"):
+        data.DataConfig(batch_size=3, streams=2)
+    with pytest.raises(InputError, match=r"data\.streams=2 in training\.accumulate=3 .* multiple of 6"):
+        batches(source, vocab, dataclasses.replace(FOUR, streams=2), accumulate=3)
     with pytest.raises(InputError, match=r"serialization\.strategy"):
         batches(source, vocab, strategy="zigzag")
 

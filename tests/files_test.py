@@ -3,9 +3,12 @@
 import json
 import os
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from audiolm_jax import files
+from audiolm_jax import files, recording, training
+from audiolm_jax.errors import InputError
 
 
 def test_a_writer_that_raises_leaves_the_old_content_and_no_temporary(tmp_path):
@@ -56,3 +59,32 @@ def test_a_file_that_cannot_be_renamed_leaves_no_temporary(tmp_path):
     with pytest.raises(OSError, match="directory"):
         files.write_text(tmp_path / "folder", "text")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+class Bucket(MemoryFileSystem):
+    """Objects in memory under addresses s3://bucket/..., behind the same etils and fsspec as a real store."""
+
+    protocol = "s3"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("s3://", "memory://"))
+
+
+def test_a_workdir_behind_an_address():
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    workdir = files.place("s3://bucket/run")
+    training.claim(workdir, {"model": {"layers": 2}})
+    assert json.loads((workdir / "config.json").read_text()) == {"model": {"layers": 2}}
+    training.claim(workdir, {"model": {"layers": 2}})
+    with pytest.raises(InputError, match=r"s3://bucket/run .* model\.layers is 2 there and 3 here"):
+        training.claim(workdir, {"model": {"layers": 3}})
+    metrics = workdir / "metrics.jsonl"
+    files.write_text(metrics, '{"step": 1}\n{"step": 2}\n{"st')
+    recording.truncate(metrics, 1)
+    assert metrics.read_text() == '{"step": 1}\n'
+
+
+def test_other_paths_are_those_of_this_machine(tmp_path):
+    assert files.place(tmp_path) == files.place(str(tmp_path)) == tmp_path
+    assert not files.remote(tmp_path)

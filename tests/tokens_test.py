@@ -140,8 +140,8 @@ def interrupted_writing(directory: str) -> None:
     tokens.write(list(map(slow, utterances())), codecs.load("tiny"), directory, CONFIG, CORPUS, progress=False)
 
 
-@pytest.mark.parametrize("shards_done", [1, 2, 3])
-def test_killed_and_started_again_gives_the_same_bytes(written, codec, tmp_path, shards_done):
+def start_writing(directory: Path, shards_done: int) -> subprocess.Popen:
+    """A process that writes slowly, once it has finished so many shards."""
     code = f"""
         import importlib.util, sys
         spec = importlib.util.spec_from_file_location("tokens_test", {__file__!r})
@@ -150,13 +150,33 @@ def test_killed_and_started_again_gives_the_same_bytes(written, codec, tmp_path,
         module.interrupted_writing(sys.argv[1])
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        [sys.executable, "-c", textwrap.dedent(code), str(directory)],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    progress = tmp_path / "audio_tokens" / "1.0.0.progress"
+    progress = directory / "audio_tokens" / "1.0.0.progress"
     while process.poll() is None and len(list(progress.glob("*0*.json"))) < shards_done:
         time.sleep(0.002)
+    return process
+
+
+def test_two_processes_share_the_shards(written, codec, tmp_path):
+    other, encoded = start_writing(tmp_path, 1), []
+
+    def encode(*arguments):
+        encoded.append(1)
+        return codec.encode(*arguments)
+
+    final = tokens.write(utterances(), OtherCodec(codec, encode=encode), tmp_path, CONFIG, CORPUS, progress=False)
+    assert other.wait(60) == 0
+    assert files(tmp_path) == files(written)
+    assert encoded
+    assert sorted(path.name for path in final.parent.iterdir()) == ["1.0.0"]  # no notes, no locks
+
+
+@pytest.mark.parametrize("shards_done", [1, 2, 3])
+def test_killed_and_started_again_gives_the_same_bytes(written, codec, tmp_path, shards_done):
+    process = start_writing(tmp_path, shards_done)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "audio_tokens" / "1.0.0").exists()

@@ -170,6 +170,12 @@ def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
         run(tmp_path, ema=0.5, model=ModelConfig(layers=3))
     assert "model.layers is 2 there and 3 here" in str(refused.value)
     run(tmp_path, checkpoint_every=2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["training"]["z_loss"]  # a run from before there was this key
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run(tmp_path)
+    with pytest.raises(InputError, match=r"training\.z_loss is 0\.0 there and 0\.1 here"):
+        run(tmp_path, z_loss=0.1)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import allocator, files, training
+from audiolm_jax import allocator, distributed, files
 from audiolm_jax.codecs import frame
 from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel
 from audiolm_jax.errors import InputError, exit_code
@@ -259,7 +259,7 @@ def run(args: argparse.Namespace, networks: Networks, state: dict, done: dict, c
             log.write(json.dumps(line) + "\n")
         tqdm.write(json.dumps(line))
 
-    with training.signals() as received:
+    with distributed.signals() as received:
         while not received:
             seconds = before + time.time() - started
             progress = max(step / args.steps, seconds / (60 * args.minutes) if args.minutes else 0)
