@@ -134,7 +134,7 @@ def test_every_layout_is_traced(config, preset):
     rules = sharding.PRESETS[preset]
     with jax.set_mesh(sharding.make_mesh(sharding.ShardingConfig("fsdp_tensor", 2), jax.devices()[:4])):
         network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), rules))
-        _, generated, whole = rows()
+        _, _, whole = rows()
         states = encoded(config)
 
         def loss(network):
