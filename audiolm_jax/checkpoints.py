@@ -92,6 +92,19 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     return restored["params"], restored["state"], restored["position"]
 
 
+def save_weights(workdir: Path, params: Any, about: dict) -> None:
+    """A checkpoint 0 of weights alone: for inference, not for a training to go on with.
+
+    Raises InputError if there is a checkpoint already.
+    """
+    with manager(workdir) as opened:
+        if opened.all_steps():
+            raise InputError(f"{workdir} has a checkpoint already; give another folder")
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about))
+        with readable_errors(opened.directory):
+            opened.save(0, args=items)
+
+
 def check_tree(expected: Any, found: Any, where: str) -> None:
     """Compares two trees of things with a shape, by key path. Raises one InputError that lists all differences."""
 

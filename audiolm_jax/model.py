@@ -93,10 +93,10 @@ class ModelConfig:
         """What mesh axes may have to divide, for `sharding.check_sizes`."""
         names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
         sizes = {logical: (f"model.{name}", getattr(self, name)) for logical, name in names.items()}
-        return sizes | {"vocab": ("the number of rows of the vocabulary", tablerow_axes(vocab_size))}
+        return sizes | {"vocab": ("the number of rows of the vocabulary", table_rows(vocab_size))}
 
 
-def tablerow_axes(vocab_size: int) -> int:
+def table_rows(vocab_size: int) -> int:
     """Rows of the embedding table and columns of the output matrix: a multiple of 128, which meshes divide."""
     return -(-vocab_size // 128) * 128
 
@@ -196,7 +196,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
         self.config, self.vocab_size, self.rules = config, vocab_size, rules
-        rows = tablerow_axes(vocab_size)
+        rows = table_rows(vocab_size)
         self.embedding_VD = normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
         keys = jax.random.split(rngs.params(), config.layers)
         self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax.attention import MASKED
+from audiolm_jax.codecs import huggingface
 from audiolm_jax.codecs.huggingface import Weights, named
 from audiolm_jax.codecs.layers import parameter
 from audiolm_jax.codecs.streaming import own_mesh
@@ -162,22 +163,34 @@ def renamed(path: str) -> str:
     return f"encoder.{path}"
 
 
-def take(config: T5Config, weights: Weights, prefix: str = "") -> Encoder:
-    """The encoder from the tensors whose names begin with `prefix`; `weights` collects what is wrong with them."""
+def take(config: T5Config, weights: Weights) -> Encoder:
+    """The encoder of a file; `weights` collects what is wrong with its tensors."""
     # The table stands under either name, or both: they are one tensor in torch.
-    shared, tied = f"{prefix}shared.weight", f"{prefix}encoder.embed_tokens.weight"
-    found = weights.tensors.pop(tied, None)
+    found = weights.tensors.pop("encoder.embed_tokens.weight", None)
     if found is not None:
-        weights.tensors.setdefault(shared, found)
+        weights.tensors.setdefault("shared.weight", found)
     with own_mesh():
-        return weights.fill(nnx.eval_shape(lambda: Encoder(config)), lambda path: prefix + renamed(path))
+        return weights.fill(nnx.eval_shape(lambda: Encoder(config)), renamed)
 
 
-def tensors_of(encoder: Encoder, prefix: str = "") -> dict[str, np.ndarray]:
+def load(folder: Path) -> Encoder:
+    """The encoder of a folder with config.json ("model_type": "t5") and weights. Raises InputError."""
+    what = "text encoder"
+    given, weights = huggingface.read_folder(folder, ("t5",), what)
+    encoder = take(huggingface.config_of(given, T5Config, what=what), weights)
+    weights.finish()
+    return encoder
+
+
+def save(folder: Path, encoder: Encoder) -> None:
+    """Writes what `load` and `transformers.T5EncoderModel` open."""
+    given = {"model_type": "t5", "is_encoder_decoder": False, **dataclasses.asdict(encoder.config)}
+    huggingface.write(folder, given, tensors_of(encoder))
+
+
+def tensors_of(encoder: Encoder) -> dict[str, np.ndarray]:
     """The parameters under their names in a file."""
-    tensors = named(encoder, lambda path: prefix + renamed(path))
-    tensors[f"{prefix}encoder.embed_tokens.weight"] = tensors[f"{prefix}shared.weight"].copy()
-    return tensors
+    return named(encoder, renamed)
 
 
 class TextEncoder:

@@ -4,10 +4,11 @@ A source is a folder, a safetensors file with its config.json beside it, or a re
 `huggingface_hub` downloads once and keeps in its cache. Large models are several safetensors files and an index.
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,16 @@ class Weights:
     def stack(self, names: list[str], shape: tuple[int, ...]) -> jnp.ndarray:
         """Tensors of one shape as one array, in the order of their names."""
         return jnp.asarray(np.stack([self.take(name, shape) for name in names]))
+
+    @contextlib.contextmanager
+    def below(self, prefix: str) -> Iterator["Weights"]:
+        """The tensors whose names begin with `prefix`, without it: those of a part that is a model by itself."""
+        names = [name for name in self.tensors if name.startswith(prefix)]
+        inner = {name.removeprefix(prefix): self.tensors.pop(name) for name in names}
+        part = Weights(self.path, inner, self.what)
+        yield part
+        self.problems += [prefix + problem for problem in part.problems]
+        self.tensors |= {prefix + name: tensor for name, tensor in part.tensors.items()}
 
     def ignore(self, pattern: str) -> None:
         """Drops tensors that a codec has no use for (counters of the training)."""

@@ -73,6 +73,8 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
             f"a prompt of codes has shape {request.prompt_TQ.shape}; it must be [frames, {grid.codebooks}]"
         )
     vocab.code_ids(request.prompt_TQ)
+    if vocab.special and request.frames is None:
+        raise InputError("this model predicts no end of audio: the length is needed, in seconds or frames")
     prompt, most = len(request.prompt_TQ), longest(request, vocab)
     if request.frames is not None and not 1 <= request.frames <= most:
         raise InputError(f"{request.frames} frames were asked for; a segment has 1..{most}")
