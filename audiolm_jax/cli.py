@@ -118,7 +118,7 @@ def build_parser() -> Parser:
     sub = add("codec", codec)
     sub.add_argument("action", choices=("encode", "decode", "info"), help="what to do")
     sub.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings; for decode, what encode wrote")
-    sub.add_argument("--codec", metavar="NAME", help="default, tiny, encodec, dac or mimi (default: default)")
+    sub.add_argument("--codec", metavar="NAME", help="default, tiny, encodec, encodec_stereo, dac or mimi")
     sub.add_argument(
         "--path", metavar="WEIGHTS", help="a folder, a safetensors file, or a repository owner/name@revision"
     )

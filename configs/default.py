@@ -62,8 +62,8 @@ def get_config() -> ConfigDict:
     # What turns waveforms into codes and back.
     config.codec = ConfigDict(
         {
-            # "default" (neural, 16 kHz, 25 frames per second), a published one: "encodec", "dac" or "mimi"; or "tiny"
-            # (a toy for tests that needs no weights).
+            # "default" (neural, 16 kHz, 25 frames per second), a published one: "encodec", "encodec_stereo" (a mono one
+            # for two channels), "dac" or "mimi"; or "tiny" (a toy for tests that needs no weights).
             "name": "default",
             # A folder with config.json and model.safetensors, the latter itself, or a repository owner/name@revision;
             # None: the weights that ship with the package (of "default" alone).

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import audiolm_jax
-from audiolm_jax import cli, codecs, musicgen, t5
+from audiolm_jax import checkpoints, cli, codecs, musicgen, t5
 from audiolm_jax.errors import InputError
 from tests.published_musicgen import small_decoder, tokenizer, written
 
@@ -126,3 +126,9 @@ def test_the_parts_of_a_workdir_are_models_by_themselves(tmp_path, folder):
     musicgen.import_run(folder, tmp_path / "run")
     assert t5.load(tmp_path / "run" / "text_encoder").config.d_model == 12
     assert codecs.load("encodec", tmp_path / "run" / "codec").codebooks == 4
+    model, _ = checkpoints.restore_params(tmp_path / "run")
+    with (
+        checkpoints.manager(tmp_path / "run") as opened,
+        pytest.raises(InputError, match="holds weights alone"),
+    ):
+        checkpoints.restore(opened, 0, checkpoints.params_of(model), {"step": np.zeros(())})
