@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from audiolm_jax import layers, model, optimizer, sharding
+from audiolm_jax import config as configs
+from audiolm_jax import layers, model, optimizer, runs, sharding
+from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
 
 V, P, G, E = 50, 5, 6, 7
@@ -145,3 +147,18 @@ def test_every_layout_is_traced(config, preset):
             assert a.shape == b.shape and a.sharding.spec == b.sharding.spec
         steps = jax.eval_shape(lambda n: n.prefill(*whole, encoded=states), network)
         assert steps[1][0]["cross_k"].sharding.spec == rules.spec("batch", None, "heads", None)
+
+
+def test_training_on_tokens_has_no_states_to_attend_to(tmp_path):
+    with pytest.raises(InputError, match="cross_width=8"):
+        runs.train(configs.load("tiny", ["model.cross_width=8"]), tmp_path, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"norm_eps": 0.0}, {"positions": "absolute"}, {"positions": "learned"}, {"max_positions": 9}, {"cross_width": -1}],
+)
+def test_bad_values_are_named(bad):
+    name = "max_positions" if bad == {"positions": "learned"} else next(iter(bad))
+    with pytest.raises(InputError, match=f"model.{name}"):
+        ModelConfig(**bad)
