@@ -72,7 +72,8 @@ def decode(network, prompt_cache, cache, generated, valid_BE):
     return jax.lax.scan(body, cache, jnp.arange(G))
 
 
-@pytest.mark.parametrize("config", [MUSIC, OTHER])
+# The first one also in musicgen_test.py, against the reference.
+@pytest.mark.parametrize("config", [pytest.param(MUSIC, marks=pytest.mark.slow), OTHER])
 def test_prefill_and_steps_equal_one_forward_pass(config):
     network, states = make(config), encoded(config)
     prompt, generated, whole = rows()
@@ -145,8 +146,10 @@ def test_every_layout_is_traced(config, preset):
         gradient = jax.eval_shape(jax.grad(loss, allow_int=True), network)
         for a, b in zip(jax.tree.leaves(network), jax.tree.leaves(gradient), strict=True):
             assert a.shape == b.shape and a.sharding.spec == b.sharding.spec
-        steps = jax.eval_shape(lambda n: n.prefill(*whole, encoded=states), network)
-        assert steps[1][0]["cross_k"].sharding.spec == rules.spec("batch", None, "heads", None)
+        decoding = rules.for_decoding()
+        network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), decoding))
+        _, cache = jax.eval_shape(lambda n: n.prefill(*whole, encoded=states), network)
+        assert cache[0]["cross_k"].sharding.spec == decoding.spec("batch", None, "heads", None)
 
 
 def test_training_on_tokens_has_no_states_to_attend_to(tmp_path):
