@@ -81,7 +81,7 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     """
     where = opened.directory / str(step)
     metadata = opened.item_metadata(step)
-    if not jax.tree.leaves(metadata["state"]):
+    if "state" not in metadata:
         raise InputError(f"{where} holds weights alone, to be used as they are: no training can go on from it")
     for name, tree in (("params", params), ("state", state)):
         check_tree(tree, metadata[name], f"{where}/{name}")

@@ -128,7 +128,9 @@ def compare_logits(generator, model, frames, prompt, atol=1e-4):
     assert expected.std() > 0.5 and np.abs(expected[0] - expected[2]).max() > 0.1  # the text matters
 
 
-@pytest.mark.parametrize("name", ["mono", "two-codebooks", pytest.param("stereo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mono", *(pytest.param(name, marks=pytest.mark.slow) for name in ("two-codebooks", "stereo"))]
+)
 def test_logits_equal_the_reference(name, folders):
     model, folder = folders[name]
     compare_logits(audiolm_jax.load(folder), model, frames=21, prompt=7)
