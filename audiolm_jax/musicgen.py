@@ -235,25 +235,21 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
 
 def fill(config: ModelConfig, vocab: Vocab, weights: huggingface.Weights) -> Transformer:
     """The decoder from the tensors of a file; `weights` collects what is wrong with them."""
-    params: dict = {}
-    for entry in table(config, vocab):
-
-        def packed(layer: int, entry: Entry = entry) -> np.ndarray:
-            return entry.pack([weights.take(name.format(layer), entry.shape) for name in entry.names])
-
-        node = params
-        for part in entry.path[:-1]:
-            node = node.setdefault(part, {})
-        stacked = entry.path[0] == "layers"
-        node[entry.path[-1]] = np.stack([packed(n) for n in range(config.layers)]) if stacked else packed(0)
-    mesh = sharding.single_device_mesh()
+    mesh, params = sharding.single_device_mesh(), {}
     with jax.set_mesh(mesh):
         graph, abstract = nnx.split(checkpoints.abstract_model(config, vocab))
-
-        def place(like: Any, x: np.ndarray) -> jax.Array:
-            return jax.device_put(x, jax.NamedSharding(mesh, like.sharding.spec))
-
-        return nnx.merge(graph, jax.tree.map(place, nnx.to_pure_dict(abstract), params))
+        shapes = nnx.to_pure_dict(abstract)
+        for entry in table(config, vocab):
+            node, like = params, shapes
+            for part in entry.path[:-1]:
+                node, like = node.setdefault(part, {}), like[part]
+            layers = range(config.layers) if entry.path[0] == "layers" else (None,)
+            packed = [entry.pack([weights.take(name.format(n), entry.shape) for name in entry.names]) for n in layers]
+            value = packed[0] if layers == (None,) else np.stack(packed)
+            # One by one, so that a large checkpoint is in memory once and not twice.
+            at = jax.NamedSharding(mesh, like[entry.path[-1]].sharding.spec)
+            node[entry.path[-1]] = jax.device_put(value, at)
+        return nnx.merge(graph, params)
 
 
 def import_run(source: str | Path, workdir: str | Path) -> None:

@@ -65,6 +65,7 @@ def made(folder: Path, sizes: tuple, seed: int = 0, **codec_changes):
         for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
             setattr(model.generation_config, name, special)
         model.save_pretrained(folder)
+    del model, parameter
     tokenizer(folder / "tokenizer.json")
     return reopened(folder)
 
