@@ -1,1 +1,17 @@
-"""Native audio-token language models in JAX: one transformer, every order on the codec grid."""
+"""Native audio-token language models in JAX: one transformer, every order on the codec grid.
+
+import audiolm_jax
+
+generator = audiolm_jax.load("facebook/musicgen-small@main")  # or the workdir of a run, or a file exported from it
+result = generator.generate(text="slow jazz with a loud piano", seconds=8)
+result.waveform, result.sample_rate
+"""
+
+from typing import Any
+
+
+def load(source: Any, **options: Any) -> Any:
+    """The `generate.Generator` of a trained run or of a published checkpoint; see `generate.load`."""
+    from audiolm_jax import generate  # importing the package alone imports no JAX
+
+    return generate.load(source, **options)

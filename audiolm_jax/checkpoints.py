@@ -88,6 +88,8 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     """
     where = opened.directory / str(step)
     metadata = opened.item_metadata(step)
+    if "state" not in metadata:
+        raise InputError(f"{where} holds weights alone, to be used as they are: no training can go on from it")
     for name, tree in (("params", params), ("state", state)):
         check_tree(tree, metadata[name], f"{where}/{name}")
     items = ocp.args.Composite(
@@ -97,6 +99,19 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     )
     restored = opened.restore(step, args=items)
     return restored["params"], restored["state"], restored["position"]
+
+
+def save_weights(workdir: Path, params: Any, about: dict) -> None:
+    """A checkpoint 0 of weights alone: for inference, not for a training to go on with.
+
+    Raises InputError if there is a checkpoint already.
+    """
+    with manager(workdir) as opened:
+        if opened.all_steps():
+            raise InputError(f"{workdir} has a checkpoint already; give another folder")
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about))
+        with readable_errors(opened.directory):
+            opened.save(0, args=items)
 
 
 def check_tree(expected: Any, found: Any, where: str) -> None:

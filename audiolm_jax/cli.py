@@ -1,4 +1,4 @@
-"""The command line: prepare, train, generate, evaluate, export, compare, plan, codec.
+"""The command line: prepare, train, generate, evaluate, import, export, compare, plan, codec.
 
 Each subcommand is one function that reads the configuration and calls the modules. Bad input ends with one sentence
 on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit code 130.
@@ -6,6 +6,7 @@ on stderr and exit code 2; Ctrl-C with one line that says how to go on and exit 
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import platform
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from audiolm_jax import allocator, files
 from audiolm_jax import config as configs
 from audiolm_jax.cli_help import HELP, OVERRIDES, Parser
+from audiolm_jax.cli_paths import data_folder, recording, run_folder
 from audiolm_jax.errors import InputError, not_after_the_first, not_orbax, of_the_disk
 from audiolm_jax.planning import libtpu
 
@@ -80,10 +82,14 @@ def build_parser() -> Parser:
     sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
 
+    sub = add("import", import_)
+    sub.add_argument("source", metavar="SRC", help="a folder, or a repository owner/name@revision")
+    sub.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of the run that it becomes")
+
     sub = add("export", export)
     sub.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help="folder of a trained run")
     sub.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the latest)")
-    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, or a folder")
 
     sub = add("compare", compare)
     sub.add_argument("--config", default="demo", help=config_help)
@@ -99,7 +105,7 @@ def build_parser() -> Parser:
     sub = add("codec", codec)
     sub.add_argument("action", choices=("encode", "decode", "info"), help="what to do")
     sub.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings; for decode, what encode wrote")
-    sub.add_argument("--codec", metavar="NAME", help="default, tiny, encodec, dac or mimi (default: default)")
+    sub.add_argument("--codec", metavar="NAME", help="default, tiny, encodec, encodec_stereo, dac or mimi")
     sub.add_argument("--path", metavar="WEIGHTS", help="folder, safetensors file, or repository owner/name@revision")
     sub.add_argument("--codebooks", type=int, metavar="Q", help="keep the first so many codebooks (default: all)")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: beside every file)")
@@ -166,7 +172,9 @@ def generate(options: argparse.Namespace) -> None:
 
     from audiolm_jax import generate as module
 
-    generator = module.load(options.workdir or options.checkpoint, configs.section(config, "sampling"))
+    generator = module.load(options.workdir or options.checkpoint)
+    given = [override.partition("=")[0].removeprefix("sampling.") for override in options.overrides]
+    generator.sampling = dataclasses.replace(generator.sampling, **{key: config.sampling[key] for key in given})
     template = generator.data_config.template
     if "{speaker}" in template and not options.speaker:
         print(
@@ -220,14 +228,30 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"all numbers: {options.workdir / 'evaluation.json'}; what was spoken: {options.workdir / 'speech'}")
 
 
+def import_(options: argparse.Namespace) -> None:
+    if options.overrides:
+        raise InputError(f"--config.{options.overrides[0]}: a published checkpoint has its own configuration")
+    from audiolm_jax import musicgen
+
+    musicgen.import_run(options.source, writable(options.workdir, "WORKDIR"))
+    print(
+        f"imported: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... --seconds 8 "
+        "--out out.wav"
+    )
+
+
 def export(options: argparse.Namespace) -> None:
     if options.overrides:
         raise InputError(f"--config.{options.overrides[0]}: a trained run keeps its configuration")
-    if options.out.suffix != ".safetensors":
-        raise InputError(f"--out={options.out}: the name must end in .safetensors")
+    if options.out.suffix not in ("", ".safetensors"):
+        raise InputError(f"--out={options.out}: the name must end in .safetensors, or be a folder's")
     run_folder(options.workdir)
-    from audiolm_jax import checkpoints
+    from audiolm_jax import checkpoints, musicgen
 
+    if not options.out.suffix:
+        musicgen.export_run(options.workdir, options.out, options.step)
+        print(f"{options.out}: config.json, model.safetensors and what goes with them")
+        return
     writable(options.out.parent, "--out")
     checkpoints.export_safetensors(options.workdir, options.out, options.step)
     print(
@@ -259,17 +283,6 @@ def plan(options: argparse.Namespace) -> None:
     command.run(options, load_config(options))
 
 
-def recording(path: Path, sample_rate: int):
-    """A prompt, float32 [samples] at `sample_rate`. Raises InputError if it cannot be used."""
-    from audiolm_jax import corpora
-    from audiolm_jax.corpora import folder
-
-    try:
-        return folder.load(str(path), corpora.CorpusConfig(name="folder", sample_rate=sample_rate))[0]
-    except corpora.Reject as reason:
-        raise InputError(f"--prompt={path}: {reason}; give a wav, flac, ogg or mp3 recording of speech") from None
-
-
 def load_config(options: argparse.Namespace, only: Sequence[str] = ()) -> ConfigDict:
     """The checked configuration; a command on a trained run (`only`) takes overrides of some sections alone."""
     for override in options.overrides if only else ():
@@ -294,20 +307,6 @@ def several(options: argparse.Namespace) -> Iterator[bool]:
     distributed.start(options.processes)
     with distributed.together("Diverged"):
         yield distributed.primary()
-
-
-def data_folder(options: argparse.Namespace) -> Path:
-    data = options.data or options.workdir / "data"
-    if not (data / "tokens").is_dir():
-        raise InputError(f"--data={data}: there are no tokens there; make them with: audiolm prepare --data {data}")
-    return data
-
-
-def run_folder(workdir: Path) -> None:
-    if not (workdir / "checkpoints").is_dir():
-        raise InputError(
-            f"--workdir={workdir}: there is no trained run; make one with: audiolm train --workdir {workdir}"
-        )
 
 
 def writable(directory: Path, flag: str) -> Path:

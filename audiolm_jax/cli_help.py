@@ -43,6 +43,8 @@ examples:
   audiolm generate --checkpoint delay.safetensors --text "three one four" --out three.wav
   # the voice of a recording (--text says what follows it, --prompt-text what is said in it)
   audiolm generate --workdir runs/delay --text "one five nine" --prompt voice.wav --prompt-text "two six" --out five.wav
+  # music, with what `audiolm import` made
+  audiolm generate --workdir runs/musicgen --text "slow jazz with a loud piano" --seconds 8 --out jazz.wav
   # decode while generating, and other sampling
   audiolm generate --workdir runs/delay --text "two six" --out two.wav --stream --config.sampling.temperature=0.8
 """,
@@ -52,10 +54,20 @@ examples:
   audiolm evaluate --workdir runs/delay --data data/mine
   audiolm evaluate --workdir runs/delay --data data/mine --config.evaluation.split=unseen
 """,
+    "import": """Make a workdir of a published checkpoint of MusicGen: a folder, or a repository and its revision.
+
+The folder holds config.json, tokenizer.json and model.safetensors (or several, and their index). Whatever is missing in
+the weights, too much or of a wrong shape is told by name; pickles are never read.
+
+examples:
+  audiolm import facebook/musicgen-small@main runs/musicgen
+""",
     "export": """Write the weights of a trained run, and what it needs to be used, to one safetensors file.
 
 examples:
   audiolm export --workdir runs/delay --out delay.safetensors
+  # an imported checkpoint goes back to the layout that it came in, a folder
+  audiolm export --workdir runs/musicgen --out musicgen
   # in Python: from audiolm_jax import generate; generate.load("delay.safetensors").generate(["one"])[0].waveform
 """,
     "compare": """Train and measure several serialization strategies under equal conditions, and write one report.

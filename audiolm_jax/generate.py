@@ -1,8 +1,10 @@
 """From text and voice to audio: what a person, a notebook, the command line and the evaluation call.
 
-    generator = generate.load("runs/delay")
-    [result] = generator.generate(["three one four"])
+    generator = audiolm_jax.load("runs/delay")
+    result = generator.generate("three one four")
     soundfile.write("three.wav", result.waveform, result.sample_rate)
+
+    [one, two] = generator.generate(["three one", "four"], audio=[None, voice], seconds=3)
 
     for [samples] in generator.stream(["three one four"]):    # the same samples, while they are being made
         play(samples)
@@ -12,7 +14,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,9 @@ class Progress:
 class Generator:
     """A trained model with its order, codec and text template.
 
-    context: positions the model was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever
-    the model was trained); the weights are copied there, so training may go on.
+    text_encoder: texts -> states [tokens, model.cross_width] of each, for a model that attends to them (musicgen.py);
+    its text is no part of the sequence then. context: positions the model was trained on (None: unchecked). mesh: where
+    it runs (None: on one device, wherever the model was trained); the weights are copied there, so training may go on.
     """
 
     def __init__(
@@ -74,13 +77,23 @@ class Generator:
         sampling: SamplingConfig | None = None,
         context: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        text_encoder: Callable[[Sequence[str]], list[np.ndarray]] | None = None,
     ):
         if codec.codebooks < vocab.codebooks or codec.codebook_size != vocab.codebook_size:
             raise InputError(
                 f"the codec has {codec.codebooks} codebooks of {codec.codebook_size} codes; "
                 f"this model needs {vocab.codebooks} of {vocab.codebook_size}"
             )
-        self.grid, self.vocab, self.codec = grid, vocab, codec
+        if (text_encoder is None) != (model.config.cross_width == 0):
+            raise InputError(
+                f"model.cross_width is {model.config.cross_width} with{'out' if text_encoder is None else ''} a text "
+                "encoder; a model attends to the states of one, or there is none"
+            )
+        self.grid, self.vocab, self.codec, self.text_encoder = grid, vocab, codec, text_encoder
+        # MusicGen's training cut every codebook at the same step, so it has never seen the end of an audio segment,
+        # where codebook 0 has run out and the others have not. Codebook 0 goes on until the last one has its frames,
+        # and what is beyond them is dropped. 0 is what the reference does.
+        self.overrun = max(int(grid.order(0, q, 1)) for q in range(grid.codebooks)) if vocab.special else 0
         self.mesh = mesh or sharding.single_device_mesh()
         self.data_config = data_config or data.DataConfig()
         self.sampling, self.context = sampling or SamplingConfig(), context
@@ -127,12 +140,14 @@ class Generator:
         spoken = rows("prompt texts", "" if prompt_texts is None else prompt_texts)
         voices, options = rows("prompts", prompts), rows("sampling configs", sampling or self.sampling)
         numbers = rows("seeds", seeds) if seeds is not None else [o.seed + b for b, o in enumerate(options)]
+        full = [f"{before} {said}".strip() for before, said in zip(spoken, texts, strict=True)]
+        encoded = [None] * count if self.text_encoder is None else self.text_encoder(full)
         made = []
-        for said, prompt, before, speaker, length, option, seed in zip(
-            texts, voices, spoken, rows("speakers", speakers), lengths, options, numbers, strict=True
+        for said, states, prompt, speaker, length, option, seed in zip(
+            full, encoded, voices, rows("speakers", speakers), lengths, options, numbers, strict=True
         ):
-            document = self._document(f"{before} {said}".strip(), speaker, prompt is not None)
-            request = Request(document, self._prompt(prompt), length, seed, option)
+            document = self._document(said, speaker, prompt is not None) if self.text_encoder is None else ()
+            request = Request(document, self._prompt(prompt), length, seed, option, states)
             plan.check(request, self.grid, self.vocab, self.context)
             made.append(request)
         return made
@@ -146,9 +161,19 @@ class Generator:
             )
         return frames
 
-    def generate(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> list[Result]:
-        """One Result per text; `options` are those of `requests`."""
-        return self.run(self.requests(texts, **options), include_prompt)
+    def generate(
+        self, text: str | Sequence[str] = "", audio: Any = None, include_prompt: bool = False, **options: Any
+    ) -> Result | list[Result]:
+        """A Result for a text, or a list of them for several.
+
+        audio: what to continue, for one text a waveform or codes, for several a list: `prompts` of `requests`, whose
+        other arguments are `options` (seconds, sampling, ...).
+        """
+        if isinstance(text, str):
+            return self.generate([text], None if audio is None else [audio], include_prompt, **options)[0]
+        if audio is not None:
+            options["prompts"] = audio
+        return self.run(self.requests(text, **options), include_prompt)
 
     def stream(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> Iterator[list[np.ndarray]]:
         """Yields what became final, a list of float32 [samples] (perhaps none) per text; returns the Results.
@@ -215,6 +240,8 @@ class Generator:
     def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Codes alone, chunk by chunk; the last one holds the finished grid."""
         grid, count = self.grid, len(requests)
+        if self.overrun:
+            requests = [dataclasses.replace(r, frames=r.frames + self.overrun) for r in requests]
         # Devices share rows evenly: the last request fills up, and what it makes is left away.
         requests = [*requests, *[requests[-1]] * (-count % self.model.rules.parts("batch", self.mesh))]
         common = (self.model, grid, self.vocab, requests)
@@ -230,6 +257,10 @@ class Generator:
                     complete_B = causal.complete_frames(state, grid)
                     arrays = (np.asarray(x) for x in (state.codes_BFQ, state.frames_B, state.done_B))
                     codes_BFQ, frames_B, done_B = arrays
+                    if self.overrun:
+                        frames_B = frames_B - self.overrun
+                        complete_B = np.minimum(complete_B, frames_B)
+                        done_B = complete_B == frames_B
                     yield Progress(*(x[:count] for x in (codes_BFQ, complete_B, frames_B, done_B, passes_B)))
         if grid.causal_levels < grid.codebooks:
             with jax.set_mesh(self.mesh):
@@ -292,7 +323,8 @@ def decoding_form(model: Transformer) -> Transformer:
 
     model = jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
     model = unstack(model)
-    for part in (model, *model.layers):
+    crosses = [layer.cross for layer in model.layers] if model.config.cross_width else []
+    for part in (model, *model.layers, *crosses):
         part.rules = rules
     model.layers = jax.tree.map(cast, model.layers)
     if not model.config.tied:
@@ -309,16 +341,24 @@ def _gathered(spec: P, model: Transformer) -> P:
 def load(
     source: str | Path, sampling: SamplingConfig | None = None, step: int | None = None, codec: Any = None
 ) -> Generator:
-    """The generator of a run: its folder, or a safetensors file exported from it.
+    """The generator of a run (its folder, or a safetensors file exported from it) or of a published checkpoint (a
+    folder in the Hugging Face layout, or a repository owner/name@revision; see musicgen.py).
 
-    step: which checkpoint (None: the latest). codec: an open codec instead of the one the run names.
+    sampling: None is the default, of a published checkpoint what it was published with. step: which checkpoint of a run
+    (None: the latest). codec: an open codec instead of the one the run names.
     Raises InputError if there is no checkpoint, or the codec is not the one the model was trained on.
     """
+    from audiolm_jax import musicgen  # which makes generators
+
     path = files.place(source)
+    if musicgen.is_published(path) or (not path.exists() and "@" in str(source)):
+        return musicgen.load(source, sampling)
     if path.is_file():
         model, about = checkpoints.load_safetensors(path)
     else:
         model, about = checkpoints.restore_params(path, step)
+    if "text_encoder" in about:
+        return musicgen.of_run(path, model, about).generator(sampling)
     vocab, grid, data_config = described(about)
     named = dict(about["codec"])
     fingerprint = named.pop("fingerprint")

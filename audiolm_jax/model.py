@@ -1,13 +1,14 @@
 """The transformer. It knows tokens, positions and visibility, and no serialization strategy.
 
 Axes: B batch, L positions, S streams, V vocabulary, D model width, H key/value heads, G query heads per
-key/value head, K head width, F feed-forward width, N layers, P prompt positions. Pre-norm blocks, rotary
-positions, one embedding table whose rows are summed over the streams of a position, one output matrix.
+key/value head, K head width, F feed-forward width, N layers, P prompt positions, E states of an encoder. Pre-norm
+blocks, one embedding table whose rows are summed over the streams of a position, one output matrix. Rotary or other
+positions, biases, and cross-attention to an encoder's states are choices of `ModelConfig`; their parts are `layers.py`.
 
 - Training: `Transformer.__call__`, layers stacked on a leading axis and scanned.
 - Decoding: `unstack` once, then `prefill` and `step`. The keys and values of the prompt (rows of any length)
-  are computed once and only read; those of generated positions live in a cache of their own whose slot index
-  all rows share, a leaf per layer, read first and written last.
+  and of the encoder's states are computed once and only read; those of generated positions live in a cache of their
+  own whose slot index all rows share, a leaf per layer, read first and written last.
 
 A mesh must be entered (`jax.set_mesh`), also on one device; see `sharding.py`.
 """
@@ -20,9 +21,12 @@ from flax import nnx
 
 from audiolm_jax import attention, sharding
 from audiolm_jax.errors import InputError
+from audiolm_jax.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, row_axes, sinusoids
 from audiolm_jax.sharding import PRESETS, Rules, gather
 
-Cache = tuple[dict[str, jax.Array], ...]  # per layer {"k": [B, slots, H, K], "v": same}, keys already rotated
+# Per layer {"k": [B, slots, H, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
+Cache = tuple[dict[str, jax.Array], ...]
+Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,13 @@ class ModelConfig:
     head_width: int = 64
     ffn: int = 704
     norm: str = "rmsnorm"  # rmsnorm | layernorm
-    mlp: str = "gated"  # gated (SwiGLU) | plain (GELU)
+    norm_eps: float = 1e-6
+    mlp: str = "gated"  # gated (SwiGLU) | plain (GELU, its tanh form) | exact (GELU itself)
+    bias: bool = False  # on every matrix of a block
+    positions: str = "rotary"  # rotary | sinusoidal | learned
+    max_positions: int = 0  # learned: rows of the table
     rope_base: float = 10000.0
+    cross_width: int = 0  # width of the encoder's states that every block attends to; 0: none
     dropout: float = 0.0  # on the output of each attention and feed-forward part, in training only
     tied: bool = False  # the output matrix is the embedding table
     dtype: str = "auto"  # auto (float32 on CPU, else bfloat16) | float32 | bfloat16; parameters are float32
@@ -49,15 +58,25 @@ class ModelConfig:
                 raise InputError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.heads % self.kv_heads:
             raise InputError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
-        if self.head_width % 2:
+        if self.head_width % 2 and self.positions == "rotary":
             raise InputError(f"model.head_width={self.head_width} must be even (rotary positions pair channels)")
+        if self.norm_eps <= 0:
+            raise InputError(f"model.norm_eps={self.norm_eps} must be greater than 0")
+        for name, least in (("cross_width", 0), ("max_positions", int(self.positions == "learned"))):
+            if getattr(self, name) < least:
+                raise InputError(f"model.{name}={getattr(self, name)} must be at least {least}")
+        if self.max_positions and self.positions != "learned":
+            raise InputError(
+                f"model.max_positions={self.max_positions} has no use without model.positions='learned'; leave it at 0"
+            )
         if self.rope_base <= 1:
             raise InputError(f"model.rope_base={self.rope_base} must be greater than 1")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must be in [0, 1)")
         choices = {
             "norm": ("rmsnorm", "layernorm"),
-            "mlp": ("gated", "plain"),
+            "mlp": ("gated", "plain", "exact"),
+            "positions": ("rotary", "sinusoidal", "learned"),
             "dtype": ("auto", "float32", "bfloat16"),
         }
         for name, accepted in choices.items():
@@ -82,39 +101,9 @@ def table_rows(vocab_size: int) -> int:
     return -(-vocab_size // 128) * 128
 
 
-def _rows(axes: int) -> tuple[str | None, ...]:
-    """Logical names of the leading axes of an input: rows `[B]` of a decoding step, positions `[B, L]` of a pass."""
-    return ("batch", "length", *(None,) * axes)[:axes]
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
-    """A float32 weight born with its sharding."""
-    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
-
-
-class Norm(nnx.Module):
-    """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, in float32."""
-
-    def __init__(self, config: ModelConfig):
-        self.config = config
-        self.scale = nnx.Param(jnp.ones((config.width,)))
-        if config.norm == "layernorm":
-            self.bias = nnx.Param(jnp.zeros((config.width,)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        if self.config.norm == "layernorm":
-            y -= jnp.mean(y, axis=-1, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
-        y *= self.scale[...]
-        if self.config.norm == "layernorm":
-            y += self.bias[...]
-        return y.astype(x.dtype)
-
-
 class Block(nnx.Module):
-    """x + attention(norm(x)), then + feed-forward(norm(x)). One fused matrix for queries, keys and values
-    (per key/value head: G queries, the key, the value) and one for gate and up."""
+    """x + attention(norm(x)), then + cross(x) if there is an encoder, then + feed-forward(norm(x)). One fused matrix
+    for queries, keys and values (per key/value head: G queries, the key, the value) and one for gate and up."""
 
     def __init__(self, config: ModelConfig, rules: Rules, rngs: nnx.Rngs):
         c = config
@@ -123,10 +112,10 @@ class Block(nnx.Module):
         # The two matrices that write into the residual stream start smaller with depth (GPT-2, section 2.3).
         depth = (2 * c.layers) ** -0.5
         self.attention_norm = Norm(c)
-        self.qkv_DHAK = _normal(
+        self.qkv_DHAK = normal(
             rngs, (c.width, c.kv_heads, group + 2, c.head_width), ("embed", "heads", None, None), rules, c.width**-0.5
         )
-        self.out_HGKD = _normal(
+        self.out_HGKD = normal(
             rngs,
             (c.kv_heads, group, c.head_width, c.width),
             ("heads", None, None, "embed"),
@@ -134,27 +123,42 @@ class Block(nnx.Module):
             depth * (c.heads * c.head_width) ** -0.5,
         )
         self.ffn_norm = Norm(c)
-        self.up_DCF = _normal(rngs, (c.width, parts, c.ffn), ("embed", None, "ffn"), rules, c.width**-0.5)
-        self.down_FD = _normal(rngs, (c.ffn, c.width), ("ffn", "embed"), rules, depth * c.ffn**-0.5)
+        self.up_DCF = normal(rngs, (c.width, parts, c.ffn), ("embed", None, "ffn"), rules, c.width**-0.5)
+        self.down_FD = normal(rngs, (c.ffn, c.width), ("ffn", "embed"), rules, depth * c.ffn**-0.5)
+        if c.cross_width:
+            self.cross = CrossAttention(c, rules, rngs)
+        if c.bias:
+            self.qkv_bias_HAK = bias((c.kv_heads, group + 2, c.head_width), ("heads", None, None), rules)
+            self.out_bias_D = bias((c.width,), (None,), rules)
+            self.up_bias_CF = bias((parts, c.ffn), (None, "ffn"), rules)
+            self.down_bias_D = bias((c.width,), (None,), rules)
 
-    def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x `[B, ..., D]` -> rotated, scaled q `[B, ..., H, G, K]`, rotated k and v `[B, ..., H, K]`."""
+    def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x `[B, ..., D]` -> scaled q `[B, ..., H, G, K]`, k and v `[B, ..., H, K]`; rope turns q and k, if given."""
         weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
         y = self.attention_norm(x)
-        spec = self.rules.spec(*_rows(x.ndim - 1), "heads", None, None)
+        spec = self.rules.spec(*row_axes(x.ndim - 1), "heads", None, None)
         qkv = jnp.einsum("...D,DHAK->...HAK", y, weight, out_sharding=spec)
-        cos, sin = (table[..., None, None, :] for table in rope)
-        # Queries and keys turn together: they are neighbours on axis A.
-        qk = attention.rope(qkv[..., :-1, :], cos, sin)
+        qkv = biased(qkv, self, "qkv_bias_HAK")
+        qk = qkv[..., :-1, :]
+        if rope is not None:
+            cos, sin = (table[..., None, None, :] for table in rope)
+            # Queries and keys turn together: they are neighbours on axis A.
+            qk = attention.rope(qk, cos, sin)
         return qk[..., :-1, :] * self.config.head_width**-0.5, qk[..., -1, :], qkv[..., -1, :]
 
-    def finish(self, x: jax.Array, heads: jax.Array, key: jax.Array | None) -> jax.Array:
+    def finish(
+        self, x: jax.Array, heads: jax.Array, key: jax.Array | None = None, cross: Cross | None = None
+    ) -> jax.Array:
         """Residual x `[B, ..., D]` and attention output `[B, ..., H, G, K]` -> the block's output."""
-        rows = _rows(x.ndim - 1)
+        rows = row_axes(x.ndim - 1)
         stream = self.rules.spec(*rows, None)
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 2 if cross is None else 3)
         weight = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
-        x += self._drop(jnp.einsum("...HGK,HGKD->...D", heads, weight, out_sharding=stream), keys[0])
+        read = jnp.einsum("...HGK,HGKD->...D", heads, weight, out_sharding=stream)
+        x += self._drop(biased(read, self, "out_bias_D"), keys[0])
+        if cross is not None:
+            x += self._drop(self.cross(x, cross), keys[2])
         weight = gather(self.up_DCF[...], ("embed", None, "ffn"), self.rules, x.dtype)
         h = jnp.einsum(
             "...D,DCF->...CF",
@@ -162,9 +166,10 @@ class Block(nnx.Module):
             weight,
             out_sharding=self.rules.spec(*rows, None, "ffn"),
         )
-        h = jax.nn.silu(h[..., 0, :]) * h[..., 1, :] if self.config.mlp == "gated" else jax.nn.gelu(h[..., 0, :])
+        h = activation(biased(h, self, "up_bias_CF"), self.config.mlp)
         weight = gather(self.down_FD[...], ("ffn", "embed"), self.rules, x.dtype)
-        return x + self._drop(jnp.einsum("...F,FD->...D", h, weight, out_sharding=stream), keys[1])
+        down = jnp.einsum("...F,FD->...D", h, weight, out_sharding=stream)
+        return x + self._drop(biased(down, self, "down_bias_D"), keys[1])
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         if key is None or self.config.dropout == 0:
@@ -173,12 +178,13 @@ class Block(nnx.Module):
         mask = jax.random.bernoulli(key, keep, x.shape, out_sharding=jax.typeof(x).sharding)
         return jnp.where(mask, x / keep, 0)
 
-    def __call__(self, x_BLD, rope, sight, key=None) -> jax.Array:
+    def __call__(self, x_BLD, rope, sight, key=None, encoded: Encoded | None = None) -> jax.Array:
         q, k, v = self.qkv(x_BLD, rope)
         # Every query meets all keys of its row: they are gathered where positions are shared by devices.
         keys = self.rules.spec("batch", None, "heads", None)
         k, v = (jax.sharding.reshard(x, keys) for x in (k, v))
-        return self.finish(x_BLD, attention.attend(q, k, v, sight), key)
+        cross = None if encoded is None else (self.cross.keys_values(encoded[0]), encoded[1])
+        return self.finish(x_BLD, attention.attend(q, k, v, sight), key, cross)
 
 
 class Transformer(nnx.Module):
@@ -191,30 +197,60 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
         self.config, self.vocab_size, self.rules = config, vocab_size, rules
         rows = table_rows(vocab_size)
-        self.embedding_VD = _normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
+        self.embedding_VD = normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
         keys = jax.random.split(rngs.params(), config.layers)
         self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)
         self.norm = Norm(config)
         if not config.tied:
-            self.unembedding_DV = _normal(
+            self.unembedding_DV = normal(
                 rngs, (config.width, rows), ("embed", "vocab"), rules, 0.5 * config.width**-0.5
             )
+        if config.positions == "learned":
+            shape = (config.max_positions, config.width)
+            self.positions_PD = normal(rngs, shape, (None, "embed"), rules, config.width**-0.5)
+        if config.cross_width not in (0, config.width):
+            shape = (config.cross_width, config.width)
+            self.states_WD = normal(rngs, shape, (None, "embed"), rules, config.cross_width**-0.5)
+            self.states_bias_D = bias((config.width,), (None,), rules)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Sum over streams of the rows of tokens `[B, ..., S]` -> `[B, ..., D]`; id 0 (PAD) counts as zero."""
-        tokens = jax.sharding.reshard(tokens, self.rules.spec(*_rows(tokens.ndim - 1), None))
+        tokens = jax.sharding.reshard(tokens, self.rules.spec(*row_axes(tokens.ndim - 1), None))
         table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
-        spec = self.rules.spec(*_rows(tokens.ndim - 1), None, None)
+        spec = self.rules.spec(*row_axes(tokens.ndim - 1), None, None)
         rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
         summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
         return summed.astype(self.config.compute_dtype)
 
     def rows(self, x: jax.Array | None) -> jax.Array | None:
         """An input `[B]` or `[B, L]` laid out as `rules` say, whatever layout it came in."""
-        return None if x is None else jax.sharding.reshard(x, self.rules.spec(*_rows(jnp.ndim(x))))
+        return None if x is None else jax.sharding.reshard(x, self.rules.spec(*row_axes(jnp.ndim(x))))
 
-    def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return attention.rope_table(self.rows(positions), self.config.head_width, self.config.rope_base)
+    def place(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Embedded tokens `[B, ..., D]` at positions `[B, ...]` -> (x with its positions, tables of the rotation)."""
+        c, positions = self.config, self.rows(positions)
+        if c.positions == "rotary":
+            return x, attention.rope_table(positions, c.head_width, c.rope_base)
+        if c.positions == "sinusoidal":
+            return x + sinusoids(positions, c.width).astype(x.dtype), None
+        table_PD = gather(self.positions_PD[...], (None, "embed"), self.rules)
+        return x + table_PD.at[positions].get(out_sharding=jax.typeof(x).sharding, mode="clip").astype(x.dtype), None
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """An input of an encoder, laid out with its rows over the batch axis alone."""
+        return jax.sharding.reshard(x, self.rules.spec("batch", *(None,) * (jnp.ndim(x) - 1)))
+
+    def project(self, encoded: Encoded | None) -> Encoded | None:
+        """States of an encoder as the blocks read them: of this width, in the compute dtype, whole on every row."""
+        if encoded is None:
+            return None
+        states, valid_BE = map(self.whole, encoded)
+        states = states.astype(self.config.compute_dtype)
+        if self.config.cross_width != self.config.width:
+            weight = gather(self.states_WD[...], (None, "embed"), self.rules, states.dtype)
+            spec = self.rules.spec("batch", None, None)
+            states = biased(jnp.einsum("BEW,WD->BED", states, weight, out_sharding=spec), self, "states_bias_D")
+        return states, valid_BE
 
     def __call__(
         self,
@@ -223,20 +259,22 @@ class Transformer(nnx.Module):
         segments_BL: jax.Array,
         ahead_BL: jax.Array | None = None,
         key: jax.Array | None = None,
+        encoded: Encoded | None = None,
     ) -> jax.Array:
         """hidden_BLD after the last norm, in the compute dtype.
 
-        positions: rotary position inside the document. segments: packed document of each position, 0 for
-        padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None.
+        positions: position inside the document. segments: packed document of each position, 0 for
+        padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None. encoded: what
+        the blocks attend to besides (model.cross_width); None adds nothing.
         """
-        x_BLD = self.embed(tokens_BLS)
-        rope = self.rope(positions_BL)
+        x_BLD, rope = self.place(self.embed(tokens_BLS), positions_BL)
+        encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL))
         keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
 
         def layer(x_BLD: jax.Array, block_and_key: tuple) -> tuple[jax.Array, None]:
             block, key = block_and_key
-            return block(x_BLD, rope, sight, key), None
+            return block(x_BLD, rope, sight, key, encoded), None
 
         stacked = isinstance(self.layers, Block)
         if self.config.remat:
@@ -276,19 +314,23 @@ class Transformer(nnx.Module):
         positions_BP: jax.Array,
         segments_BP: jax.Array,
         ahead_BP: jax.Array | None = None,
+        encoded: Encoded | None = None,
     ) -> tuple[jax.Array, Cache]:
         """The prompt in one pass -> (hidden_BPD, prompt cache, read-only from then on).
 
-        Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end.
+        Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end. The keys and
+        values of `encoded` are in the cache; which of them are valid is told to every step again.
         """
-        x_BPD = self.embed(tokens_BPS)
-        rope = self.rope(positions_BP)
+        x_BPD, rope = self.place(self.embed(tokens_BPS), positions_BP)
+        encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP))
         cache = []
         for block in self._blocks():
             q, k, v = block.qkv(x_BPD, rope)
-            x_BPD = block.finish(x_BPD, attention.attend(q, k, v, sight), None)
-            cache.append({"k": k, "v": v})
+            states = {} if encoded is None else block.cross.keys_values(encoded[0])
+            cross = None if encoded is None else (states, encoded[1])
+            x_BPD = block.finish(x_BPD, attention.attend(q, k, v, sight), cross=cross)
+            cache.append({"k": k, "v": v, **states})
         return self.norm(x_BPD), tuple(cache)
 
     def init_cache(self, batch: int, slots: int) -> Cache:
@@ -309,21 +351,23 @@ class Transformer(nnx.Module):
         prompt_cache: Cache,
         prompt_valid_BP: jax.Array,
         cache: Cache,
+        encoded_valid_BE: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """One more position for every row -> (hidden_BD, cache with slot `i` written).
 
-        i: slot shared by all rows (slots below it are filled), int32 scalar. positions: rotary position per
-        row. prompt_valid: True where a row's prompt has a token. Donate the cache, carry it through
-        `lax.scan`/`fori_loop` with a static trip count, and compile with `decode_compiler_options()`.
+        i: slot shared by all rows (slots below it are filled), int32 scalar. positions: position per row.
+        prompt_valid: True where a row's prompt has a token. encoded_valid: as given to `prefill`. Donate the cache,
+        carry it through `lax.scan`/`fori_loop` with a static trip count, and compile with
+        `decode_compiler_options()`.
         """
-        x_BD = self.embed(tokens_BS)
+        x_BD, rope = self.place(self.embed(tokens_BS), positions_B)
         prompt_valid_BP = self.rows(prompt_valid_BP)
-        rope = self.rope(positions_B)
+        encoded_valid_BE = None if encoded_valid_BE is None else self.whole(encoded_valid_BE)
         written = []
         for block, prompt, old in zip(self._blocks(), prompt_cache, cache, strict=True):
             q, k, v = block.qkv(x_BD, rope)
             heads = attention.attend_step(q, k, v, prompt, prompt_valid_BP, old, i)
-            x_BD = block.finish(x_BD, heads, None)
+            x_BD = block.finish(x_BD, heads, cross=None if encoded_valid_BE is None else (prompt, encoded_valid_BE))
             written.append(
                 {
                     name: jax.lax.dynamic_update_slice_in_dim(old[name], new[:, None], i, axis=1)

@@ -9,7 +9,7 @@ import optax
 from audiolm_jax.errors import InputError
 
 # Parameters without weight decay: gains, biases, and the table whose rows are seen too rarely for it.
-NOT_DECAYED = ("scale", "bias", "embedding_VD")
+NOT_DECAYED = ("scale", "bias", "embedding_VD", "positions_PD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ def decayed(params: Any) -> Any:
     """True for every parameter that weight decay shrinks: the matrices, by the last part of their key path."""
 
     def matrix(path: tuple, _: Any) -> bool:
-        return jax.tree_util.keystr(path[-1:], simple=True) not in NOT_DECAYED
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return name not in NOT_DECAYED and "_bias_" not in name
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 

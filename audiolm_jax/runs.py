@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from audiolm_jax import claims, corpora, data, distributed, generate, serialization, tokens, training
 from audiolm_jax import config as configs
+from audiolm_jax.errors import InputError
 from audiolm_jax.model import Transformer
 from audiolm_jax.sharding import make_mesh
 from audiolm_jax.vocab import Vocab
@@ -62,6 +63,11 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
 
     Raises InputError if there are no tokens, or those of another codec, or `workdir` is another run.
     """
+    if config.model.cross_width:
+        raise InputError(
+            f"model.cross_width={config.model.cross_width}: tokens hold no states of an encoder to train with; leave "
+            "it at 0 (imported checkpoints have it)"
+        )
     codec = configs.section(config, "codec")
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     order = configs.section(config, "serialization")

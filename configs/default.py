@@ -62,8 +62,8 @@ def get_config() -> ConfigDict:
     # What turns waveforms into codes and back.
     config.codec = ConfigDict(
         {
-            # "default" (neural, 16 kHz, 25 frames per second), a published one: "encodec", "dac" or "mimi"; or "tiny"
-            # (a toy for tests that needs no weights).
+            # "default" (neural, 16 kHz, 25 frames per second), a published one: "encodec", "encodec_stereo" (a mono one
+            # for two channels), "dac" or "mimi"; or "tiny" (a toy for tests that needs no weights).
             "name": "default",
             # A folder with config.json and model.safetensors, the latter itself, or a repository owner/name@revision;
             # None: the weights that ship with the package (of "default" alone).
@@ -152,10 +152,19 @@ def get_config() -> ConfigDict:
             "ffn": 704,
             # rmsnorm or layernorm.
             "norm": "rmsnorm",
-            # gated (SwiGLU) or plain (GELU).
+            # What a norm adds to the variance.
+            "norm_eps": 1e-6,
+            # gated (SwiGLU), plain (GELU, its tanh form) or exact (GELU itself).
             "mlp": "gated",
+            # Biases on the matrices of every block.
+            "bias": False,
+            # rotary, sinusoidal or learned; learned ones need the number of rows, max_positions.
+            "positions": "rotary",
+            "max_positions": 0,
             # Base of the rotary positions.
             "rope_base": 10000.0,
+            # Width of the states of a text encoder that every layer attends to (MusicGen); 0: none.
+            "cross_width": 0,
             # Dropout on the output of each attention and feed-forward part, in training.
             "dropout": 0.0,
             # The output matrix is the embedding table.

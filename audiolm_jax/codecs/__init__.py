@@ -45,10 +45,17 @@ the batch axis (`[N]`, `[T, Q]`) except the streaming steps. Promises, checked f
 
 from pathlib import Path
 
-from audiolm_jax.codecs import dac, encodec, frame, mimi, tiny
+from audiolm_jax.codecs import dac, encodec, frame, mimi, stereo, tiny
 from audiolm_jax.errors import InputError
 
-CODECS = {"default": frame, "tiny": tiny, "encodec": encodec, "dac": dac, "mimi": mimi}
+CODECS = {
+    "default": frame,
+    "tiny": tiny,
+    "encodec": encodec,
+    "encodec_stereo": stereo,
+    "dac": dac,
+    "mimi": mimi,
+}
 
 
 def load(name: str, path: str | Path | None = None, codebooks: int | None = None):

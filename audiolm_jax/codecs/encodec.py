@@ -64,7 +64,14 @@ class EnCodecModel(nnx.Module):
 def load(path=None, codebooks: int | None = None) -> Codec | ChunkedCodec:
     """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
     given, weights = huggingface.read(path, "encodec", REPOSITORY)
-    config = huggingface.config_of(given, EnCodecConfig)
+    codec = take(given, weights, codebooks)
+    weights.finish()
+    return codec
+
+
+def take(given: dict, weights: huggingface.Weights, codebooks: int | None = None) -> Codec | ChunkedCodec:
+    """The codec of a config and its tensors; `weights` collects what is wrong with them. Raises InputError."""
+    config = huggingface.config_of(given, EnCodecConfig, what=weights.what)
     weights.ignore(r"\.codebook\.(inited|cluster_size|embed_avg)$")
     digest = huggingface.fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
@@ -72,19 +79,23 @@ def load(path=None, codebooks: int | None = None) -> Codec | ChunkedCodec:
         shape = (config.codebook_size, config.hidden_size)
         names = [f"quantizer.layers.{q}.codebook.embed" for q in range(config.codebooks)]
         books_QKZ = weights.stack(names, shape)
-    weights.finish()
     return build(config, model, books_QKZ, digest, codebooks)
 
 
 def save(folder, config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> None:
     """Writes config.json and model.safetensors that `transformers` opens."""
+    huggingface.write(folder, *described(config, model, books_QKZ))
+
+
+def described(config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> tuple[dict, dict]:
+    """(config, tensors) under their published names; the three are `config` of a codec."""
     tensors = huggingface.named(model)
     tensors = huggingface.unfold(tensors) if config.norm_type == "weight_norm" else tensors
     for q, book_KZ in enumerate(jax.device_get(books_QKZ)):
         name = f"quantizer.layers.{q}.codebook"
         tensors |= {f"{name}.embed": book_KZ, f"{name}.embed_avg": book_KZ.copy()}
         tensors |= {f"{name}.inited": book_KZ[0, :1] * 0 + 1, f"{name}.cluster_size": book_KZ[:, 0] * 0 + 1}
-    huggingface.write(folder, {"model_type": "encodec", **dataclasses.asdict(config)}, tensors)
+    return {"model_type": "encodec", **dataclasses.asdict(config)}, tensors
 
 
 def build(config: EnCodecConfig, model: EnCodecModel, books_QKZ, digest: str, codebooks: int | None = None):

@@ -1,13 +1,14 @@
-"""Published codecs in the Hugging Face layout, `config.json` beside `model.safetensors`, without torch.
+"""Published models in the Hugging Face layout, `config.json` beside `model.safetensors`, without torch.
 
 A source is a folder, a safetensors file with its config.json beside it, or a repository `owner/name@revision`, which
-`huggingface_hub` downloads once and keeps in its cache.
+`huggingface_hub` downloads once and keeps in its cache. Large models are several safetensors files and an index.
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from flax import nnx
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"
 LISTED = 12  # problems of a file that a message names
 
 
@@ -29,8 +32,9 @@ def locate(source: str | Path) -> tuple[Path, Path]:
         config, weights = path / CONFIG, path / WEIGHTS
     elif path.is_file() or path.suffix:
         config, weights = path.parent / CONFIG, path
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source)):
-        return _download(str(source))
+    elif re.fullmatch(REPOSITORY, str(source)):
+        config, weights = _download(str(source), (CONFIG, WEIGHTS), "codec.path")
+        return config, weights
     else:
         raise InputError(
             f"codec.path: {source} is no folder, no safetensors file and no repository owner/name@revision"
@@ -39,32 +43,112 @@ def locate(source: str | Path) -> tuple[Path, Path]:
         raise InputError(f"codec.path: {weights} is not a safetensors file; weights are never read from other formats")
     for file in (weights, config):
         if not file.is_file():
-            others = [f.name for f in sorted(file.parent.glob("*")) if f.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-            hint = f" ({others[0]} is a pickle, which is never read; convert it to safetensors)" if others else ""
-            raise InputError(f"codec.path: {file} does not exist{hint}; a codec is {CONFIG} beside {WEIGHTS}")
+            raise InputError(
+                f"codec.path: {file} does not exist{_hint(file.parent)}; a codec is {CONFIG} beside {WEIGHTS}"
+            )
     return config, weights
 
 
-def _download(source: str) -> tuple[Path, Path]:
+def _hint(folder: Path) -> str:
+    """What to say of a folder without weights that holds a pickle."""
+    others = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]
+    return f" ({others[0]} is a pickle, which is never read; convert it to safetensors)" if others else ""
+
+
+def folder(source: str | Path, what: str, needed: tuple[str, ...] = ()) -> Path:
+    """The folder of a source whose weights may be several files; of a repository, downloaded with the files `needed`.
+
+    what: begins a message. Raises InputError for what is neither a folder nor a repository, or cannot be downloaded.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(REPOSITORY, str(source)):
+        raise InputError(f"{what}: {source} is no folder and no repository owner/name@revision")
+    config, *_ = _download(str(source), (CONFIG, *needed), what)
+    try:
+        _download(str(source), (WEIGHTS,), what, absent=FileNotFoundError)
+    except FileNotFoundError:
+        [index] = _download(str(source), (INDEX,), what)
+        _download(str(source), shards(index, what), what)
+    return config.parent
+
+
+def shards(index: Path, what: str) -> tuple[str, ...]:
+    """The names of the files that an index lists. Raises InputError if it is none."""
+    try:
+        return tuple(sorted(set(json.loads(index.read_text())["weight_map"].values())))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{what}: {index} cannot be read as an index of weights ({error!r})") from None
+
+
+def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dict, "Weights"]:
+    """(config, weights) of a folder. Raises InputError unless its config.json has a "model_type" among `kinds`."""
+    config, weights, index = (directory / name for name in (CONFIG, WEIGHTS, INDEX))
+    if not config.is_file():
+        raise InputError(f"{what}: {config} does not exist; a model is {CONFIG} beside {WEIGHTS}")
+    given = _json(config, what)
+    found = given.get("model_type") if isinstance(given, dict) else None
+    if found not in kinds:
+        raise InputError(f"{what}: {config} describes a model of type {found!r}; {' or '.join(kinds)} is needed")
+    if weights.is_file() or not index.is_file():
+        names, path = (WEIGHTS,), weights
+    else:
+        names, path = shards(index, what), index
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise InputError(f"{what}: {directory} lacks {', '.join(missing)}{_hint(directory)}; {CONFIG} is there")
+    tensors: dict[str, np.ndarray] = {}
+    for name in names:
+        tensors |= _tensors(directory / name, what)
+    return given, Weights(path, tensors, what)
+
+
+def _json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {path} cannot be read as JSON ({error})") from None
+
+
+def _tensors(path: Path, what: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(
+            f"{what}: {path} cannot be read as safetensors ({error}); it may be truncated, or another format under "
+            f"that name"
+        ) from None
+
+
+def _download(source: str, names: tuple[str, ...], what: str, absent: type | None = None) -> list[Path]:
+    """Paths of files of a repository. absent: what to raise for one that the repository lacks, if not InputError."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name, _, revision = source.partition("@")
     if not revision:
         raise InputError(
-            f"codec.path: {source} names no revision, so what it means may change; write {name}@COMMIT, with the "
+            f"{what}: {source} names no revision, so what it means may change; write {name}@COMMIT, with the "
             f"commit from the repository's history (or @main to take the latest)"
         )
     found = []
-    for file in (CONFIG, WEIGHTS):
+    for file in names:
         try:
             found.append(Path(hf_hub_download(name, file, revision=revision)))
         except Exception as error:  # the library raises errors of several HTTP clients
+            lacks = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+            if absent and lacks:
+                raise absent(file) from None
             said = " ".join(str(error).split())[:200]
             raise InputError(
-                f"codec.path: {file} of {source} could not be downloaded ({said}); without a network, put {CONFIG} "
-                f"and {WEIGHTS} of that repository into a folder and give the folder"
+                f"{what}: {file} of {source} could not be downloaded ({said}); without a network, put {CONFIG}, "
+                f"{WEIGHTS} and whatever else that repository has beside them into a folder and give the folder"
             ) from None
-    return found[0], found[1]
+    return found
 
 
 def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, "Weights"]:
@@ -78,39 +162,28 @@ def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, "Wei
             f"repository such as {example}@main"
         )
     config_path, weights_path = locate(source)
-    try:
-        config = json.loads(config_path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"codec.path: {config_path} cannot be read as JSON ({error})") from None
+    config = _json(config_path, "codec.path")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != kind:
         raise InputError(f"codec.path: {config_path} describes a model of type {found!r}; {kind!r} is needed")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights_path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, TypeError) as error:
-        raise InputError(
-            f"codec.path: {weights_path} cannot be read as safetensors ({error}); it may be truncated"
-        ) from None
-    return config, Weights(weights_path, tensors)
+    return config, Weights(weights_path, _tensors(weights_path, "codec.path"))
 
 
-def config_of(given: dict, config_class: type, where: Any = "config.json") -> Any:
+def config_of(given: dict, config_class: type, where: Any = "config.json", what: str = "codec.path") -> Any:
     """The fields of a published config that a codec reads. Raises InputError for values that it does not accept."""
     names = config_class.__dataclass_fields__
     try:
         return config_class(**{k: v for k, v in given.items() if k in names and v is not None})
     except (TypeError, ValueError) as error:
-        raise InputError(f"codec.path: {where} holds values that this codec cannot use ({error})") from None
+        raise InputError(f"{what}: {where} holds values that this package cannot use ({error})") from None
 
 
 class Weights:
     """The tensors of a file, given out by name. Everything wrong with them is collected and told at once."""
 
-    def __init__(self, path: Path, tensors: dict[str, np.ndarray]):
-        self.path, self.tensors = path, fold(tensors)
+    def __init__(self, path: Path, tensors: dict[str, np.ndarray], what: str = "codec.path"):
+        """what: the key, flag or argument that named the file, with which a message begins."""
+        self.path, self.tensors, self.what = path, fold(tensors), what
         self.problems: list[str] = []
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -141,6 +214,16 @@ class Weights:
         """Tensors of one shape as one array, in the order of their names."""
         return jnp.asarray(np.stack([self.take(name, shape) for name in names]))
 
+    @contextlib.contextmanager
+    def below(self, prefix: str) -> Iterator["Weights"]:
+        """The tensors whose names begin with `prefix`, without it: those of a part that is a model by itself."""
+        names = [name for name in self.tensors if name.startswith(prefix)]
+        inner = {name.removeprefix(prefix): self.tensors.pop(name) for name in names}
+        part = Weights(self.path, inner, self.what)
+        yield part
+        self.problems += [prefix + problem for problem in part.problems]
+        self.tensors |= {prefix + name: tensor for name, tensor in part.tensors.items()}
+
     def ignore(self, pattern: str) -> None:
         """Drops tensors that a codec has no use for (counters of the training)."""
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if not re.search(pattern, name)}
@@ -151,7 +234,7 @@ class Weights:
         if problems:
             more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
             raise InputError(
-                f"codec.path: {self.path} does not fit its {CONFIG}: {'; '.join(problems[:LISTED])}{more}; give the "
+                f"{self.what}: {self.path} does not fit its {CONFIG}: {'; '.join(problems[:LISTED])}{more}; give the "
                 f"{CONFIG} that it was published with"
             )
 

@@ -48,6 +48,7 @@ class Fixed(NamedTuple):
     length_M: jax.Array  # positions of the prompt
     valid_MP: jax.Array
     prompt_cache: tuple
+    encoded_valid_ME: jax.Array | None = None  # states of an encoder that a row attends to
 
 
 def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
@@ -95,8 +96,9 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     made_BFQ = jnp.where(written_BFQ, chosen_BC[:, None, :], state.codes_BFQ[:, :, : grid.causal_levels])
     codes_BFQ = jnp.concatenate([made_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
 
-    code_ids_BC = jnp.where(chosen_BC == K, ids.END_AUDIO, ids.CODE_START + book_BC * K + chosen_BC)
-    tokens_BC = jnp.where(present_BC, code_ids_BC, ids.PAD).astype(jnp.int32)
+    code_ids_BC = jnp.where(chosen_BC == K, vocab.end, ids.CODE_START + book_BC * K + chosen_BC)
+    silent_S = vocab.silent_S(grid.streams)
+    tokens_BC = jnp.where(present_BC, code_ids_BC, silent_S[: code_ids_BC.shape[1]]).astype(jnp.int32)
     tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
     tokens_MS = jnp.tile(tokens_BS, (len(state.hidden_MD) // batch, 1))
     step_B = jnp.where(state.done_B, state.step_B, state.step_B + 1)
@@ -128,7 +130,13 @@ def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: 
         state, cache = carry
         state, tokens_MS = advance(model, grid, vocab, fixed, state)
         hidden_MD, cache = model.step(
-            tokens_MS, fixed.length_M + state.slot, state.slot, fixed.prompt_cache, fixed.valid_MP, cache
+            tokens_MS,
+            fixed.length_M + state.slot,
+            state.slot,
+            fixed.prompt_cache,
+            fixed.valid_MP,
+            cache,
+            fixed.encoded_valid_ME,
         )
         return state._replace(hidden_MD=hidden_MD, slot=state.slot + 1), cache
 
@@ -136,10 +144,10 @@ def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: 
 
 
 def run_prefill(
-    model: Transformer, tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M
+    model: Transformer, tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, encoded=None
 ) -> tuple[jax.Array, tuple]:
     """The prompts (`plan.Prompts`) in one pass: (hidden_MD of each row's last position, prompt cache)."""
-    hidden_MPD, prompt_cache = model.prefill(tokens_MPS, positions_MP, segments_MP, ahead_MP)
+    hidden_MPD, prompt_cache = model.prefill(tokens_MPS, positions_MP, segments_MP, ahead_MP, encoded)
     return jnp.take_along_axis(hidden_MPD, (length_M - 1)[:, None, None], axis=1)[:, 0], prompt_cache
 
 
@@ -191,7 +199,8 @@ def start(
     """Prefill: the prompts of all requests, ready for the first chunk."""
     guidance_B = plan.guidance(requests)
     prompts = plan.prompts(requests, grid, vocab, causal=True, guided=guidance_B is not None)
-    hidden_MD, prompt_cache = prefill_program()(model, *plan.place(prompts))
+    encoded = plan.place(plan.encoded(requests, model.config.cross_width, guidance_B is not None))
+    hidden_MD, prompt_cache = prefill_program()(model, *plan.place(prompts), encoded)
     bounds = [plan.limits(request, grid, vocab, context) for request in requests]
     limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
     first_B = np.array([plan.prefilled_steps(len(r.prompt_TQ), grid) for r in requests], np.int32)
@@ -200,7 +209,8 @@ def start(
     keys_B = plan.keys(requests, plan.CAUSAL)
     rules = plan.rules(requests, grid.codebooks)
     valid_MP = prompts.segments_MP > 0
-    fixed = Fixed(*plan.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, valid_MP)), prompt_cache)
+    placed = plan.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, valid_MP))
+    fixed = Fixed(*placed, prompt_cache, None if encoded is None else encoded[1])
     state = State(*plan.place((codes_BFQ, limit_B, first_B, done_B, np.int32(0))), hidden_MD)
     return fixed, state
 

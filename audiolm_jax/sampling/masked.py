@@ -57,15 +57,14 @@ def inputs(codes_BFQ: jax.Array, vocab: Vocab) -> jax.Array:
 def see(model: Transformer, tokens_MFS: jax.Array, frames_M: jax.Array, fixed: Fixed) -> jax.Array:
     """hidden_MFD of frames that see the prompt and each other, the first frames_M of every row."""
     F = tokens_MFS.shape[1]
-    x_MFD = model.embed(tokens_MFS)
-    rope = model.rope(fixed.length_M[:, None] + jnp.arange(F, dtype=jnp.int32))
+    x_MFD, rope = model.place(model.embed(tokens_MFS), fixed.length_M[:, None] + jnp.arange(F, dtype=jnp.int32))
     seen_ML = model.rows(jnp.concatenate([fixed.valid_MP, jnp.arange(F) < frames_M[:, None]], axis=1).astype(jnp.int32))
     all_MF = jnp.ones_like(seen_ML[:, -F:])
     sight = attention.sight_between(all_MF, seen_ML, all_MF * seen_ML.shape[1])
     for block, prompt in zip(model.layers, fixed.prompt_cache, strict=True):
         q, k, v = block.qkv(x_MFD, rope)
         k, v = (jnp.concatenate([prompt[name], x], axis=1) for name, x in (("k", k), ("v", v)))
-        x_MFD = block.finish(x_MFD, attention.attend(q, k, v, sight), None)
+        x_MFD = block.finish(x_MFD, attention.attend(q, k, v, sight))
     return model.norm(x_MFD)
 
 

@@ -23,8 +23,8 @@ from audiolm_jax.vocab import Vocab
 # Random numbers of a row are drawn from fold_in(key of (stage, seed), step): never one key for two draws.
 CAUSAL, LEVELS, LENGTH = range(3)
 
-# Smallest buckets of positions and of frames: below them a smaller shape saves less than its compilation costs.
-PROMPT, FRAMES = 32, 64
+# Smallest buckets of positions, frames and states: below a smaller shape saves less than its compilation costs.
+PROMPT, FRAMES, STATES = 32, 64, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Request:
     frames: int | None = None
     seed: int = 0
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    encoded_EW: np.ndarray | None = None  # states of the text that the model attends to (model.cross_width), or none
 
 
 class Prompts(NamedTuple):
@@ -71,6 +72,8 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
             f"a prompt of codes has shape {request.prompt_TQ.shape}; it must be [frames, {grid.codebooks}]"
         )
     vocab.code_ids(request.prompt_TQ)
+    if vocab.special and request.frames is None:
+        raise InputError("this model predicts no end of audio: the length is needed, in seconds or frames")
     prompt, most = len(request.prompt_TQ), longest(request, vocab)
     if request.frames is not None and not 1 <= request.frames <= most:
         raise InputError(f"{request.frames} frames were asked for; a segment has 1..{most}")
@@ -142,7 +145,7 @@ def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
     frame_LS, book_LS = layout.causal_cells(grid, len(request.prompt_TQ) + 1)
     frame_LS, book_LS = frame_LS[:steps], book_LS[:steps]
     code_ids_LS = vocab.code_ids(request.prompt_TQ)[frame_LS, book_LS]
-    tokens_LS = np.where(frame_LS >= 0, code_ids_LS, ids.PAD).astype(np.int32)
+    tokens_LS = np.where(frame_LS >= 0, code_ids_LS, vocab.silent_S(grid.streams)).astype(np.int32)
     return {
         "tokens": np.concatenate([row["tokens"], tokens_LS]),
         "ahead": np.concatenate([row["ahead"], np.zeros(steps, np.int32)]),
@@ -172,6 +175,19 @@ def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool,
     positions_MP = np.tile(np.arange(width, dtype=np.int32), (len(rows), 1))
     segments_MP = (positions_MP < length_M[:, None]).astype(np.int32)
     return Prompts(tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M)
+
+
+def encoded(requests: Sequence[Request], width: int, guided: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """(states [M, E, width], valid_ME) that the model attends to, none in the rows without text; None if width is 0."""
+    if not width:
+        return None
+    states = [np.zeros((0, width)) if request.encoded_EW is None else request.encoded_EW for request in requests]
+    states += [np.zeros((0, width))] * (len(requests) if guided else 0)
+    states_MEW = np.zeros((len(states), bucket(max(map(len, states)), STATES), width), np.float32)
+    for m, row_EW in enumerate(states):
+        states_MEW[m, : len(row_EW)] = row_EW
+    length_M = np.array([len(row_EW) for row_EW in states])
+    return states_MEW, np.arange(states_MEW.shape[1]) < length_M[:, None]
 
 
 def prompt_grid(requests: Sequence[Request], frames: int, codebooks: int) -> np.ndarray:

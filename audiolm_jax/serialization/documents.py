@@ -184,7 +184,14 @@ def prompt_row(document: Document, grid: Grid, vocab: Vocab, causal: bool) -> Ro
     """The inputs from BOS to the <audio> of a segment that is to be generated after `document` (which may be empty).
 
     `causal` says in which pass the prompt is used: earlier audio stands in the causal layout or frame by frame.
+    In a special vocabulary (vocab.py) it is one position, and nothing may stand before the segment.
     """
+    if vocab.special:
+        if document:
+            raise InputError("this vocabulary has no place for segments before the audio; its text is encoded apart")
+        build = _Builder(grid.streams)
+        build.see(vocab.silent_S(grid.streams)[None])
+        return build.row()
     if document:
         row = (causal_row if causal else clean_row)(document, grid, vocab)
         build = _Builder(grid.streams)

@@ -1,0 +1,123 @@
+"""The parts that blocks of the transformer are put together from. Axes as in `model.py`; E states of an encoder."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax.attention import MASKED
+from audiolm_jax.sharding import Rules, gather
+
+Cross = tuple[dict[str, jax.Array], jax.Array]  # {"cross_k": [B, E, H, K], "cross_v": same}, valid_BE
+
+
+def row_axes(axes: int) -> tuple[str | None, ...]:
+    """Logical names of the leading axes of an input: rows `[B]` of a decoding step, positions `[B, L]` of a pass."""
+    return ("batch", "length", *(None,) * axes)[:axes]
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
+    """A float32 weight born with its sharding."""
+    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
+
+
+def bias(shape: tuple[int, ...], axes: tuple, rules: Rules) -> nnx.Param:
+    """A bias, at first zero, sharded like the axes of the weight that it goes with."""
+    return nnx.Param(jnp.zeros(shape, out_sharding=rules.spec(*axes)))
+
+
+def biased(y: jax.Array, module: nnx.Module, name: str) -> jax.Array:
+    """y plus the bias of that name, if the module has one."""
+    return y + getattr(module, name)[...].astype(y.dtype) if hasattr(module, name) else y
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, in float32."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.scale = nnx.Param(jnp.ones((config.width,)))
+        if config.norm == "layernorm":
+            self.bias = nnx.Param(jnp.zeros((config.width,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layernorm":
+            y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_eps)
+        y *= self.scale[...]
+        if self.config.norm == "layernorm":
+            y += self.bias[...]
+        return y.astype(x.dtype)
+
+
+def activation(h: jax.Array, mlp: str) -> jax.Array:
+    """h `[..., C, F]` -> `[..., F]`: C is gate and value of "gated", or 1."""
+    if mlp == "gated":
+        return jax.nn.silu(h[..., 0, :]) * h[..., 1, :]
+    return jax.nn.gelu(h[..., 0, :], approximate=mlp == "plain")
+
+
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """Rows `[..., D]` float32 to add at int32 positions `[...]`: all cosines, then all sines; 0 in an odd last channel.
+
+    The table of tensor2tensor, whose frequencies go from 1 to 1/10000 inclusive (not that of arXiv 1706.03762).
+    """
+    half = width // 2
+    step = np.float32(-np.log(10000.0) / max(half - 1, 1))
+    angle = positions.astype(jnp.float32)[..., None] * np.exp(np.arange(half, dtype=np.float32) * step)
+    rows = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return jnp.pad(rows, ((0, 0),) * (rows.ndim - 1) + ((0, width % 2),))
+
+
+class CrossAttention(nnx.Module):
+    """What x reads from the states of an encoder; every query head has a key/value head of its own (G = 1 or more).
+
+    Keys and values depend on the states alone: decoding computes them once per request and then only reads them.
+    """
+
+    def __init__(self, config: Any, rules: Rules, rngs: nnx.Rngs):
+        c = config
+        self.config, self.rules = config, rules
+        group = c.heads // c.kv_heads
+        self.norm = Norm(c)
+        heads = ("heads", None, None)
+        self.q_DHGK = normal(rngs, (c.width, c.kv_heads, group, c.head_width), ("embed", *heads), rules, c.width**-0.5)
+        self.kv_DHCK = normal(rngs, (c.width, c.kv_heads, 2, c.head_width), ("embed", *heads), rules, c.width**-0.5)
+        self.out_HGKD = normal(
+            rngs,
+            (c.kv_heads, group, c.head_width, c.width),
+            (*heads, "embed"),
+            rules,
+            (2 * c.layers * c.heads * c.head_width) ** -0.5,
+        )
+        if c.bias:
+            self.q_bias_HGK = bias((c.kv_heads, group, c.head_width), heads, rules)
+            self.kv_bias_HCK = bias((c.kv_heads, 2, c.head_width), heads, rules)
+            self.out_bias_D = bias((c.width,), (None,), rules)
+
+    def keys_values(self, states_BED: jax.Array) -> dict[str, jax.Array]:
+        """The keys and values of states."""
+        kernel = gather(self.kv_DHCK[...], ("embed", "heads", None, None), self.rules, states_BED.dtype)
+        spec = self.rules.spec("batch", None, "heads", None, None)
+        kv = biased(jnp.einsum("BED,DHCK->BEHCK", states_BED, kernel, out_sharding=spec), self, "kv_bias_HCK")
+        return {"cross_k": kv[..., 0, :], "cross_v": kv[..., 1, :]}
+
+    def __call__(self, x: jax.Array, cross: Cross) -> jax.Array:
+        """x `[B, ..., D]` -> what is to be added to it. A row without a valid state reads zeros."""
+        states, valid_BE = cross
+        rows = row_axes(x.ndim - 1)
+        kernel = gather(self.q_DHGK[...], ("embed", "heads", None, None), self.rules, x.dtype)
+        spec = self.rules.spec(*rows, "heads", None, None)
+        q = biased(jnp.einsum("...D,DHGK->...HGK", self.norm(x), kernel, out_sharding=spec), self, "q_bias_HGK")
+        q *= self.config.head_width**-0.5
+        scores = jnp.einsum("B...HGK,BEHK->B...HGE", q, states["cross_k"], preferred_element_type=jnp.float32)
+        valid = valid_BE.reshape(len(valid_BE), *(1,) * x.ndim, -1)
+        weights = jax.nn.softmax(jnp.where(valid, scores, MASKED), axis=-1)
+        weights = jnp.where(valid, weights, 0).astype(x.dtype)
+        heads = jnp.einsum("B...HGE,BEHK->B...HGK", weights, states["cross_v"])
+        kernel = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
+        stream = self.rules.spec(*rows, None)
+        return biased(jnp.einsum("...HGK,HGKD->...D", heads, kernel, out_sharding=stream), self, "out_bias_D")
