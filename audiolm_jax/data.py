@@ -10,10 +10,10 @@ A batch is a plain dict of numpy arrays, B rows of L positions in which several 
     frames       int32 [], audio frames of the documents in the batch: frames / frame rate = seconds of audio
 
 A batch is that of all processes together and does not depend on how many there are. Documents are dealt out to
-`streams` streams, number i of the endless stream to stream i % streams; each packs its share of the rows of a batch by
-itself and has a position of its own. A process takes the rows that its devices need and runs the streams that make
-them: with one stream every process packs all rows (0.7 ms a document), with as many as there are processes each packs
-its own. Another number of processes goes on in the same order from the positions of all streams.
+`lanes` lanes, number i of the endless stream to lane i % lanes; each packs its share of the rows of a batch by
+itself and has a position of its own. A process takes the rows that its devices need and runs the lanes that make
+them: with one lane every process packs all rows (0.7 ms a document), with as many as there are processes each packs
+its own. Another number of processes goes on in the same order from the positions of all lanes.
 
 What is equal between runs with the same dataset, seed and `shuffle`, whatever the strategy: the stream of documents
 (document number i of the stream is the same recording), and for each whether its text is dropped. What is not: a
@@ -49,7 +49,7 @@ class DataConfig:
     # B, rows in one batch, of all processes together.
     batch_size: int = 16
     # Parts of a batch that are packed apart: a multiple of the processes lets each pack only its own rows.
-    streams: int = 1
+    lanes: int = 1
     # What the text segment says; {text}, {speaker} and {key} are filled in. Empty: audio without text.
     template: str = "{text}"
     # Weight of predicting text (and where audio begins) in the loss; a code has weight 1.
@@ -66,17 +66,17 @@ class DataConfig:
     drop_long: bool = False
     # Another order of the documents in every epoch; False keeps the order of the dataset.
     shuffle: bool = True
-    # Processes that make the batches of a stream; 0 makes them in a thread of the training process.
+    # Processes that make the batches of a lane; 0 makes them in a thread of the training process.
     num_workers: int = 0
     # Batches made ahead of the training step.
     prefetch: int = 4
 
     def __post_init__(self):
-        for key in ("sequence_length", "batch_size", "streams", "max_frames", "prefetch"):
+        for key in ("sequence_length", "batch_size", "lanes", "max_frames", "prefetch"):
             if getattr(self, key) < 1:
                 raise InputError(f"data.{key} = {getattr(self, key)} must be 1 or more")
-        if self.batch_size % self.streams:
-            raise InputError(f"data.streams = {self.streams} does not divide data.batch_size = {self.batch_size}")
+        if self.batch_size % self.lanes:
+            raise InputError(f"data.lanes = {self.lanes} does not divide data.batch_size = {self.batch_size}")
         for key in ("codebooks", "num_workers", "text_weight"):
             if getattr(self, key) < 0:
                 raise InputError(f"data.{key} = {getattr(self, key)} must not be negative")
@@ -174,16 +174,16 @@ def training_batches(
 
     Raises:
       InputError: see `fitting`; the vocabulary does not belong to the dataset; an unfit strategy; rows that cannot be
-        dealt out evenly to streams and microbatches.
+        dealt out evenly to lanes and microbatches.
     """
     grid = serialization.bind(serialization_config, vocab.codebooks)
     wanted = make_vocab(source.metadata, config)
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
-    unit = accumulate * config.streams
-    if config.streams > 1 and config.batch_size % unit:
+    unit = accumulate * config.lanes
+    if config.lanes > 1 and config.batch_size % unit:
         raise InputError(
-            f"data.batch_size={config.batch_size} rows cannot be dealt out to data.streams={config.streams} in "
+            f"data.batch_size={config.batch_size} rows cannot be dealt out to data.lanes={config.lanes} in "
             f"training.accumulate={accumulate} parts each; choose a multiple of {unit}"
         )
     view = _View(config, grid, vocab, seed)
@@ -191,20 +191,20 @@ def training_batches(
     if config.shuffle:
         dataset = dataset.shuffle(seed=seed)
     dataset = dataset.repeat().map_with_index(view)
-    rows = config.batch_size // config.streams
+    rows = config.batch_size // config.lanes
     if columns is None:
-        return Batches({n: _stream(dataset, view.keys, config, n) for n in range(config.streams)}, accumulate)
-    each = rows // accumulate  # columns of one stream
-    needed = {n: columns[columns // each == n] - n * each for n in range(config.streams)}
+        return Batches({n: _lane(dataset, view.keys, config, n) for n in range(config.lanes)}, accumulate)
+    each = rows // accumulate  # columns of one lane
+    needed = {n: columns[columns // each == n] - n * each for n in range(config.lanes)}
     needed = {n: local for n, local in needed.items() if len(local)}
-    return Batches({n: _stream(dataset, view.keys, config, n) for n in needed}, accumulate, needed)
+    return Batches({n: _lane(dataset, view.keys, config, n) for n in needed}, accumulate, needed)
 
 
-def _stream(dataset: grain.MapDataset, keys: tuple[str, ...], config: DataConfig, number: int) -> grain.DatasetIterator:
-    """The packed rows of one stream, batch_size / streams at a time."""
-    rows = config.batch_size // config.streams
+def _lane(dataset: grain.MapDataset, keys: tuple[str, ...], config: DataConfig, number: int) -> grain.DatasetIterator:
+    """The packed rows of one lane, batch_size / lanes at a time."""
+    rows = config.batch_size // config.lanes
     packed = grain.experimental.FirstFitPackIterDataset(
-        dataset[number :: config.streams].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+        dataset[number :: config.lanes].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         length_struct=dict.fromkeys(keys, config.sequence_length),
         meta_features=[key for key in keys if key != "tokens"],
         num_packing_bins=rows,
@@ -222,23 +222,23 @@ def _stream(dataset: grain.MapDataset, keys: tuple[str, ...], config: DataConfig
 
 
 class Batches:
-    """The streams that one process runs, side by side.
+    """The lanes that one process runs, side by side.
 
-    `get_state()` is {"streams": {number: position}}, plain JSON values: where each stream stood after the last batch
-    taken, not the last one prefetched. `set_state` takes the state of any process that ran the same streams, or of all
+    `get_state()` is {"lanes": {number: position}}, plain JSON values: where each lane stood after the last batch
+    taken, not the last one prefetched. `set_state` takes the state of any process that ran the same lanes, or of all
     of them joined, if dataset, configs and seed are the same.
     """
 
     def __init__(
-        self, streams: dict[int, grain.DatasetIterator], parts: int, columns: dict[int, np.ndarray] | None = None
+        self, lanes: dict[int, grain.DatasetIterator], parts: int, columns: dict[int, np.ndarray] | None = None
     ):
-        self._streams, self._parts, self._columns = streams, parts, columns
+        self._lanes, self._parts, self._columns = lanes, parts, columns
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        found = [self._wanted(number, next(stream)) for number, stream in self._streams.items()]
+        found = [self._wanted(number, next(lane)) for number, lane in self._lanes.items()]
         whole = {key: self._joined([batch[key] for batch in found]) for key in found[0]}
         whole["frames"] = whole["frames"].sum(dtype=np.int32)
         return whole
@@ -257,20 +257,20 @@ class Batches:
         return np.concatenate(parted, axis=1).reshape(-1, *arrays[0].shape[1:])
 
     def get_state(self) -> dict:
-        return {"streams": {str(number): stream.get_state() for number, stream in self._streams.items()}}
+        return {"lanes": {str(number): lane.get_state() for number, lane in self._lanes.items()}}
 
     def set_state(self, state: dict) -> None:
-        positions = state.get("streams", {"0": state})  # without: kept by a run from before there were streams
-        for number, stream in self._streams.items():
+        positions = state.get("lanes", {"0": state})  # without: kept by a run from before there were lanes
+        for number, lane in self._lanes.items():
             if str(number) not in positions:
                 raise InputError(
-                    f"the position in the data is that of {len(positions)} streams; set data.streams to that"
+                    f"the position in the data is that of {len(positions)} lanes; set data.lanes to that"
                 )
-            stream.set_state(positions[str(number)])
+            lane.set_state(positions[str(number)])
 
     def close(self) -> None:
-        for stream in self._streams.values():
-            stream.close()
+        for lane in self._lanes.values():
+            lane.close()
 
 
 def evaluation_examples(source: TokenSplit, config: DataConfig, vocab: Vocab, limit: int = 0) -> list[dict]:

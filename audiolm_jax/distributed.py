@@ -214,7 +214,7 @@ def leave(error: Exception) -> None:
     os._exit(code)
 
 
-def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, streams: int = 1) -> np.ndarray:
+def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, lanes: int = 1) -> np.ndarray:
     """Which columns of a step's [accumulate, rows / accumulate] rows the devices of this process need, in order.
 
     Processes that only share the weights' axes of the mesh need the same ones.
@@ -222,11 +222,11 @@ def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, streams: int =
     """
     sharding = NamedSharding(mesh, rules.spec("batch"))
     shards = mesh.size // _copies(sharding, mesh.size)
-    unit = accumulate * int(np.lcm(shards, streams))
+    unit = accumulate * int(np.lcm(shards, lanes))
     if rows % unit:
         raise InputError(
             f"data.batch_size={rows} rows cannot be split into training.accumulate={accumulate} parts, each over "
-            f"{shards} devices and out of data.streams={streams}; choose a multiple of {unit}"
+            f"{shards} devices and out of data.lanes={lanes}; choose a multiple of {unit}"
         )
     count = rows // accumulate
     here = sharding.addressable_devices_indices_map((count,))

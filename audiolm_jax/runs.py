@@ -75,7 +75,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     serialization.bind(order, vocab.codebooks)
     section, layout, length = (configs.section(config, name) for name in ("data", "sharding", "training"))
     rows = section.batch_size, length.accumulate
-    columns = distributed.columns(make_mesh(layout), layout.rules, *rows, section.streams)
+    columns = distributed.columns(make_mesh(layout), layout.rules, *rows, section.lanes)
     batches = data.training_batches(source, section, order, vocab, config.seed, length.accumulate, columns)
     with contextlib.closing(batches):
         training.train(

@@ -352,8 +352,8 @@ def _split(batch: dict[str, np.ndarray], parts: int, shards: int) -> dict[str, n
 def _position(iterators: list[str], workdir: Path) -> Any:
     """Where to go on, from the position of the iterator of every process."""
     found = [checkpoints.unpack_position(text) for text in iterators]
-    if all(isinstance(position, dict) and "streams" in position for position in found):
-        return {"streams": {number: at for position in found for number, at in position["streams"].items()}}
+    if all(isinstance(position, dict) and "lanes" in position for position in found):
+        return {"lanes": {number: at for position in found for number, at in position["lanes"].items()}}
     if len(found) != jax.process_count():
         raise InputError(
             f"{workdir} was trained by {len(found)} processes and cannot be resumed by {jax.process_count()}"

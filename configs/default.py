@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
             "batch_size": 16,
             # Parts of a batch that are packed apart. With a multiple of the number of processes each packs only its own
             # rows, else those of others too; it is part of what a run is, the number of processes is not.
-            "streams": 1,
+            "lanes": 1,
             # What the text segment says; {text}, {speaker}, {key} are filled in. "": audio without text.
             "template": "{text}",
             # Weight of predicting text (and where audio begins) in the loss; a code has weight 1.
@@ -113,7 +113,7 @@ def get_config() -> ConfigDict:
             "drop_long": False,
             # Another order of the documents in every epoch.
             "shuffle": True,
-            # Processes that make the batches of a stream; 0 makes them in a thread.
+            # Processes that make the batches of a lane; 0 makes them in a thread.
             "num_workers": 0,
             # Batches made ahead of the training step.
             "prefetch": 4,

@@ -117,11 +117,11 @@ def test_packed_rows_are_the_rows_of_the_stream(source, vocab, strategy):
 FOUR = dataclasses.replace(CONFIG, batch_size=8, packing=False)
 
 
-@pytest.mark.parametrize("streams", [1, 2, 4])
+@pytest.mark.parametrize("lanes", [1, 2, 4])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_processes_share_the_rows_of_every_batch(source, vocab, streams, accumulate):
+def test_processes_share_the_rows_of_every_batch(source, vocab, lanes, accumulate):
     """Each row is in the batch of one process, in its place, and goes on from the positions of other processes."""
-    config = dataclasses.replace(FOUR, streams=streams)
+    config = dataclasses.replace(FOUR, lanes=lanes)
 
     def some(columns=None):
         return batches(source, vocab, config, accumulate=accumulate, columns=columns)
@@ -137,38 +137,38 @@ def test_processes_share_the_rows_of_every_batch(source, vocab, streams, accumul
         for name in set(expected) - {"frames"}:
             joined = np.concatenate([parts(batch, name) for batch in found], axis=1)
             np.testing.assert_array_equal(joined, parts(expected, name), name)
-    states = [json.loads(json.dumps(one.get_state()))["streams"] for one in pair]
-    assert whole.get_state()["streams"] == states[0] | states[1]
+    states = [json.loads(json.dumps(one.get_state()))["lanes"] for one in pair]
+    assert whole.get_state()["lanes"] == states[0] | states[1]
     four = [some(columns) for columns in np.split(every, 4)]
     for one in four:
-        one.set_state({"streams": states[0] | states[1]})
+        one.set_state({"lanes": states[0] | states[1]})
     expected, found = next(whole), [next(one) for one in four]
     joined = np.concatenate([parts(batch, "tokens_BLS") for batch in found], axis=1)
     np.testing.assert_array_equal(joined, parts(expected, "tokens_BLS"))
 
 
-def test_streams_hold_every_document_once(source, vocab):
-    """Two epochs of 23 documents in two streams, a document a row: the same as in one stream, in another order."""
+def test_lanes_hold_every_document_once(source, vocab):
+    """Two epochs of 23 documents in two lanes, a document a row: the same as in one lane, in another order."""
     plain = dataclasses.replace(FOUR, batch_size=2, drop_text=0.0)  # a document's row is the same in every epoch
-    found = [batches(source, vocab, dataclasses.replace(plain, streams=n)) for n in (1, 2)]
+    found = [batches(source, vocab, dataclasses.replace(plain, lanes=n)) for n in (1, 2)]
     one, two = ([row_key(row) for batch in take(it, COUNT) for row in rows_of(batch)] for it in found)
     assert sorted(one) == sorted(two)
     assert len(set(one)) == COUNT
 
 
-def test_a_position_from_before_there_were_streams_is_that_of_the_only_one(source, vocab):
+def test_a_position_from_before_there_were_lanes_is_that_of_the_only_one(source, vocab):
     whole, resumed = batches(source, vocab), batches(source, vocab)
     take(whole, 2)
-    resumed.set_state(whole.get_state()["streams"]["0"])
+    resumed.set_state(whole.get_state()["lanes"]["0"])
     np.testing.assert_array_equal(next(resumed)["tokens_BLS"], next(whole)["tokens_BLS"])
-    with pytest.raises(InputError, match=r"that of 1 streams; set data\.streams"):
-        batches(source, vocab, dataclasses.replace(FOUR, streams=2)).set_state(whole.get_state())
+    with pytest.raises(InputError, match=r"that of 1 lanes; set data\.lanes"):
+        batches(source, vocab, dataclasses.replace(FOUR, lanes=2)).set_state(whole.get_state())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_shapes_padding_and_frames(source, vocab, strategy):
     grid = serialization.bind(SerializationConfig(strategy), vocab.codebooks)
-    B, L, S = CONFIG.batch_size, CONFIG.sequence_length, grid.streams
+    B, L, S = CONFIG.batch_size, CONFIG.sequence_length, grid.lanes
     for batch in take(batches(source, vocab, strategy=strategy), 4):
         for name, values in batch.items():
             shape = {"BLS": (B, L, S), "BL": (B, L), "frames": ()}[name.rsplit("_", 1)[-1]]
@@ -275,10 +275,10 @@ def test_bad_input(source, vocab):
         data.make_vocab(source.metadata, dataclasses.replace(CONFIG, codebooks=5))
     with pytest.raises(InputError, match="the model was made for"):
         batches(source, dataclasses.replace(vocab, codebooks=2))
-    with pytest.raises(InputError, match=r"data\.streams = 2 does not divide data\.batch_size = 3"):
-        data.DataConfig(batch_size=3, streams=2)
-    with pytest.raises(InputError, match=r"data\.streams=2 in training\.accumulate=3 .* multiple of 6"):
-        batches(source, vocab, dataclasses.replace(FOUR, streams=2), accumulate=3)
+    with pytest.raises(InputError, match=r"data\.lanes = 2 does not divide data\.batch_size = 3"):
+        data.DataConfig(batch_size=3, lanes=2)
+    with pytest.raises(InputError, match=r"data\.lanes=2 in training\.accumulate=3 .* multiple of 6"):
+        batches(source, vocab, dataclasses.replace(FOUR, lanes=2), accumulate=3)
     with pytest.raises(InputError, match=r"serialization\.strategy"):
         batches(source, vocab, strategy="zigzag")
 

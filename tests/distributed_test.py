@@ -145,9 +145,9 @@ def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streams", [1, 4])
-def test_four_processes_compute_what_one_does(data, tmp_path, streams):
-    overrides = f"data.streams={streams}", "training.accumulate=2", "data.batch_size=16"
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_four_processes_compute_what_one_does(data, tmp_path, lanes):
+    overrides = f"data.lanes={lanes}", "training.accumulate=2", "data.batch_size=16"
     finish(1, data, tmp_path / "one" / "run", *overrides, devices=1)
     finish(4, data, tmp_path / "four" / "run", *overrides, "sharding.preset=fsdp")
     np.testing.assert_allclose(losses(tmp_path / "four" / "run"), losses(tmp_path / "one" / "run"), atol=1e-5)
@@ -157,7 +157,7 @@ def test_four_processes_compute_what_one_does(data, tmp_path, streams):
 @pytest.mark.parametrize("count", [2, 4])
 def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
     """They save every other step; each time one of them is killed at a random moment."""
-    overrides = "data.streams=4", "training.checkpoint_every=2", "sharding.preset=fsdp"
+    overrides = "data.lanes=4", "training.checkpoint_every=2", "sharding.preset=fsdp"
     finish(count, data, tmp_path / "straight" / "run", *overrides)
     workdir, chance, seen = tmp_path / "killed" / "run", random.Random(0), 0
     for _ in range(5):
@@ -259,5 +259,5 @@ def test_columns():
     assert distributed.shards_here(mesh, rules) == 4
     with pytest.raises(InputError, match=r"data\.batch_size=12 .* over 4 devices .* choose a multiple of 8"):
         distributed.columns(mesh, rules, 12, 2)
-    with pytest.raises(InputError, match=r"data\.streams=3; choose a multiple of 24"):
-        distributed.columns(mesh, rules, 16, 2, streams=3)
+    with pytest.raises(InputError, match=r"data\.lanes=3; choose a multiple of 24"):
+        distributed.columns(mesh, rules, 16, 2, lanes=3)
