@@ -5,12 +5,15 @@
 
 Both run in this process with as many threads as it may use cores (`taskset -c 1` makes it one), taking turns. The
 numbers are medians, after calls on at most ten seconds that compile everything; a call that takes longer than the
-budget is made once. Needs the reference: pip install 'audiolm-jax[parity]'.
+budget is made once. The last column is the most memory that the process has held until then, nearly all of it the
+reference's, which keeps whole signals; `--alone` leaves the reference out where that is more than there is. Needs the
+reference: pip install 'audiolm-jax[parity]'.
 """
 
 import argparse
 import os
 import platform
+import resource
 import statistics
 import sys
 import tempfile
@@ -49,7 +52,6 @@ MODELS = {
 }
 WARM = 10.0  # seconds of audio that make every program compile: all pieces of a longer signal are as long as some here
 CLASSES = {"encodec": "Encodec", "dac": "Dac", "mimi": "Mimi"}
-LONGEST = 480.0  # seconds of audio in one call; more takes the reference more memory than there is
 
 
 def opened(name: str):
@@ -108,31 +110,44 @@ def calls(codec, model, audio: np.ndarray) -> dict[str, tuple]:
     }
 
 
-def paired(here, reference, budget: float) -> tuple[list[float], list[float]]:
-    """Seconds of both, taking turns, until about `budget` seconds are spent (at most 15 times)."""
-    times: tuple[list[float], list[float]] = ([], [])
+def timed(functions: tuple, budget: float) -> list[list[float]]:
+    """Seconds of each, taking turns, until about `budget` seconds are spent (at most 15 times)."""
+    times: list[list[float]] = [[] for _ in functions]
     start = time.perf_counter()
     while not times[0] or (len(times[0]) < 15 and time.perf_counter() - start < budget):
-        for function, found in zip((here, reference), times, strict=True):
+        for function, found in zip(functions, times, strict=True):
             before = time.perf_counter()
             function()
             found.append(time.perf_counter() - before)
     return times
 
 
-def measured(codec, model, batch: int, seconds: float, budget: float) -> dict:
-    """Median seconds of both directions, here and in the reference."""
+def measured(codec, model, batch: int, seconds: float, budget: float, alone: bool) -> dict:
+    """Median seconds of both directions, here and (unless alone) in the reference; peak memory of the process in GB."""
+    here = slice(0, 1 if alone else 2)
     shape = (batch, *((2,) if codec.channels == 2 else ()), round(seconds * codec.sample_rate))
     audio = (0.1 * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
     for pair in calls(codec, model, audio[..., : round(WARM * codec.sample_rate)]).values():
-        for function in pair:
+        for function in pair[here]:
             function()
     row = {}
-    for direction, (here, reference) in calls(codec, model, audio).items():
-        ours, theirs = paired(here, reference, budget)
-        row |= {direction: statistics.median(ours), f"{direction}_torch": statistics.median(theirs)}
-        row[f"{direction}_times"] = len(ours)
-    return row
+    for direction, pair in calls(codec, model, audio).items():
+        times = timed(pair[here], budget)
+        names = (direction, f"{direction}_torch")
+        row |= {name: statistics.median(found) for name, found in zip(names, times, strict=False)}
+        row[f"{direction}_times"] = len(times[0])
+    scale = 1 if sys.platform == "darwin" else 1024
+    return row | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9}
+
+
+def shown(row: dict) -> str:
+    """A line of the table; `-` for what was not measured."""
+    cells = []
+    for direction in ("encode", "decode"):
+        here, reference = row[direction], row.get(f"{direction}_torch")
+        beside = f"{reference:8.3f} {here / reference:6.2f}" if reference else f"{'-':>8s} {'-':>6s}"
+        cells.append(f"{here:8.3f} {beside}")
+    return f"{row['codec']:14s} {row['seconds']:6g}s {row['rows']:4d}   {'   '.join(cells)}   {row['peak_gb']:7.1f}"
 
 
 def main() -> int:
@@ -141,6 +156,7 @@ def main() -> int:
     parser.add_argument("--seconds", default="1,10,60", help="lengths of the audio (default: %(default)s)")
     parser.add_argument("--rows", default="1,8", help="batch sizes (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for each number (default: %(default)s)")
+    parser.add_argument("--alone", action="store_true", help="without the reference")
     parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
     flags = parser.parse_args()
     try:
@@ -161,22 +177,16 @@ def main() -> int:
         f"transformers {transformers.__version__}\nmedian seconds; ratio: here / reference"
     )
     columns = "   ".join(f"{direction:>8s} {'torch':>8s} {'ratio':>6s}" for direction in ("encode", "decode"))
-    print(f"{'codec':14s} {'audio':>7s} {'rows':>4s}   {columns}")
+    print(f"{'codec':14s} {'audio':>7s} {'rows':>4s}   {columns}   peak GB")
     rows = []
     for name in flags.codecs.split(","):
         codec, model = opened(name)
         for seconds in map(float, flags.seconds.split(",")):
             for batch in map(int, flags.rows.split(",")):
-                if seconds * batch > LONGEST:
-                    continue
                 row = {"codec": name, "seconds": seconds, "rows": batch}
-                row |= measured(codec, model, batch, seconds, flags.budget)
+                row |= measured(codec, model, batch, seconds, flags.budget, flags.alone)
                 rows.append(row)
-                shown = (
-                    f"{row[d]:8.3f} {row[d + '_torch']:8.3f} {row[d] / row[d + '_torch']:6.2f}"
-                    for d in ("encode", "decode")
-                )
-                print(f"{name:14s} {seconds:6g}s {batch:4d}   {'   '.join(shown)}", flush=True)
+                print(shown(row), flush=True)
                 if flags.out:
                     files.write_json(flags.out, rows)
     return 0
