@@ -61,7 +61,7 @@ def made(folder: Path, sizes: tuple, seed: int = 0, **codec_changes):
                 if not part.startswith("audio_encoder."):
                     wide = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 and "embed" not in part else 0.3
                     parameter.copy_((parameter.ndim == 1) * parameter + 1.5 * wide * torch.randn_like(parameter))
-        special = decoder["vocab_size"]
+        special = decoder.get("vocab_size", 2048)
         for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
             setattr(model.generation_config, name, special)
         model.save_pretrained(folder)
