@@ -41,7 +41,7 @@ def test_constraints_pin_every_dependency_and_hold_no_address():
     extras = PROJECT["optional-dependencies"]
     wanted = PROJECT["dependencies"] + extras["dev"] + extras["eval"] + extras["parity"]
     assert {normal(name) for name in wanted} | {"libtpu"} <= pinned  # libtpu is what jax[tpu] brings
-    assert set(extras) == {"tpu", "cuda", "tf", "eval", "parity", "notebook", "dev"}
+    assert set(extras) == {"tpu", "cuda", "gcs", "tf", "eval", "parity", "notebook", "dev"}
 
 
 @pytest.mark.parametrize("target", ["demo", "plans", "test", "test-all", "lint", "bench"])
