@@ -11,7 +11,7 @@ wanted="$(cat pyproject.toml constraints.txt | sha256sum)"
 if [[ "$(cat .venv/installed 2>/dev/null || true)" != "$wanted" ]]; then
     [[ -x "$HOME/.local/bin/uv" ]] || python3 -m pip install --quiet --user uv
     [[ -x .venv/bin/python ]] || "$HOME/.local/bin/uv" venv --quiet --seed --python 3.12 .venv
-    .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[tpu]'
+    .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[tpu,gcs]'
     echo "$wanted" >.venv/installed
 fi
 
