@@ -263,9 +263,7 @@ class Batches:
         positions = state.get("lanes", {"0": state})  # without: kept by a run from before there were lanes
         for number, lane in self._lanes.items():
             if str(number) not in positions:
-                raise InputError(
-                    f"the position in the data is that of {len(positions)} lanes; set data.lanes to that"
-                )
+                raise InputError(f"the position in the data is that of {len(positions)} lanes; set data.lanes to that")
             lane.set_state(positions[str(number)])
 
     def close(self) -> None:
