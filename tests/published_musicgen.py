@@ -1,6 +1,7 @@
 """MusicGen of odd small sizes with random weights, as a folder in the Hugging Face layout that `transformers` saved."""
 
 import dataclasses
+import gc
 import warnings
 from pathlib import Path
 
@@ -37,7 +38,7 @@ SIZES = {
 }
 
 
-def made(folder: Path, sizes: tuple, seed: int = 0, **codec_changes):
+def made(folder: Path, sizes: tuple, seed: int = 0, gain: float = 1.5, **codec_changes):
     """The model of `transformers` that was saved to `folder`: random weights that make logits differ."""
     import torch
     import transformers
@@ -60,12 +61,15 @@ def made(folder: Path, sizes: tuple, seed: int = 0, **codec_changes):
             for part, parameter in model.named_parameters():
                 if not part.startswith("audio_encoder."):
                     wide = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 and "embed" not in part else 0.3
-                    parameter.copy_((parameter.ndim == 1) * parameter + 1.5 * wide * torch.randn_like(parameter))
+                    if part.endswith("SelfAttention.q.weight"):  # as T5 is born: its scores are not scaled
+                        wide *= text["d_kv"] ** -0.5
+                    parameter.copy_((parameter.ndim == 1) * parameter + gain * wide * torch.randn_like(parameter))
         special = decoder.get("vocab_size", 2048)
         for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
             setattr(model.generation_config, name, special)
         model.save_pretrained(folder)
     del model, parameter
+    gc.collect()  # large ones would be in memory twice
     tokenizer(folder / "tokenizer.json")
     return reopened(folder)
 
