@@ -168,7 +168,7 @@ def test_a_position_from_before_there_were_lanes_is_that_of_the_only_one(source,
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_shapes_padding_and_frames(source, vocab, strategy):
     grid = serialization.bind(SerializationConfig(strategy), vocab.codebooks)
-    B, L, S = CONFIG.batch_size, CONFIG.sequence_length, grid.lanes
+    B, L, S = CONFIG.batch_size, CONFIG.sequence_length, grid.streams
     for batch in take(batches(source, vocab, strategy=strategy), 4):
         for name, values in batch.items():
             shape = {"BLS": (B, L, S), "BL": (B, L), "frames": ()}[name.rsplit("_", 1)[-1]]
