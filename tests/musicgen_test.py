@@ -278,7 +278,7 @@ def test_several_files_are_one_checkpoint(folders, tmp_path):
 def test_the_published_small_decoder_equals_the_reference(tmp_path):
     """24 layers of 1024, four codebooks of 2048, the text encoder of t5-base: 530 million parameters, 5 GB."""
     text = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
-    model = made(tmp_path, ({}, text, (4.4,)), gain=1.0, codebook_size=2048)
+    model = made(tmp_path, ({}, text, (4.4,)), born=True, codebook_size=2048)
     tokenizer = t5.read_tokenizer(tmp_path / t5.TOKENIZER)
     ids = [tokenizer.encode(text).ids for text in TEXTS]
     given = padded(ids)

@@ -38,8 +38,11 @@ SIZES = {
 }
 
 
-def made(folder: Path, sizes: tuple, seed: int = 0, gain: float = 1.5, **codec_changes):
-    """The model of `transformers` that was saved to `folder`: random weights that make logits differ."""
+def made(folder: Path, sizes: tuple, seed: int = 0, born: bool = False, **codec_changes):
+    """The model of `transformers` that was saved to `folder`: random weights that make logits differ.
+
+    born: about as large as at birth; many layers of larger ones amplify what float32 rounds.
+    """
     import torch
     import transformers
 
@@ -61,9 +64,11 @@ def made(folder: Path, sizes: tuple, seed: int = 0, gain: float = 1.5, **codec_c
             for part, parameter in model.named_parameters():
                 if not part.startswith("audio_encoder."):
                     wide = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 and "embed" not in part else 0.3
-                    if part.endswith("SelfAttention.q.weight"):  # as T5 is born: its scores are not scaled
+                    if born and part.endswith("SelfAttention.q.weight"):  # T5's scores are not scaled
                         wide *= text["d_kv"] ** -0.5
-                    parameter.copy_((parameter.ndim == 1) * parameter + gain * wide * torch.randn_like(parameter))
+                    parameter.copy_(
+                        (parameter.ndim == 1) * parameter + (1.0 if born else 1.5) * wide * torch.randn_like(parameter)
+                    )
         special = decoder.get("vocab_size", 2048)
         for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
             setattr(model.generation_config, name, special)
