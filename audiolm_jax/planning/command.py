@@ -85,15 +85,21 @@ def plan(
 
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
-    """jax's cache of executables on disk cannot hold those of chips that are not here."""
+    """jax's cache of executables on disk cannot hold those of chips that are not here.
+
+    Whether it is used is decided once, by the first compilation: `reset_cache` lets it be decided again.
+    """
     import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        reset_cache()
 
 
 def run(options: argparse.Namespace, config: ConfigDict) -> None:
