@@ -221,7 +221,7 @@ def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, lanes: int = 1
     Raises InputError if the rows cannot be dealt out evenly.
     """
     sharding = NamedSharding(mesh, rules.spec("batch"))
-    shards = mesh.size // _copies(sharding, mesh.size)
+    shards = rules.parts("batch", mesh)
     unit = accumulate * int(np.lcm(shards, lanes))
     if rows % unit:
         raise InputError(
@@ -237,12 +237,6 @@ def shards_here(mesh: Mesh, rules: Rules) -> int:
     """Into how many parts the rows of this process are split over its devices."""
     here = NamedSharding(mesh, rules.spec("batch")).addressable_devices_indices_map((mesh.size,))
     return len({str(index) for index in here.values()})
-
-
-def _copies(sharding: NamedSharding, size: int) -> int:
-    """Devices that hold each row."""
-    indices = [str(index) for index in sharding.devices_indices_map((size,)).values()]
-    return indices.count(indices[0])
 
 
 def flag(mesh: Mesh, number: int) -> jax.Array:

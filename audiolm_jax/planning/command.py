@@ -104,7 +104,6 @@ def without_cache() -> Iterator[None]:
 
 def run(options: argparse.Namespace, config: ConfigDict) -> None:
     """Prints the plan; with --json only the object goes to stdout, progress to stderr."""
-
     from audiolm_jax.planning import show
 
     def tell(line: str) -> None:
