@@ -12,7 +12,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
+# "cuda,cpu" is for the tests of a GPU's kernels alone: elsewhere the tolerances are those of a CPU.
+jax.config.update("jax_platforms", os.environ.get("AUDIOLM_TEST_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests that start a run again would otherwise compile the same step again.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))

@@ -140,10 +140,15 @@ def _stream(generator: "Generator", request) -> tuple[float, float, object]:
             return whole, first or whole, finished.value[0]
 
 
-def probe(dtype=jnp.float32, size: int = 1024, repeats: int = 5) -> Rates:
-    """The best of a few matrix products, and of a few sums over 64 MB, on the first device."""
-    matrix = jnp.ones((size, size), dtype)
-    array = jnp.ones(2**26 // jnp.dtype(dtype).itemsize, dtype)
+def probe(dtype=jnp.float32, size: int | None = None, repeats: int = 5) -> Rates:
+    """The best of a few matrix products, and of a few sums over 64 MB, on the first device; on an accelerator, where
+    that would be over before it began, larger ones."""
+    on_cpu = jax.default_backend() == "cpu"
+    size = size or (1024 if on_cpu else 8192)
+    matrix = jax.random.normal(
+        jax.random.key(0), (size, size), dtype
+    )  # zeros and ones take less power, and so less time
+    array = jnp.ones((2**26 if on_cpu else 2**31) // jnp.dtype(dtype).itemsize, dtype)
     multiply, total = jax.jit(jnp.matmul), jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     product = min(_timed(multiply, matrix, matrix) for _ in range(repeats + 1))
     read = min(_timed(total, array) for _ in range(repeats + 1))

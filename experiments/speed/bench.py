@@ -2,12 +2,17 @@
 
     make bench
 
-Random weights of the size of `configs/demo.py` (any other: `python experiments/speed/bench.py CONFIG`); one batch of
-random grids, one utterance of three seconds. Two CPU cores: about three minutes, most of it compilation. Expected: a
-real-time factor of decoding far below 1 for every strategy.
+Random weights of the size of `configs/demo.py`; one batch of random grids, one utterance of three seconds. Two CPU
+cores: about three minutes, most of it compilation. Expected: a real-time factor of decoding far below 1 for every
+strategy. Other sizes, rows and lengths, for instance those of a 300M model on one GPU:
+
+    python experiments/speed/bench.py size_300m --rows 32 --seconds 30
+    python experiments/speed/bench.py size_300m --rows 4 --length 6400 --seconds 30 --only flat
+
+"codes ms" is the time of a whole segment without the codec, "ms a pass" that by the passes of the network.
 """
 
-import sys
+import argparse
 import time
 
 import jax
@@ -19,8 +24,6 @@ from audiolm_jax.evaluation import speed
 from audiolm_jax.model import Transformer
 from audiolm_jax.serialization import SerializationConfig, cost, documents
 from audiolm_jax.vocab import Vocab
-
-SECONDS = 3.0
 
 
 def batch(grid, vocab: Vocab, rows: int, length: int, frames: int) -> tuple[dict, float]:
@@ -68,33 +71,56 @@ def gradient_seconds(model: Transformer, vocab: Vocab, rows: dict, repeats: int 
     return min(seconds)
 
 
-def main(name: str) -> None:
-    settings = config.load(name)
+def codes_seconds(generator: generate.Generator, request, repeats: int = 3) -> float:
+    """The codes of one request without the codec, the median of a few, compiled beforehand."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        for _ in generator.progress([request]):
+            pass
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default="demo", help="a name in configs/ or a path")
+    parser.add_argument("--rows", type=int, default=0, help="of a training batch (default: data.batch_size)")
+    parser.add_argument("--length", type=int, default=0, help="of a training row (default: data.sequence_length)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of audio in every segment")
+    parser.add_argument("--only", nargs="+", choices=serialization.STRATEGIES, default=list(serialization.STRATEGIES))
+    options = parser.parse_args()
+    settings = config.load(options.config)
     codec, section = config.section(settings, "codec"), config.section(settings, "data")
     vocab = Vocab(section.codebooks or codec.codebooks, codec.codebook_size, section.max_frames)
-    sizes, frames = config.section(settings, "model"), round(SECONDS * codec.frame_rate)
+    sizes, frames = config.section(settings, "model"), round(options.seconds * codec.frame_rate)
+    batch_rows, length = options.rows or section.batch_size, options.length or section.sequence_length
     for key, value in speed.hardware().items():
         print(f"{key}: {value}")
     rates = speed.probe(sizes.compute_dtype)
     print(f"matrix products: {rates.flops_per_second / 1e9:.0f} GFLOP/s")
     print(f"memory: {rates.bytes_per_second / 1e9:.1f} GB/s")
-    columns = ("train audio s/s", "MFU", "decode RTF", "first audio s", "passes")
-    print(f"{'strategy':13s} {columns[0]:>15s} {columns[1]:>6s} {columns[2]:>11s} {columns[3]:>14s} {columns[4]:>7s}")
-    for strategy in serialization.STRATEGIES:
+    columns = ("train audio s/s", "MFU", "decode RTF", "first audio s", "passes", "codes ms", "ms a pass")
+    print(f"{'strategy':13s} {' '.join(f'{name:>{max(7, len(name))}s}' for name in columns)}")
+    for strategy in options.only:
         grid = serialization.bind(SerializationConfig(strategy=strategy), vocab.codebooks)
         with jax.set_mesh(sharding.single_device_mesh()):
             model = Transformer(sizes, vocab.size, nnx.Rngs(0))
-            rows, held = batch(grid, vocab, section.batch_size, section.sequence_length, frames)
+            rows, held = batch(grid, vocab, batch_rows, length, frames)
             seconds = gradient_seconds(model, vocab, rows)
-        flops = cost.training_flops_per_step(sizes, vocab, section.batch_size, section.sequence_length)
+        flops = cost.training_flops_per_step(sizes, vocab, batch_rows, length)
         generator = generate.Generator(model, grid, vocab, codec, data.DataConfig(template=""))
         silence = np.zeros(codec.hop, np.float32)
         [timing] = speed.measure(generator, [""], rates=rates, frames=frames, prompts=[silence])
+        [request] = generator.requests([""], frames=frames, prompts=[silence])
+        codes = codes_seconds(generator, request)
         print(
-            f"{strategy:13s} {held / codec.frame_rate / seconds:15.1f} {flops / seconds / rates.flops_per_second:6.1%} "
-            f"{timing.seconds / timing.audio_seconds:11.3f} {timing.first_audio_seconds:14.3f} {timing.passes:7d}"
+            f"{strategy:13s} {held / codec.frame_rate / seconds:15.1f} {flops / seconds / rates.flops_per_second:7.1%} "
+            f"{timing.seconds / timing.audio_seconds:10.3f} {timing.first_audio_seconds:13.3f} {timing.passes:7d} "
+            f"{codes * 1e3:8.1f} {codes * 1e3 / timing.passes:9.2f}",
+            flush=True,
         )
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["demo"]))
+    main()
