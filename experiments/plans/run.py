@@ -38,6 +38,11 @@ them, memory is what the compiler says, and times are floors (every part of a ch
 Training: rows of 1024 positions (flat: 6400). Sampling: {ROWS} requests at once, each of 30 seconds; its memory is that
 of the largest program.
 
+Over all chips of these slices, which lie along two or three axes, TPU's compiler (libtpu 0.0.42) makes an all-reduce of
+every reduce-scatter, also of an explicit `jax.lax.psum_scatter`, and of an all-gather whose parts are narrower than a
+tile; each sends twice as much. What is counted is what the compiler made. On v5e-8 it makes what theory asks for, which
+`tests/accelerators_test.py` checks.
+
 | size | strategy | slice | training: memory per chip | a step, at least | bound by | audio per second, at most \\
 | sampling: memory per chip | a batch, at least | audio per second, at most | compiled in (one core) |
 |---|---|---|--:|--:|---|--:|--:|--:|--:|--:|""".replace(" \\\n", " ")
