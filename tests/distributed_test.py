@@ -132,7 +132,8 @@ def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, tmp_path
 def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim):
     workdir = tmp_path / "run"
     with start(2, data, workdir, "training.steps=100000") as processes:
-        wait_for_step(workdir, 6, processes)
+        # A checkpoint is written while the run goes on; that of step 5 is complete when that of step 10 begins.
+        wait_for_step(workdir, 11, processes)
         processes.all[victim].kill()
         codes = processes.codes(60)
         assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, distributed.LOST)
