@@ -138,7 +138,8 @@ def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim
         codes = processes.codes(60)
         assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, distributed.LOST)
         said = re.split(r"[\r\n]", processes.errors[1 - victim].read_text())
-        said = [line for line in said if line and "[Gloo]" not in line and "/100000 [" not in line]
+        # Gloo's threads write lines that other threads tear apart; the others are of the progress bar.
+        said = [line for line in said if line and not re.search(r"\[Gloo\]|peer ranks|/100000 \[", line)]
         assert len(said) == 1
         assert said[0].startswith(f"audiolm: process {1 - victim} of 2 stops: another process of the run died")
     with checkpoints.manager(workdir) as manager:
