@@ -92,8 +92,8 @@ def reopened(folder: Path):
     return model.eval()
 
 
-def written(folder: Path) -> None:
-    """A checkpoint of size "mono" by this package alone, without torch."""
+def written(folder: Path, decoder: dict | None = None, text: dict = TEXT, codec_config=None) -> None:
+    """A checkpoint by this package alone, without torch; of size "mono" where nothing else is given."""
     import jax
     from flax import nnx
 
@@ -102,8 +102,8 @@ def written(folder: Path) -> None:
     from audiolm_jax.vocab import Vocab
     from tests import published_codecs
 
-    decoder, text, _ = SIZES["mono"]
-    published_codecs.write(folder / "codec", "encodec-centred")
+    decoder = decoder or small_decoder()
+    published_codecs.write(folder / "codec", "encodec-centred", codec_config)
     codec = codecs.load("encodec", folder / "codec")
     config = t5.T5Config(**text)
     encoder = published_codecs.filled(nnx.eval_shape(lambda: t5.Encoder(config)), 0)
