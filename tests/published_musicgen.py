@@ -92,8 +92,8 @@ def reopened(folder: Path):
     return model.eval()
 
 
-def written(folder: Path, decoder: dict | None = None, text: dict = TEXT, codec_config=None) -> None:
-    """A checkpoint by this package alone, without torch; of size "mono" where nothing else is given."""
+def written(folder: Path, codec_config=None, **changes) -> None:
+    """A checkpoint of size "mono" by this package alone, without torch. changes: of its decoder."""
     import jax
     from flax import nnx
 
@@ -102,7 +102,7 @@ def written(folder: Path, decoder: dict | None = None, text: dict = TEXT, codec_
     from audiolm_jax.vocab import Vocab
     from tests import published_codecs
 
-    decoder = decoder or small_decoder()
+    decoder, text = small_decoder(**changes), TEXT
     published_codecs.write(folder / "codec", "encodec-centred", codec_config)
     codec = codecs.load("encodec", folder / "codec")
     config = t5.T5Config(**text)
