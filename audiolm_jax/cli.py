@@ -157,7 +157,8 @@ def train(options: argparse.Namespace) -> None:
     with several(options) as primary:
         runs.train(config, data, workdir, progress=primary)
     if primary:
-        print(f"trained: {workdir}; next: audiolm generate --workdir {workdir} --text ... --out out.wav")
+        length = " --seconds 8" if config.finetune.base else ""
+        print(f"trained: {workdir}; next: audiolm generate --workdir {workdir} --text ...{length} --out out.wav")
 
 
 def generate(options: argparse.Namespace) -> None:

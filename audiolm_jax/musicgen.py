@@ -263,10 +263,16 @@ def import_run(source: str | Path, workdir: str | Path) -> None:
     files.write_text(workdir / TEXT / t5.TOKENIZER, p.tokenizer.read_text(encoding="utf-8"))
     files.write_json(workdir / GIVEN, p.given)
     codec = {"name": p.codec.name, "path": CODEC, "codebooks": None, "fingerprint": p.codec.fingerprint}
+    params = checkpoints.params_of(p.model)
     about = checkpoints.describe(
-        p.model.config, p.vocab, serialization=dataclasses.asdict(p.serialization), codec=codec, text_encoder=TEXT
+        p.model.config,
+        p.vocab,
+        serialization=dataclasses.asdict(p.serialization),
+        codec=codec,
+        text_encoder=TEXT,
+        weights=checkpoints.digest(params, t5.tensors_of(p.encoder)),
     )
-    checkpoints.save_weights(workdir, checkpoints.params_of(p.model), about)
+    checkpoints.save_weights(workdir, params, about)
 
 
 def of_run(workdir: Path, model: Transformer, about: dict) -> Published:
