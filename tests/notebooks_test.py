@@ -69,7 +69,7 @@ def test_parameters_are_replaced_and_nothing_is_installed(tmp_path):
 
 
 def test_a_cell_that_raises_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"(?s)a cell failed.*undefined_name"):
+    with pytest.raises(InputError, match=r"(?s)a cell failed.*NameError: name 'undefined_name'"):
         execute.execute(small("undefined_name", tags=()), tmp_path)
 
 

@@ -15,7 +15,7 @@
 # trains four orders on the same synthetic speech, with the same network and the same training compute, and compares
 # their likelihoods and what they say. Nothing is downloaded but the package: the speech is spoken here, by espeak-ng.
 #
-# **Runtime.** A CPU runtime does: the models are small, and two cores need about ten minutes. *Runtime → Change
+# **Runtime.** A CPU runtime does: the models are small, and two cores need five to ten minutes. *Runtime → Change
 # runtime type* gives a GPU or a TPU; then change the last line of the install cell. Nothing else depends on it: the
 # models are trained on all devices that JAX finds, in bfloat16 on a GPU or a TPU and in float32 on a CPU (`dtype`
 # "auto"). Models as small as these leave an accelerator idle: there, give more steps and a larger network.
@@ -92,6 +92,7 @@ config.seed = SEED
 config.compare.strategies = STRATEGIES
 config.corpus.train = UTTERANCES
 config.training.steps = STEPS
+config.sampling.temperature = (0.5,)  # to listen to; likelihoods know no temperature
 report = compare.run(config, Path(WORKDIR))
 
 # %% [markdown]
@@ -132,11 +133,17 @@ for pair in results["differences"]:
         print(f"{pair['a']} - {pair['b']}: {sides[pair['bound']]}{pair['difference']:.0f} ({interval})")
 
 # %% [markdown]
+# What is equal here is the training compute, and little of it was spent. *flat* takes a position of the sequence for
+# every code where *delay* takes one for a frame, so it was shown less speech (see the hours above). Shown the same
+# speech for long enough it is the best of all: `experiments/serialization_ablation` is that comparison, with three
+# seeds, and `config.compare.equal = "tokens"` its condition.
+#
 # ## Listen
 #
 # A held-out sentence: the recording, the same through the codec, and spoken by each model from the text; beside each
 # name, what a small recogniser heard. After so few steps the models say few digits right; the likelihood tells them
-# apart long before the ear does.
+# apart long before the ear does. `experiments/serialization_ablation` has checkpoints of 3,000 steps that can be
+# understood.
 
 # %%
 sentence = 0

@@ -120,7 +120,8 @@ def execute(notebook, folder: Path) -> None:
     try:
         client.execute(env=os.environ | ENVIRONMENT)
     except (CellExecutionError, DeadKernelError) as error:
-        raise InputError(f"a cell failed\n{error}") from None
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
+        raise InputError(f"a cell failed\n{plain}") from None
 
 
 def outputs(notebook) -> list[dict]:
