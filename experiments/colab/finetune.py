@@ -5,6 +5,7 @@
 #     gpuType: T4
 #   jupytext:
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: accelerator,colab
 #   kernelspec:
 #     display_name: Python 3
 #     language: python

@@ -29,7 +29,7 @@ def notebook(script: Path):
     except ImportError as error:
         raise missing(error) from None
     made = jupytext.read(script)
-    made.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
+    made.metadata["jupytext"].pop("text_representation", None)  # which holds the version of jupytext
     for number, cell in enumerate(made.cells):
         cell["id"] = f"{script.stem}-{number:02d}"  # jupytext draws them
     return made
