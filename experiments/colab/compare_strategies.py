@@ -38,6 +38,7 @@ CONFIG = "demo"  # configs/demo.py: a small model; 4 codebooks of 1024 codes, 25
 STRATEGIES = ("flat", "delay", "hierarchical", "masked")  # also: parallel, coarse_first
 UTTERANCES = 1200  # of training
 STEPS = 160
+TEMPERATURE = 0.5  # of what is spoken, below 1: what is said matters, not variety; likelihoods know none
 SEED = 0
 WORKDIR = "runs/notebook"
 
@@ -52,6 +53,7 @@ from IPython.display import HTML, Audio, display
 import audiolm_jax
 from audiolm_jax import compare, serialization
 from audiolm_jax import config as configs
+from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.serialization import SerializationConfig, picture
 
 print("JAX", jax.__version__, "on", jax.devices())
@@ -93,7 +95,7 @@ config.seed = SEED
 config.compare.strategies = STRATEGIES
 config.corpus.train = UTTERANCES
 config.training.steps = STEPS
-config.sampling.temperature = (0.5,)  # to listen to; likelihoods know no temperature
+config.sampling.temperature = (TEMPERATURE,)
 report = compare.run(config, Path(WORKDIR))
 
 # %% [markdown]
@@ -162,7 +164,8 @@ for name, source in spoken.items():
 
 # %%
 generator = audiolm_jax.load(Path(WORKDIR) / "runs" / STRATEGIES[-1])
-result = generator.generate("three one four", speakers=said["speaker"], seeds=[SEED])
+sampling = SamplingConfig(temperature=TEMPERATURE, seed=SEED)
+result = generator.generate("three one four", speakers=said["speaker"], sampling=sampling)
 Audio(result.waveform, rate=result.sample_rate, normalize=False)
 
 # %% [markdown]
