@@ -72,8 +72,8 @@ print("JAX", jax.__version__, "on", jax.devices())
 # - **hierarchical** (VALL-E) predicts the coarsest codebook from left to right, then each finer one in a single pass
 #   over all frames. A cell of a finer codebook knows the coarser ones of all frames, later ones too, but no other cell
 #   of its own.
-# - **masked** (SoundStorm) fills codebook after codebook, each in a few passes, and in every pass the cells that it is
-#   surest of. The order within a codebook differs from utterance to utterance; the picture shows one of many.
+# - **masked** (SoundStorm) fills codebook after codebook, the coarsest in several passes, and in each pass the cells
+#   that it is surest of. The order within a codebook differs from utterance to utterance; the picture shows one of many.
 
 # %%
 pictures = []
