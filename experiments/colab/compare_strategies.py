@@ -73,7 +73,7 @@ print("JAX", jax.__version__, "on", jax.devices())
 #   over all frames. A cell of a finer codebook knows the coarser ones of all frames, later ones too, but no other cell
 #   of its own.
 # - **masked** (SoundStorm) fills codebook after codebook, the coarsest in several passes, and in each pass the cells
-#   that it is surest of. The order within a codebook differs from utterance to utterance; the picture shows one of many.
+#   that it is surest of. The order within a codebook differs from utterance to utterance; the picture shows one.
 
 # %%
 pictures = []
