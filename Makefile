@@ -2,12 +2,13 @@
 #   demo, bench        .venv with the package alone
 #   test, test-all, lint   the same .venv, with the tools for development added
 #   plans, planner      the same .venv, with the compiler for TPUs added (it needs no TPU)
+#   notebooks, pairs    the same .venv, with what executes notebooks added
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo floor plans planner test test-all lint format bench pictures clean
+.PHONY: help install demo floor plans planner notebooks pairs test test-all lint format bench pictures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +16,7 @@ help:
 	@echo "make floor     every strategy against sources whose entropy is known: two hours, a table"
 	@echo "make plans     every size and strategy compiled for TPU pods, without one: an hour of a core, docs/plans.md"
 	@echo "make planner   what audiolm plan needs, in $(VENV): the compiler for TPUs"
+	@echo "make notebooks those of experiments/colab, executed small (make pairs: written anew from their scripts)"
 	@echo "make test      the tests (make test-all: the slow ones too)"
 	@echo "make install   the package alone, in $(VENV)"
 	@echo "make lint      ruff check and ruff format --check (make format: apply them)"
@@ -42,6 +44,11 @@ $(VENV)/.planner: $(VENV)/.package
 	@$(PIP) --editable '.[tpu]'
 	@touch $@
 
+$(VENV)/.notebook: $(VENV)/.package
+	@echo "== installing what executes notebooks into $(VENV)"
+	@$(PIP) --editable '.[notebook]'
+	@touch $@
+
 install: $(VENV)/.package
 
 planner: $(VENV)/.planner
@@ -55,6 +62,13 @@ floor: $(VENV)/.package
 
 plans: $(VENV)/.planner
 	$(VENV)/bin/python experiments/plans/run.py
+
+notebooks: $(VENV)/.notebook
+	$(VENV)/bin/python experiments/colab/pair.py --check
+	$(VENV)/bin/python -m experiments.colab.execute
+
+pairs: $(VENV)/.notebook
+	$(VENV)/bin/python experiments/colab/pair.py
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

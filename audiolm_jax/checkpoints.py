@@ -13,6 +13,7 @@ before. The latest one wins.
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -82,7 +83,7 @@ def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, posi
 
 
 def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -> tuple[Any, Any, dict]:
-    """Checkpoint `step` -> (params, state, position), laid out like the given abstract trees.
+    """Checkpoint `step` -> (params, state, position), laid out like the given abstract trees; params None is not read.
 
     Raises InputError naming every array that is missing, unexpected or of another shape.
     """
@@ -90,15 +91,12 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     metadata = opened.item_metadata(step)
     if "state" not in metadata:
         raise InputError(f"{where} holds weights alone, to be used as they are: no training can go on from it")
-    for name, tree in (("params", params), ("state", state)):
+    trees = {"state": state} if params is None else {"params": params, "state": state}
+    for name, tree in trees.items():
         check_tree(tree, metadata[name], f"{where}/{name}")
-    items = ocp.args.Composite(
-        params=ocp.args.StandardRestore(params),
-        state=ocp.args.StandardRestore(state),
-        position=ocp.args.JsonRestore(),
-    )
-    restored = opened.restore(step, args=items)
-    return restored["params"], restored["state"], restored["position"]
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+    restored = opened.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **items))
+    return restored.get("params"), restored["state"], restored["position"]
 
 
 def save_weights(workdir: Path, params: Any, about: dict) -> None:
@@ -143,16 +141,25 @@ def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sh
     return jax.eval_shape(lambda: Transformer(config, vocab.size, nnx.Rngs(0), rules))
 
 
+def digest(*trees: Any) -> str:
+    """Sha256 over the arrays of trees, by their key paths."""
+    found = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(trees):
+        found.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+        found.update(np.ascontiguousarray(x).data)
+    return found.hexdigest()
+
+
 def params_of(model: Transformer) -> dict:
     """The parameters as a plain nested dict of arrays."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def restore_params(workdir: str | Path, step: int | None = None, **model_changes: Any) -> tuple[Transformer, dict]:
-    """The trained model of a run on the mesh that is entered (or else one device), and its description.
+@contextlib.contextmanager
+def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.CheckpointManager, int, dict]]:
+    """The manager of a run, the number of a checkpoint (None: the latest) and what it says about itself.
 
-    step: None for the latest. model_changes: fields of ModelConfig that do not change the weights (dtype).
-    Raises InputError if there is no checkpoint or it does not fit.
+    Raises InputError if there is none.
     """
     directory = _folder(workdir)
     if not directory.is_dir():
@@ -164,8 +171,28 @@ def restore_params(workdir: str | Path, step: int | None = None, **model_changes
             raise InputError(
                 f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}"
             )
-        about = m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        where = f"{directory / str(step)}/params"
+        yield m, step, m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+
+
+def about(workdir: str | Path, step: int | None = None) -> dict:
+    """What a checkpoint of a run says about itself. Raises InputError if there is none."""
+    with _opened(workdir, step) as (_, _, found):
+        return found
+
+
+def restore_params(
+    workdir: str | Path,
+    step: int | None = None,
+    rules: sharding.Rules = sharding.PRESETS["data"],
+    **model_changes: Any,
+) -> tuple[Transformer, dict]:
+    """The trained model of a run on the mesh that is entered (or else one device), and its description.
+
+    step: None for the latest. rules: how it lies there. model_changes: fields of ModelConfig that do not change the
+    weights (dtype). Raises InputError if there is no checkpoint or it does not fit.
+    """
+    with _opened(workdir, step) as (m, step, about):
+        where = f"{_folder(workdir) / str(step)}/params"
         found = m.item_metadata(step)["params"]
 
         def load(abstract: dict) -> dict:
@@ -173,7 +200,7 @@ def restore_params(workdir: str | Path, step: int | None = None, **model_changes
             args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
             return m.restore(step, args=args)["params"]
 
-        return _build(about, load, model_changes), about
+        return _build(about, load, model_changes, rules), about
 
 
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None) -> None:
@@ -214,14 +241,16 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
     return _build(about, load, model_changes), about
 
 
-def _build(about: dict, load: Any, model_changes: dict) -> Transformer:
+def _build(
+    about: dict, load: Any, model_changes: dict, rules: sharding.Rules = sharding.PRESETS["data"]
+) -> Transformer:
     """The described model with the parameters that `load(abstract parameters)` gives."""
     config = dataclasses.replace(ModelConfig(**about["model"]), **model_changes)
     vocab = Vocab(**about["vocab"])
     entered = not jax.sharding.get_abstract_mesh().empty
     with contextlib.nullcontext() if entered else jax.set_mesh(sharding.single_device_mesh()):
         mesh = jax.sharding.get_mesh()
-        graph, abstract = nnx.split(abstract_model(config, vocab))
+        graph, abstract = nnx.split(abstract_model(config, vocab, rules))
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec)

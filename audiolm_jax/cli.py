@@ -157,7 +157,8 @@ def train(options: argparse.Namespace) -> None:
     with several(options) as primary:
         runs.train(config, data, workdir, progress=primary)
     if primary:
-        print(f"trained: {workdir}; next: audiolm generate --workdir {workdir} --text ... --out out.wav")
+        length = " --seconds 8" if config.finetune.base else ""
+        print(f"trained: {workdir}; next: audiolm generate --workdir {workdir} --text ...{length} --out out.wav")
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -221,11 +222,15 @@ def evaluate(options: argparse.Namespace) -> None:
     bound = "at most " if found["likelihood"] == "bound" else ""
     print(f"bits per second of audio   {bound}{found['bits_per_second']:.1f} +- {found['bits_per_second_se']:.1f}")
     print(f"  of unigram codes         {found['unigram_bits_per_second']:.1f}")
+    where = f"all numbers: {options.workdir / 'evaluation.json'}"
+    if "cer" not in found:  # music
+        print(where)
+        return
     cer = found["cer"]
     print(f"character error rate       {cer['value']:.3f} ({cer['low']:.3f} .. {cer['high']:.3f})")
     print(f"real-time factor           {found['speed']['rtf']:.3f}")
     print(f"first audio after          {found['speed']['first_audio_seconds']:.3f} s")
-    print(f"all numbers: {options.workdir / 'evaluation.json'}; what was spoken: {options.workdir / 'speech'}")
+    print(f"{where}; what was spoken: {options.workdir / 'speech'}")
 
 
 def import_(options: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ examples:
   audiolm prepare --config default --data data/mine --config.corpus.name=folder --config.corpus.path=recordings
   # a prepared tensorflow-datasets set
   audiolm prepare --config default --data data/lj --config.corpus.name=tfds --config.corpus.tfds_name=my_set
+  # for fine-tuning a published MusicGen, by its codec
+  audiolm prepare --config finetune_musicgen --data data/mine --config.corpus.path=recordings
 """,
     "train": """Train a model on prepared tokens. The workdir is the run: the same command again resumes it.
 
@@ -30,6 +32,8 @@ examples:
   audiolm train --config default --data data/mine --workdir runs/delay
   audiolm train --config default --data data/mine --workdir runs/flat --config.serialization.strategy=flat
   tensorboard --logdir runs
+  # from the weights of a published MusicGen (audiolm import), on recordings with captions
+  audiolm train --config finetune_musicgen --data data/mine --workdir runs/tuned --config.finetune.base=runs/base
   # several processes are one run: on every host of a TPU slice (data.batch_size is that of all of them)
   audiolm train --config default --data data/mine --workdir runs/delay --processes tpu
   # process 1 of 2; a process that dies ends the others with exit code 75, and the same commands again resume the run
@@ -61,6 +65,7 @@ the weights, too much or of a wrong shape is told by name; pickles are never rea
 
 examples:
   audiolm import facebook/musicgen-small@main runs/musicgen
+  # to fine-tune it: audiolm train --config finetune_musicgen --config.finetune.base=runs/musicgen ...
 """,
     "export": """Write the weights of a trained run, and what it needs to be used, to one safetensors file.
 

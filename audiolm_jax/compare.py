@@ -34,7 +34,7 @@ from audiolm_jax import (
     serialization,
     shares,
     tokens,
-    training,
+    workdirs,
 )
 from audiolm_jax import config as configs
 from audiolm_jax.cells import Cell
@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
     judge = measures.load_judge(configs.section(config, "evaluation"))  # a missing one is told before the training
     comparison = Comparison(config, workdir, judge, Stages(workdir / "stages"), progress)
     locks, found = workdir / "locks", {}
-    claims.share({"config": locks / "config"}, lambda _: training.claim(workdir, config.to_dict()))
+    claims.share({"config": locks / "config"}, lambda _: workdirs.claim(workdir, config.to_dict()))
     claims.share({"data": locks / "data"}, lambda _: prepare(comparison))
 
     metadata = tokens.info(comparison.data / "tokens")

@@ -41,6 +41,8 @@ SECTIONS = {
     "sharding": "audiolm_jax.sharding:ShardingConfig",
     "optimizer": "audiolm_jax.optimizer:OptimizerConfig",
     "training": "audiolm_jax.training:TrainingConfig",
+    "finetune": "audiolm_jax.finetune:FinetuneConfig",
+    "lora": "audiolm_jax.lora:LoraConfig",
     "sampling": "audiolm_jax.sampling:SamplingConfig",
     "evaluation": "audiolm_jax.measures:EvaluationConfig",
     "compare": "audiolm_jax.cells:CompareConfig",

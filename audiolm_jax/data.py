@@ -8,6 +8,8 @@ A batch is a plain dict of numpy arrays, B rows of L positions in which several 
                  serialization/documents.py
     segments_BL  int32, 0 = padding, 1.. = number of the document within its row
     frames       int32 [], audio frames of the documents in the batch: frames / frame rate = seconds of audio
+    text_BE      int32, text_valid_BE bool: tokens of the text that a row attends to, for a model with a text encoder
+                 (finetune.py); a row is one document then, cut out of a recording that is longer than it
 
 A batch is that of all processes together and does not depend on how many there are. Documents are dealt out to
 `lanes` lanes, number i of the endless stream to lane i % lanes; each packs its share of the rows of a batch by
@@ -25,6 +27,7 @@ documents of a batch then depend on the number of workers too.
 
 import dataclasses
 import string
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -33,7 +36,7 @@ from absl import flags, logging
 from audiolm_jax import serialization, text
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import Grid, SerializationConfig, layout
-from audiolm_jax.serialization.documents import Document, training_row
+from audiolm_jax.serialization.documents import Document, causal_row, training_row
 from audiolm_jax.tokens import TokenSplit
 from audiolm_jax.vocab import Vocab
 
@@ -161,6 +164,7 @@ def training_batches(
     seed: int,
     accumulate: int = 1,
     columns: np.ndarray | None = None,
+    token_ids: Callable[[str], list[int]] | None = None,
 ) -> "Batches":
     """Endless batches (module docstring), prefetched on the host: all rows, or those of one process.
 
@@ -171,13 +175,14 @@ def training_batches(
       accumulate: microbatches of a step: the rows of a batch lie as [accumulate, B / accumulate].
       columns: the columns of these that are wanted (`distributed.columns`), None for all; a batch then has
         accumulate * len(columns) rows.
+      token_ids: text -> tokens for a text encoder; the vocabulary is a special one then (vocab.py).
 
     Raises:
-      InputError: see `fitting`; the vocabulary does not belong to the dataset; an unfit strategy; rows that cannot be
-        dealt out evenly to lanes and microbatches.
+      InputError: see `fitting` and `_Captioned`; the vocabulary does not belong to the dataset; an unfit strategy;
+        rows that cannot be dealt out evenly to lanes and microbatches.
     """
     grid = serialization.bind(serialization_config, vocab.codebooks)
-    wanted = make_vocab(source.metadata, config)
+    wanted = dataclasses.replace(make_vocab(source.metadata, config), special=token_ids is not None)
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
     unit = accumulate * config.lanes
@@ -186,27 +191,31 @@ def training_batches(
             f"data.batch_size={config.batch_size} rows cannot be dealt out to data.lanes={config.lanes} in "
             f"training.accumulate={accumulate} parts each; choose a multiple of {unit}"
         )
-    view = _View(config, grid, vocab, seed)
-    dataset = grain.MapDataset.source(_Kept(source, fitting(source, config, grid, vocab)))
+    if token_ids is None:
+        view = _View(config, grid, vocab, seed)
+        dataset = grain.MapDataset.source(_Kept(source, fitting(source, config, grid, vocab)))
+    else:
+        view = _Captioned(source, config, grid, vocab, seed, token_ids)
+        dataset = grain.MapDataset.source(_Kept(source, np.arange(len(source))))
     if config.shuffle:
         dataset = dataset.shuffle(seed=seed)
     dataset = dataset.repeat().map_with_index(view)
     rows = config.batch_size // config.lanes
     if columns is None:
-        return Batches({n: _lane(dataset, view.keys, config, n) for n in range(config.lanes)}, accumulate)
+        return Batches({n: _lane(dataset, view.lengths, config, n) for n in range(config.lanes)}, accumulate)
     each = rows // accumulate  # columns of one lane
     needed = {n: columns[columns // each == n] - n * each for n in range(config.lanes)}
     needed = {n: local for n, local in needed.items() if len(local)}
-    return Batches({n: _lane(dataset, view.keys, config, n) for n in needed}, accumulate, needed)
+    return Batches({n: _lane(dataset, view.lengths, config, n) for n in needed}, accumulate, needed)
 
 
-def _lane(dataset: grain.MapDataset, keys: tuple[str, ...], config: DataConfig, number: int) -> grain.DatasetIterator:
+def _lane(dataset: grain.MapDataset, lengths: dict[str, int], config: DataConfig, number: int) -> grain.DatasetIterator:
     """The packed rows of one lane, batch_size / lanes at a time."""
     rows = config.batch_size // config.lanes
     packed = grain.experimental.FirstFitPackIterDataset(
         dataset[number :: config.lanes].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
-        length_struct=dict.fromkeys(keys, config.sequence_length),
-        meta_features=[key for key in keys if key != "tokens"],
+        length_struct=lengths,
+        meta_features=[key for key in lengths if key not in ("tokens", "text")],
         num_packing_bins=rows,
         shuffle_bins=False,
         max_sequences_per_bin=None if config.packing else 1,
@@ -318,6 +327,7 @@ class _View:
 
     def __init__(self, config: DataConfig, grid: Grid, vocab: Vocab, seed: int):
         self._config, self._grid, self._vocab, self._seed = config, grid, vocab, seed
+        self.lengths = dict.fromkeys(self.keys, config.sequence_length)
 
     def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self._seed, index))
@@ -328,9 +338,50 @@ class _View:
         return {**row, "frames": frames_L}
 
 
+class _Captioned:
+    """The same in a special vocabulary, with the tokens of its text: from a recording that is longer than a row or than
+    vocab.max_frames a part of that length, drawn uniformly.
+
+    Raises InputError if no part fits into a row, or no recording has a text.
+    """
+
+    def __init__(
+        self, source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab, seed: int, token_ids: Callable
+    ):
+        self._config, self._grid, self._vocab, self._seed, self._token_ids = config, grid, vocab, seed, token_ids
+        before = longest_row(0, 1, grid) - 2  # positions that are not one for a frame
+        self._frames = min(vocab.max_frames, config.sequence_length - before)
+        if self._frames < 1:
+            raise InputError(
+                f"data.sequence_length = {config.sequence_length} positions hold no frame of this model; {before} are "
+                "taken by its delays"
+            )
+        longest = max((len(token_ids(source.head(index)["text"])) for index in range(len(source))), default=0)
+        if not longest:
+            raise InputError(
+                f"{source.path}: no recording of split {source.split!r} has a text; fine-tuning needs one for each "
+                "(audiolm prepare takes a .txt of the same name, a metadata.csv or a .jsonl manifest)"
+            )
+        # Few lengths, so that another data set finds the step compiled.
+        self.lengths = dict.fromkeys(_View.keys, config.sequence_length) | {"text": -(-longest // 16) * 16}
+
+    def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self._seed, index))
+        said = [] if rng.random() < self._config.drop_text else self._token_ids(example["text"])
+        codes_TQ = np.asarray(example["codes"])[:, : self._vocab.codebooks].astype(np.int32)
+        first = int(rng.integers(max(0, len(codes_TQ) - self._frames) + 1))
+        part_TQ = codes_TQ[first : first + self._frames]
+        row = causal_row((("audio", part_TQ),), self._grid, self._vocab)
+        frames_L = np.zeros(len(row["positions"]), np.int32)
+        frames_L[0] = len(part_TQ)
+        return {**row, "frames": frames_L, "text": np.asarray(said, np.int32)}
+
+
 def _finish(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     batch = {f"{key}_BLS": packed[key] for key in ("tokens", "targets", "heads", "weights")}
     batch |= {f"{key}_BL": packed[key] for key in ("positions", "ahead")}
     batch["segments_BL"] = packed["tokens_segment_ids"]
     batch["frames"] = packed["frames"].sum(axis=1, dtype=np.int32)  # of each row
+    if "text" in packed:
+        batch |= {"text_BE": packed["text"], "text_valid_BE": packed["text_segment_ids"] > 0}
     return batch

@@ -31,6 +31,8 @@ def encode(
         samples_B = np.ones(len(batch_BN), int)
         for row, (_, waveform_N) in enumerate(rows):
             batch_BN[row, : len(waveform_N)], samples_B[row] = waveform_N, len(waveform_N)
+        if codec.channels == 2:  # a corpus delivers one channel, which both are then
+            batch_BN = np.stack([batch_BN, batch_BN], axis=1)
         codes_BTQ = np.asarray(codec.encode(batch_BN, samples_B))
         if codes_BTQ.min() < 0 or codes_BTQ.max() >= codec.codebook_size:
             raise ValueError(f"the codec {codec.name!r} gave codes outside 0..{codec.codebook_size - 1}")

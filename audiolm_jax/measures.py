@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import checkpoints, corpora, data, encoding, files, generate, sharding, tokens
+from audiolm_jax import checkpoints, corpora, data, encoding, files, generate, musicgen, sharding, tokens
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, recogniser, speed
 from audiolm_jax.sampling import SamplingConfig
@@ -49,9 +49,16 @@ class EvaluationConfig:
 
 
 def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling: SamplingConfig) -> dict:
-    """Everything about one run; what it says is written below RUN/speech."""
-    generator, judge = generate.load(run, sampling), load_judge(evaluation)
+    """Everything about one run; what it says is written below RUN/speech. Of one that makes music, the likelihood."""
+    generator = generate.load(run, sampling)
     config, vocab, fingerprint = generator.data_config, generator.vocab, generator.codec.fingerprint
+    if generator.text_encoder is not None:
+        return (
+            {"split": evaluation.split}
+            | unigram(directory, config, evaluation, fingerprint)
+            | bits(run, directory, evaluation, sharding.ShardingConfig())
+        )
+    judge = load_judge(evaluation)
     examples = held_out(directory, config, evaluation, vocab, fingerprint, evaluation.sentences)
     return (
         {"split": evaluation.split}
@@ -95,14 +102,19 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         vocab, grid, config = generate.described(about)
         source = tokens.open_split(directory / "tokens", evaluation.split, about["codec"]["fingerprint"])
         examples = data.evaluation_examples(source, config, vocab, evaluation.utterances)
+        documents, encoded = [example["document"] for example in examples], None
+        if "text_encoder" in about:  # which the text goes to, instead of into the row
+            documents = [document[-1:] for document in documents]
+            encoded = musicgen.of_run(run, model, about).text_encoder([example["text"] for example in examples])
         scored = likelihood.likelihood(
             model,
             grid,
             vocab,
-            [example["document"] for example in examples],
+            documents,
             source.metadata["frame_rate"],
             evaluation.method,
             evaluation.draws,
+            encoded=encoded,
         )
     found = scored.summary()
     single = found["utterances"] == 1  # which has no standard error over utterances

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import checkpoints, codecs, files, generate, serialization, sharding, t5
+from audiolm_jax import checkpoints, codecs, data, files, generate, serialization, sharding, t5
 from audiolm_jax.codecs import encodec, huggingface
 from audiolm_jax.codecs.stereo import Stereo
 from audiolm_jax.errors import InputError
@@ -157,10 +157,12 @@ class Published:
     def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
         """What makes music of it."""
         grid = serialization.bind(self.serialization, self.vocab.codebooks)
-        text = t5.TextEncoder(self.encoder, t5.read_tokenizer(self.tokenizer))
-        return generate.Generator(
-            self.model, grid, self.vocab, self.codec, sampling=sampling or PUBLISHED, text_encoder=text
-        )
+        common = (self.model, grid, self.vocab, self.codec, data.DataConfig(max_frames=self.vocab.max_frames))
+        return generate.Generator(*common, sampling or PUBLISHED, text_encoder=self.text_encoder)
+
+    @property
+    def text_encoder(self) -> t5.TextEncoder:
+        return t5.TextEncoder(self.encoder, t5.read_tokenizer(self.tokenizer))
 
 
 def load(source: str | Path, sampling: SamplingConfig | None = None) -> generate.Generator:
@@ -263,10 +265,17 @@ def import_run(source: str | Path, workdir: str | Path) -> None:
     files.write_text(workdir / TEXT / t5.TOKENIZER, p.tokenizer.read_text(encoding="utf-8"))
     files.write_json(workdir / GIVEN, p.given)
     codec = {"name": p.codec.name, "path": CODEC, "codebooks": None, "fingerprint": p.codec.fingerprint}
+    params = checkpoints.params_of(p.model)
     about = checkpoints.describe(
-        p.model.config, p.vocab, serialization=dataclasses.asdict(p.serialization), codec=codec, text_encoder=TEXT
+        p.model.config,
+        p.vocab,
+        serialization=dataclasses.asdict(p.serialization),
+        codec=codec,
+        text_encoder=TEXT,
+        data=dataclasses.asdict(data.DataConfig(max_frames=p.vocab.max_frames)),
+        weights=checkpoints.digest(params, t5.tensors_of(p.encoder)),
     )
-    checkpoints.save_weights(workdir, checkpoints.params_of(p.model), about)
+    checkpoints.save_weights(workdir, params, about)
 
 
 def of_run(workdir: Path, model: Transformer, about: dict) -> Published:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from audiolm_jax import claims, corpora, data, distributed, generate, serialization, tokens, training
+from audiolm_jax import claims, corpora, data, distributed, files, finetune, generate, serialization, tokens, training
 from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import Transformer
@@ -35,6 +35,7 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
 
     Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
     """
+    config = finetune.configured(config)
     codec, section = configs.section(config, "codec"), configs.section(config, "corpus")
     found: list[corpora.Utterance] = []
     lock = directory / "corpus.lock"
@@ -63,20 +64,26 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
 
     Raises InputError if there are no tokens, or those of another codec, or `workdir` is another run.
     """
-    if config.model.cross_width:
+    config = finetune.configured(config)
+    base = finetune.open_base(config)
+    if base is not None and files.remote(workdir):
+        raise InputError(f"--workdir={workdir}: a fine-tuned run keeps its codec beside it; name a local folder")
+    if config.model.cross_width and base is None:
         raise InputError(
             f"model.cross_width={config.model.cross_width}: tokens hold no states of an encoder to train with; leave "
-            "it at 0 (imported checkpoints have it)"
+            "it at 0, or start from an imported checkpoint (finetune.base)"
         )
     codec = configs.section(config, "codec")
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     order = configs.section(config, "serialization")
-    vocab = vocabulary(config, source.metadata)
+    vocab = vocabulary(config, source.metadata) if base is None else base.vocab
     serialization.bind(order, vocab.codebooks)
     section, layout, length = (configs.section(config, name) for name in ("data", "sharding", "training"))
     rows = section.batch_size, length.accumulate
     columns = distributed.columns(make_mesh(layout), layout.rules, *rows, section.lanes)
-    batches = data.training_batches(source, section, order, vocab, config.seed, length.accumulate, columns)
+    token_ids = None if base is None else base.token_ids
+    batches = data.training_batches(source, section, order, vocab, config.seed, length.accumulate, columns, token_ids)
+    probe = partial(speak, vocab=vocab) if base is None else partial(play, base=base)
     with contextlib.closing(batches):
         training.train(
             workdir,
@@ -87,21 +94,26 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
             configs.section(config, "optimizer"),
             length,
             seed=config.seed,
-            about=about(config, source.metadata),
+            about=about(config, source.metadata) | ({} if base is None else base.about),
             frame_rate=source.metadata["frame_rate"],
-            probe=partial(speak, config, directory, codec, vocab),
+            probe=partial(probe, config, directory, codec),
             progress=progress,
+            base=base,
         )
 
 
-def speak(config: ConfigDict, directory: Path, codec: Any, vocab: Vocab, step: int, model: Transformer) -> dict:
+def held_out(directory: Path, codec: Any) -> tokens.TokenSplit:
+    """What probes take their texts from: the split "valid" where there is one."""
+    splits = tokens.info(directory / "tokens")["splits"]
+    return tokens.open_split(directory / "tokens", "valid" if "valid" in splits else "train", codec.fingerprint)
+
+
+def speak(config: ConfigDict, directory: Path, codec: Any, step: int, model: Transformer, vocab: Vocab) -> dict:
     """A probe of training: the first held-out sentences, spoken by the model as it is; name -> (samples, Hz).
 
-    Of the split "valid" where there is one. A recording without text is continued from its first half.
+    A recording without text is continued from its first half.
     """
-    section = configs.section(config, "data")
-    splits = tokens.info(directory / "tokens")["splits"]
-    source = tokens.open_split(directory / "tokens", "valid" if "valid" in splits else "train", codec.fingerprint)
+    section, source = configs.section(config, "data"), held_out(directory, codec)
     grid = serialization.bind(configs.section(config, "serialization"), vocab.codebooks)
     sampling = configs.section(config, "sampling")
     generator = generate.Generator(model, grid, vocab, codec, section, sampling, section.sequence_length)
@@ -116,3 +128,17 @@ def speak(config: ConfigDict, directory: Path, codec: Any, vocab: Vocab, step: i
         ],
     )
     return {f"speech/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}
+
+
+def play(config: ConfigDict, directory: Path, codec: Any, step: int, model: Transformer, base: finetune.Base) -> dict:
+    """The same of a fine-tuned run: what it makes for the texts of the first held-out recordings, as long as these, at
+    most a row of a batch."""
+    source = held_out(directory, codec)
+    grid = serialization.bind(configs.section(config, "serialization"), base.vocab.codebooks)
+    sampling = configs.section(config, "sampling")
+    generator = generate.Generator(model, grid, base.vocab, codec, sampling=sampling, text_encoder=base.text_encoder)
+    heads = [source.head(index) for index in range(min(SPOKEN, len(source)))]
+    longest = min(base.vocab.max_frames, config.data.sequence_length)
+    frames = [min(head["frames"], longest) for head in heads]
+    results = generator.generate([head["text"] for head in heads], frames=frames)
+    return {f"music/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}

@@ -200,17 +200,18 @@ def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading: int = 0) -> dict[str, jax.Array]:
     """This process's rows -> global arrays: after `leading` unsharded axes, rows over `batch`, positions over `length`.
 
-    Every process holds the rows of its places along `data`, in their order, with all positions.
-    Raises InputError if rows or positions do not divide.
+    The axes are those in the names: `tokens_BLS` has positions, `text_BE` has none. Every process holds the rows of its
+    places along `data`, in their order, with all positions. Raises InputError if rows or positions do not divide.
     """
-    sharding = NamedSharding(mesh, P(*(None,) * leading, rules.batch, rules.length))
     places = _places(mesh)
     mine, count = places[jax.process_index()], len(set(places.values()))
 
-    def whole(x: np.ndarray) -> jax.Array:
+    def whole(name: str, x: np.ndarray) -> jax.Array:
         rows, positions = x.shape[leading : leading + 2]
         sizes = {"batch": ("rows of a microbatch", rows * count), "length": ("data.sequence_length", positions)}
-        check_sizes(mesh, rules, sizes)
+        long = "L" in name.rpartition("_")[2]
+        check_sizes(mesh, rules, sizes if long else {"batch": sizes["batch"]})
+        sharding = NamedSharding(mesh, P(*(None,) * leading, rules.batch, rules.length if long else None))
         each = rows // len(mine)
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -221,4 +222,4 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading:
 
         return jax.make_array_from_callback((*x.shape[:leading], rows * count, *x.shape[leading + 1 :]), sharding, part)
 
-    return {name: whole(x) for name, x in batch.items()}
+    return {name: whole(name, x) for name, x in batch.items()}

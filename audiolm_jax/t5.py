@@ -204,16 +204,10 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         """float32 [tokens, D] of every text; [0, D] of one that is empty. Raises InputError for ids out of range."""
-        rows = [self.tokenizer.encode(text).ids if text.strip() else [] for text in texts]
-        longest, vocabulary = max(map(len, rows)), self.encoder.config.vocab_size
+        rows = [token_ids(self.tokenizer, self.encoder.config.vocab_size, text) for text in texts]
+        longest = max(map(len, rows))
         if not longest:
             return [np.zeros((0, self.encoder.config.d_model), np.float32) for _ in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if row and max(row) >= vocabulary:
-                raise InputError(
-                    f"text {text!r}: its tokenizer gives id {max(row)}, the text encoder has {vocabulary}; the "
-                    f"{TOKENIZER} belongs to another model"
-                )
         ids_BE = np.zeros((len(rows), -(-longest // TOKENS) * TOKENS), np.int32)
         length_B = np.array([len(row) for row in rows])
         for row, ids in zip(rows, ids_BE, strict=True):
@@ -221,6 +215,17 @@ class TextEncoder:
         with own_mesh():
             states = np.asarray(self._run(self._params, ids_BE, np.arange(ids_BE.shape[1]) < length_B[:, None]))
         return [states[b, :n] for b, n in enumerate(length_B)]
+
+
+def token_ids(tokenizer: Any, vocabulary: int, text: str) -> list[int]:
+    """The ids of a text, none of one that is empty. Raises InputError for ids that a `vocabulary` of so many lacks."""
+    ids = tokenizer.encode(text).ids if text.strip() else []
+    if ids and max(ids) >= vocabulary:
+        raise InputError(
+            f"text {text!r}: its tokenizer gives id {max(ids)}, the text encoder has {vocabulary}; the {TOKENIZER} "
+            "belongs to another model"
+        )
+    return ids
 
 
 def read_tokenizer(path: Path) -> Any:

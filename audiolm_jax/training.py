@@ -15,7 +15,6 @@ last one. (JAX's own preemption notice asks the coordinator in every step and ta
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from audiolm_jax import checkpoints, distributed, files, losses, recording
-from audiolm_jax import config as configs
+from audiolm_jax import checkpoints, distributed, files, losses, recording, workdirs
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
+from audiolm_jax.finetune import Base
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.sharding import Rules, ShardingConfig, check_sizes, make_mesh, on_mesh, shard_batch
 from audiolm_jax.vocab import CODE_START, MASK, Vocab
@@ -71,9 +70,6 @@ class TrainingConfig:
 # For an executable that runs once: random numbers take XLA far longer to optimise than to draw.
 _RUN_ONCE = {"xla_backend_optimization_level": 0}
 
-# Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
-MAY_CHANGE = ("sharding.", "training.checkpoint_every", "training.keep", "training.probe_every", "training.peak_tflops")
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +103,7 @@ def init_state(
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
+    frozen: dict | None = None,
     *,
     graph: Any,
     tx: optax.GradientTransformation,
@@ -114,15 +111,19 @@ def train_step(
     config: TrainingConfig,
     vocab: Vocab,
     rules: Rules,
+    base: Base | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. batch: arrays [accumulate, rows, ...]; every prediction of the step weighs by its weight over the
-    sum of all weights, whichever microbatch it is in. Metrics: loss, grad_norm, learning_rate, sums."""
+    sum of all weights, whichever microbatch it is in. frozen: what a run that starts from `base` reads and does not
+    change. Metrics: loss, grad_norm, learning_rate, sums."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     weight = jnp.maximum(jnp.sum(batch["weights_BLS"]), 1e-9)
 
     def loss(params: dict, rows: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graph, params)
-        hidden_BLD = model(rows["tokens_BLS"], rows["positions_BL"], rows["segments_BL"], rows["ahead_BL"], key)
+        model = nnx.merge(graph, params if base is None else base.whole(params, frozen))
+        encoded = None if base is None else base.encoded(frozen, rows, rules)
+        inputs = (rows[name] for name in ("tokens_BLS", "positions_BL", "segments_BL", "ahead_BL"))
+        hidden_BLD = model(*inputs, key, encoded)
         total, sums = losses.loss_and_sums(hidden_BLD, model.output_DV(), rows, vocab, rules, config.z_loss)
         tokens = rows["tokens_BLS"]
         coarse = (tokens >= CODE_START) & (tokens < CODE_START + vocab.codebook_size)
@@ -173,13 +174,15 @@ def train(
     probe: Callable[[int, Transformer], dict[str, Any]] | None = None,
     progress: bool = True,
     devices: list[jax.Device] | None = None,
+    base: Base | None = None,
 ) -> TrainState:
     """Trains to `training.steps`, resuming from the workdir's latest checkpoint; returns the final state.
 
     batches: infinite iterator of this process's rows (the batch dict of `data.py`), with `get_state`/`set_state` like
     `data.Batches`, whose position other processes can take over, or a grain iterator. about: plain JSON values to keep
     with the weights and to compare on resume (serialization, codec fingerprint, data). frame_rate: frames per second of
-    audio. probe: given (step, model) returns name -> number or (waveform, sample rate) for TensorBoard.
+    audio. probe: given (step, model) returns name -> number or (waveform, sample rate) for TensorBoard. base: the
+    imported run that this one starts from (None: random weights); batches then hold text_BE and text_valid_BE.
 
     Raises InputError for a workdir of another configuration (naming the keys), one that cannot be written, a batch
     that does not fit the mesh; `Diverged`; `Interrupted`.
@@ -194,7 +197,7 @@ def train(
             f"training.probe_every={training.probe_every} needs the whole model in one process; set it to 0 for "
             f"{jax.process_count()} processes"
         )
-    claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
+    workdirs.claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
     with (
         jax.set_mesh(mesh),
         checkpoints.manager(workdir, training.keep) as manager,
@@ -202,17 +205,24 @@ def train(
         distributed.together("Diverged"),
     ):
         tx = optimizers.make(optimizer, training.steps)
-        graph, init = _initialiser(model, vocab, sharding.rules, training, tx)
-        key = jax.random.key(seed)
+        graph, init = _initialiser(model, vocab, sharding.rules, training, tx, base)
+        key, given, frozen, whole = jax.random.key(seed), None, {}, None
         start = manager.latest_step() or 0
+        if base is not None:
+            base.settle(workdir)
+            given = base.params(model, sharding.rules, needed=base.partly or not start)
+            frozen = base.frozen(given)
+            merge = jax.jit(base.whole)
+            whole = (lambda trained: merge(trained, frozen)) if base.partly else None
         if start:
-            state, position = _restore(manager, start, jax.eval_shape(init, key), mesh, bool(training.ema))
+            state, position = _restore(manager, start, jax.eval_shape(init, key, given), mesh, training.ema > 0, whole)
             batches.set_state(_position(position["iterators"], workdir))
         else:
-            state, position = jax.jit(init, compiler_options=_RUN_ONCE)(key), {"seconds": 0.0}
+            state, position = jax.jit(init, compiler_options=_RUN_ONCE)(key, given), {"seconds": 0.0}
+        del given  # the step is given the state's buffers, and frees them
         if start >= training.steps:
             return state
-        step_fn = step_program(graph, tx, optimizer, training, vocab, sharding.rules, alone)
+        step_fn = step_program(graph, tx, optimizer, training, vocab, sharding.rules, alone, base)
         stop = received if alone else []  # the signal that ends the run, once every process knows of it
         peak = recording.peak_flops(training.peak_tflops)
         recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
@@ -244,9 +254,9 @@ def train(
                 batch = shard_batch(batch, mesh, sharding.rules, leading=1)
                 flags = () if alone else (distributed.flag(mesh, received[0] if received else 0),)
                 if step == start + 1 and not alone:
-                    step_fn = step_fn.lower(state, batch, *flags).compile()
+                    step_fn = step_fn.lower(state, batch, frozen, *flags).compile()
                     distributed.meet("compiled")
-                state, metrics = step_fn(state, batch, *flags)
+                state, metrics = step_fn(state, batch, frozen, *flags)
                 if pending is not None:
                     finish(*pending)  # of the step before, while this one runs
                 pending = (step, metrics, batch["tokens_BLS"].shape)
@@ -256,13 +266,13 @@ def train(
                     finish(*pending)
                     pending = None
                 if saving:
-                    params, rest = _for_inference(state)
+                    params, rest = _for_inference(state, whole)
                     everywhere = distributed.everyone(checkpoints.pack_position(where))
                     position = {"iterators": everywhere, "seconds": recorder.seconds}
                     recorder.save()
                     checkpoints.save(manager, step, params, rest, position, about)
                 if probing:
-                    recorder.probe(step, probe(step, nnx.merge(graph, _for_inference(state)[0])))
+                    recorder.probe(step, probe(step, nnx.merge(graph, _for_inference(state, whole)[0])))
                 if stop and step < training.steps:
                     break
             with checkpoints.readable_errors(workdir):
@@ -275,25 +285,31 @@ def train(
 def _asking_all(update: Callable) -> Callable:
     """`update` with one more argument, `distributed.flag`, and among its metrics the largest of these numbers."""
 
-    def step(state: TrainState, batch: dict[str, jax.Array], flag_P: jax.Array) -> tuple[TrainState, dict]:
-        state, metrics = update(state, batch)
+    def step(state: TrainState, batch: dict, frozen: dict, flag_P: jax.Array) -> tuple[TrainState, dict]:
+        state, metrics = update(state, batch, frozen)
         return state, metrics | {"signal": jnp.max(flag_P)}
 
     return step
 
 
 def _initialiser(
-    model: ModelConfig, vocab: Vocab, rules: Rules, training: TrainingConfig, tx: optax.GradientTransformation
-) -> tuple[Any, Callable[[jax.Array], TrainState]]:
-    """The model's static part and the function key -> first state; jitted, weights are born sharded."""
+    model: ModelConfig,
+    vocab: Vocab,
+    rules: Rules,
+    training: TrainingConfig,
+    tx: optax.GradientTransformation,
+    base: Base | None = None,
+) -> tuple[Any, Callable[..., TrainState]]:
+    """The model's static part and the function (key, weights of the base) -> first state; jitted, weights are born
+    sharded."""
 
     def build(key: jax.Array) -> Transformer:
         return Transformer(model, vocab.size, nnx.Rngs(params=key), rules)
 
     graph = nnx.split(jax.eval_shape(lambda: build(jax.random.key(0))))[0]
 
-    def init(key: jax.Array) -> TrainState:
-        params = checkpoints.params_of(build(key))
+    def init(key: jax.Array, given: dict | None = None) -> TrainState:
+        params = checkpoints.params_of(build(key)) if base is None else base.trained(given, key)
         return init_state(training, params, tx, vocab, jax.random.fold_in(key, 1))
 
     return graph, init
@@ -307,6 +323,7 @@ def step_program(
     vocab: Vocab,
     rules: Rules,
     alone: bool = True,
+    base: Base | None = None,
 ) -> Callable[..., tuple[TrainState, dict]]:
     """`train_step` jitted, the state donated: what the loop runs, and what `audiolm plan` compiles ahead of time.
 
@@ -314,19 +331,30 @@ def step_program(
     """
     schedule = optimizers.schedule(optimizer, training.steps)
     fixed = {"graph": graph, "tx": tx, "schedule": schedule, "config": training, "vocab": vocab, "rules": rules}
-    update = functools.partial(train_step, **fixed)
+    update = functools.partial(train_step, **fixed, base=base)
     return jax.jit(update if alone else _asking_all(update), donate_argnums=0)
 
 
-def _for_inference(state: TrainState) -> tuple[dict, dict]:
-    """(parameters for inference, everything else) as plain trees; together they are the state."""
+def _for_inference(state: TrainState, whole: Callable[[dict], dict] | None = None) -> tuple[dict, dict]:
+    """(parameters for inference, everything else) as plain trees; together they are the state.
+
+    whole: trained -> all parameters, where not all are trained; then the trained ones are among the rest.
+    """
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "sums": state.sums}
+    if whole is not None:
+        rest |= {"params": state.params, "ema": state.ema} if state.ema else {"params": state.params}
+        return whole(state.ema or state.params), rest
     return (state.ema, rest | {"params": state.params}) if state.ema else (state.params, rest)
 
 
-def _restore(manager: Any, step: int, state: TrainState, mesh: Any, ema: bool) -> tuple[TrainState, dict]:
-    params, rest = _for_inference(on_mesh(state, mesh))
+def _restore(
+    manager: Any, step: int, state: TrainState, mesh: Any, ema: bool, whole: Callable | None
+) -> tuple[TrainState, dict]:
+    # Where not all is trained, those for inference follow from the rest, and are not read.
+    params, rest = _for_inference(on_mesh(state, mesh), whole and (lambda _: None))
     params, rest, position = checkpoints.restore(manager, step, params, rest)
+    if whole is not None:
+        return TrainState(**{"ema": {}, **rest}), position
     if ema:
         return TrainState(params=rest.pop("params"), ema=params, **rest), position
     return TrainState(params=params, ema={}, **rest), position
@@ -359,37 +387,3 @@ def _position(iterators: list[str], workdir: Path) -> Any:
             f"{workdir} was trained by {len(found)} processes and cannot be resumed by {jax.process_count()}"
         )
     return found[jax.process_index()]
-
-
-def claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes `workdir` the folder of the run of `config`, or checks that it already is; of a key that there was not yet
-    when the run began, it has the default.
-
-    Raises InputError naming every key that differs (but those of MAY_CHANGE), or that it cannot be written.
-    """
-    config = json.loads(json.dumps(config))
-    path = workdir / "config.json"
-    if path.exists():
-        takers = [(name, configs.accepts(name)) for name in config if name in configs.SECTIONS]
-        defaults = {name: dataclasses.asdict(taker()) for name, taker in takers if dataclasses.is_dataclass(taker)}
-        ours, defaults = _flat(config), _flat(json.loads(json.dumps(defaults)))
-        theirs = {key: value for key, value in defaults.items() if key in ours}
-        theirs |= _flat(json.loads(path.read_text(encoding="utf-8")))
-        different = [
-            f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key, "absent") != theirs.get(key, "absent") and not key.startswith(MAY_CHANGE)
-        ]
-        if different:
-            raise InputError(f"{workdir} is the run of another config: {'; '.join(different)}; name another folder")
-        return
-    if jax.process_index() == 0:
-        with checkpoints.readable_errors(workdir):
-            files.write_json(path, config)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in tree.items():
-        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return out

@@ -236,6 +236,27 @@ def get_config() -> ConfigDict:
         }
     )
 
+    # Start from the weights of a published checkpoint instead of random ones (audiolm_jax/finetune.py).
+    config.finetune = ConfigDict(
+        {
+            # The workdir that `audiolm import` made; "": random weights. The model, its order and its codec are then
+            # those of that run, for `audiolm prepare` too.
+            "base": "",
+        }
+    )
+
+    # LoRA, for fine-tuning (audiolm_jax/lora.py).
+    config.lora = ConfigDict(
+        {
+            # Of the matrix that is added to each chosen one; 0: no LoRA, all weights are trained.
+            "rank": 0,
+            # What is added is multiplied by alpha / rank.
+            "alpha": 16.0,
+            # attention, cross (the attention to the text) and ffn.
+            "matrices": ("attention", "cross"),
+        }
+    )
+
     # How codes are drawn. temperature, top_k and top_p hold one number, or one per codebook.
     config.sampling = ConfigDict(
         {

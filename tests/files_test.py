@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from audiolm_jax import files, recording, training
+from audiolm_jax import files, recording, workdirs
 from audiolm_jax.errors import InputError
 
 
@@ -74,11 +74,11 @@ class Bucket(MemoryFileSystem):
 def test_a_workdir_behind_an_address():
     fsspec.register_implementation("s3", Bucket, clobber=True)
     workdir = files.place("s3://bucket/run")
-    training.claim(workdir, {"model": {"layers": 2}})
+    workdirs.claim(workdir, {"model": {"layers": 2}})
     assert json.loads((workdir / "config.json").read_text()) == {"model": {"layers": 2}}
-    training.claim(workdir, {"model": {"layers": 2}})
+    workdirs.claim(workdir, {"model": {"layers": 2}})
     with pytest.raises(InputError, match=r"s3://bucket/run .* model\.layers is 2 there and 3 here"):
-        training.claim(workdir, {"model": {"layers": 3}})
+        workdirs.claim(workdir, {"model": {"layers": 3}})
     metrics = workdir / "metrics.jsonl"
     files.write_text(metrics, '{"step": 1}\n{"step": 2}\n{"st')
     recording.truncate(metrics, 1)

@@ -39,12 +39,14 @@ def test_constraints_pin_every_dependency_and_hold_no_address():
     assert not [line for line in lines if not re.fullmatch(pattern, line)]
     pinned = {normal(line) for line in lines}
     extras = PROJECT["optional-dependencies"]
-    wanted = PROJECT["dependencies"] + extras["dev"] + extras["eval"] + extras["parity"]
+    wanted = PROJECT["dependencies"] + [
+        name for extra in ("dev", "eval", "parity", "notebook") for name in extras[extra]
+    ]
     assert {normal(name) for name in wanted} | {"libtpu"} <= pinned  # libtpu is what jax[tpu] brings
     assert set(extras) == {"tpu", "cuda", "gcs", "tf", "eval", "parity", "notebook", "dev"}
 
 
-@pytest.mark.parametrize("target", ["demo", "plans", "test", "test-all", "lint", "bench"])
+@pytest.mark.parametrize("target", ["demo", "plans", "notebooks", "test", "test-all", "lint", "bench"])
 def test_make_targets_bring_their_own_environment(target, tmp_path):
     done = subprocess.run(
         ["make", "--dry-run", target, f"VENV={tmp_path}/venv"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -70,7 +72,7 @@ def test_make_refuses_an_old_interpreter(tmp_path):
 def test_ci_runs_what_a_person_runs():
     text = (ROOT / ".ci" / "run").read_text()
     assert "set -euo pipefail" in text
-    assert re.findall(r"^make (\S+)", text, re.M) == ["lint", "planner", "test"]
+    assert re.findall(r"^make (\S+)", text, re.M) == ["lint", "planner", "notebooks", "test"]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 

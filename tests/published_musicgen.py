@@ -92,8 +92,8 @@ def reopened(folder: Path):
     return model.eval()
 
 
-def written(folder: Path) -> None:
-    """A checkpoint of size "mono" by this package alone, without torch."""
+def written(folder: Path, codec_config=None, **changes) -> None:
+    """A checkpoint of size "mono" by this package alone, without torch. changes: of its decoder."""
     import jax
     from flax import nnx
 
@@ -102,8 +102,8 @@ def written(folder: Path) -> None:
     from audiolm_jax.vocab import Vocab
     from tests import published_codecs
 
-    decoder, text, _ = SIZES["mono"]
-    published_codecs.write(folder / "codec", "encodec-centred")
+    decoder, text = small_decoder(**changes), TEXT
+    published_codecs.write(folder / "codec", "encodec-centred", codec_config)
     codec = codecs.load("encodec", folder / "codec")
     config = t5.T5Config(**text)
     encoder = published_codecs.filled(nnx.eval_shape(lambda: t5.Encoder(config)), 0)

@@ -65,6 +65,8 @@ class Program:
 
 def task(config: ConfigDict) -> Task:
     """Raises InputError for a codec whose shape is not known, or options that do not fit each other."""
+    if config.finetune.base:
+        raise InputError(f"finetune.base={config.finetune.base}: fine-tuning cannot be planned; leave it empty")
     name, path = config.codec.name, str(config.codec.path or "")
     if name in PUBLISHED:
         variants = PUBLISHED[name]

@@ -182,8 +182,12 @@ def encoded(requests: Sequence[Request], width: int, guided: bool) -> tuple[np.n
     if not width:
         return None
     states = [np.zeros((0, width)) if request.encoded_EW is None else request.encoded_EW for request in requests]
-    states += [np.zeros((0, width))] * (len(requests) if guided else 0)
-    states_MEW = np.zeros((len(states), bucket(max(map(len, states)), STATES), width), np.float32)
+    return padded([*states, *[np.zeros((0, width))] * (len(requests) if guided else 0)])
+
+
+def padded(states: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """States [tokens, width] of every row -> (states [M, E, width], valid_ME)."""
+    states_MEW = np.zeros((len(states), bucket(max(map(len, states)), STATES), states[0].shape[1]), np.float32)
     for m, row_EW in enumerate(states):
         states_MEW[m, : len(row_EW)] = row_EW
     length_M = np.array([len(row_EW) for row_EW in states])

@@ -116,9 +116,11 @@ def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_va
 
 
 def block_weights(model) -> int:
-    """Weights of all layers that multiply every position: queries, keys, values, output, feed-forward."""
+    """Weights of all layers that multiply every position: queries, keys, values, output, feed-forward; of the attention
+    to an encoder's states, which are few, queries and output."""
     parts = 2 if model.mlp == "gated" else 1
     attention = model.width * model.head_width * (2 * model.heads + 2 * model.kv_heads)
+    attention += model.width * model.head_width * 2 * model.heads * (model.cross_width > 0)
     return model.layers * (attention + (parts + 1) * model.width * model.ffn)
 
 

@@ -13,6 +13,9 @@ side by side (hidden cells hold MASK), every frame seeing the whole segment; ear
 
 Text and <audio> see only what is before them, so neither the text nor the predicted length can see the frames.
 
+In a special vocabulary (vocab.py) a document is one audio segment, and its row one position of special ids, then the
+steps of the strategy; where a stream holds its special id nothing is predicted.
+
 A row is a dict of numpy arrays over its own L positions; data.py packs rows into batches:
 
     tokens [L, S]   ids of the input, PAD where a stream is silent     targets [L, S]  id predicted here, or PAD
@@ -99,6 +102,8 @@ def check(document: Document, grid: Grid, vocab: Vocab) -> None:
 def causal_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
     """The row of the causal pass over the codebooks that have one."""
     check(document, grid, vocab)
+    if vocab.special:
+        return _special_row(document, grid, vocab)
 
     def steps(build: _Builder, codes_TQ: np.ndarray) -> None:
         heads_LS = layout.heads_of(*layout.causal_cells(grid, len(codes_TQ)), vocab)
@@ -178,6 +183,21 @@ def training_row(
     if view is None:
         return causal_row(document, grid, vocab, text_weight)
     return level_row(document, target, view, grid, vocab, text_weight)
+
+
+def _special_row(document: Document, grid: Grid, vocab: Vocab) -> Row:
+    if [kind for kind, _ in document] != ["audio"]:
+        raise InputError("a row of this vocabulary is one audio segment and nothing else; its text is encoded apart")
+    [(_, codes_TQ)] = document
+    frame_LS, book_LS = layout.causal_cells(grid, len(codes_TQ))
+    tokens_LS = layout.serialize(codes_TQ, grid, vocab)
+    is_code = (frame_LS >= 0) & (frame_LS < len(codes_TQ))
+    build = _Builder(grid.streams)
+    build.see(vocab.silent_S(grid.streams)[None])
+    heads_LS = np.where(is_code, ids.HEAD_CODE + book_LS, ids.HEAD_NONE)
+    build.expect(np.where(is_code, tokens_LS, ids.PAD), heads_LS, 1.0, at=build.length - 1)
+    build.see(tokens_LS)
+    return build.row()
 
 
 def prompt_row(document: Document, grid: Grid, vocab: Vocab, causal: bool) -> Row:

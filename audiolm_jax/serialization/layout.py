@@ -49,14 +49,15 @@ def causal_cells(grid: Grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def serialize(codes_TQ: np.ndarray, grid: Grid, vocab: Vocab) -> np.ndarray:
-    """Codes of the causal levels -> ids [steps, S], </audio> included, PAD where a stream is silent."""
+    """Codes of the causal levels -> ids [steps, S], </audio> included, PAD where a stream is silent; its special id in
+    place of both in a special vocabulary (vocab.py)."""
     code_ids_TQ = vocab.code_ids(codes_TQ)
     frame_LS, book_LS = causal_cells(grid, len(code_ids_TQ))
-    tokens_LS = np.full(frame_LS.shape, ids.PAD, np.int32)
+    tokens_LS = np.tile(vocab.silent_S(grid.streams), (len(frame_LS), 1))
     is_end = frame_LS == len(code_ids_TQ)
     is_code = (frame_LS >= 0) & ~is_end
     tokens_LS[is_code] = code_ids_TQ[frame_LS[is_code], book_LS[is_code]]
-    tokens_LS[is_end] = ids.END_AUDIO
+    tokens_LS[is_end] = vocab.end
     return tokens_LS
 
 

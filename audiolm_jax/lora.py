@@ -1,0 +1,87 @@
+"""LoRA (arXiv 2106.09685, section 4.1): a matrix W becomes W + alpha / rank * A B, and only A and B are trained.
+
+All of it is arithmetic on the tree of parameters; the model knows nothing of it. A is random at first and B zero, so
+that training begins at W, bit for bit. A matrix of several axes counts as [inputs, outputs], so the queries, keys and
+values of a block, which are one matrix here, share one A. Every layer has its own A and B.
+
+A step computes `merged` once for each microbatch, and a whole gradient of the chosen matrices on the way to that of A
+and B: what is saved is the optimizer's two averages of every weight, and what devices send each other of them.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import PartitionSpec as P
+
+from audiolm_jax.errors import InputError
+
+# What `lora.matrices` may name: the parameters of a layer, and how many of their axes are inputs.
+MATRICES = {
+    "attention": {("qkv_DHAK",): 1, ("out_HGKD",): 3},
+    "cross": {("cross", "q_DHGK"): 1, ("cross", "kv_DHCK"): 1, ("cross", "out_HGKD"): 3},
+    "ffn": {("up_DCF",): 1, ("down_FD",): 1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Section `lora` of the configuration."""
+
+    rank: int = 0  # columns of A; 0: all weights are trained, without LoRA
+    alpha: float = 16.0
+    matrices: tuple[str, ...] = ("attention", "cross")  # also "ffn"
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise InputError(f"lora.rank={self.rank} must not be negative")
+        if not self.alpha > 0:
+            raise InputError(f"lora.alpha={self.alpha} must be greater than 0")
+        if not self.matrices or not set(self.matrices) <= set(MATRICES):
+            raise InputError(f"lora.matrices={self.matrices} must name one or more of {', '.join(MATRICES)}")
+
+
+def chosen(config: LoraConfig) -> dict[tuple[str, ...], int]:
+    """Path of every chosen parameter in the whole tree -> how many of its axes, after that of layers, are inputs."""
+    parts = (MATRICES[name] for name in MATRICES if name in config.matrices)
+    return {("layers", *path): inputs for part in parts for path, inputs in part.items()}
+
+
+def check(config: LoraConfig, params: dict) -> None:
+    """Raises InputError for a rank that is larger than that of a chosen matrix. params: anything with shapes."""
+    flat = flatten_dict(params)
+    for path, inputs in chosen(config).items():
+        shape = flat[path].shape
+        largest = min(math.prod(shape[1 : 1 + inputs]), math.prod(shape[1 + inputs :]))
+        if config.rank > largest:
+            raise InputError(
+                f"lora.rank={config.rank} is more than the rank of {'/'.join(path)} can be, {largest}; choose a "
+                "smaller one"
+            )
+
+
+def init(config: LoraConfig, params: dict, key: jax.Array) -> dict:
+    """A and B of every chosen matrix, {"a": [N, inputs ..., rank], "b": [N, rank, outputs ...]} at its path, laid out
+    like its inputs and outputs. A is normal, of variance one over the number of inputs; B is zero."""
+    flat, adapters = flatten_dict(params), {}
+    for number, (path, inputs) in enumerate(chosen(config).items()):
+        shape, cut = flat[path].shape, 1 + inputs
+        spec = (*jax.typeof(flat[path]).sharding.spec, *(None,) * len(shape))[: len(shape)]
+        a = jax.random.normal(
+            jax.random.fold_in(key, number), (*shape[:cut], config.rank), out_sharding=P(*spec[:cut], None)
+        )
+        b = jnp.zeros((shape[0], config.rank, *shape[cut:]), out_sharding=P(spec[0], None, *spec[cut:]))
+        adapters[path] = {"a": a * math.prod(shape[1:cut]) ** -0.5, "b": b}
+    return unflatten_dict(adapters)
+
+
+def merged(config: LoraConfig, params: dict, adapters: dict) -> dict:
+    """The parameters with what A and B add to them: those that the model has, in the loss and for inference."""
+    flat, pairs = dict(flatten_dict(params)), flatten_dict(adapters)
+    for path in chosen(config):
+        a, b = pairs[*path, "a"], pairs[*path, "b"]
+        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST))(a, b)
+        flat[path] = flat[path] + (config.alpha / config.rank) * product
+    return unflatten_dict(flat)
