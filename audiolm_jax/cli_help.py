@@ -45,6 +45,8 @@ examples:
   audiolm generate --workdir runs/delay --text "one five nine" --prompt voice.wav --prompt-text "two six" --out five.wav
   # music, with what `audiolm import` made
   audiolm generate --workdir runs/musicgen --text "slow jazz with a loud piano" --seconds 8 --out jazz.wav
+  # with the melody of a recording, after `audiolm import facebook/musicgen-melody@main runs/melody`
+  audiolm generate --workdir runs/melody --text "slow jazz" --melody hummed.wav --seconds 8 --out jazz.wav
   # decode while generating, and other sampling
   audiolm generate --workdir runs/delay --text "two six" --out two.wav --stream --config.sampling.temperature=0.8
 """,

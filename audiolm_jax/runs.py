@@ -63,11 +63,12 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
 
     Raises InputError if there are no tokens, or those of another codec, or `workdir` is another run.
     """
-    if config.model.cross_width:
-        raise InputError(
-            f"model.cross_width={config.model.cross_width}: tokens hold no states of an encoder to train with; leave "
-            "it at 0 (imported checkpoints have it)"
-        )
+    for name, off in (("cross_width", 0), ("given_widths", ())):
+        if config.model[name] != off:
+            raise InputError(
+                f"model.{name}={config.model[name]}: tokens hold no states of an encoder to train with; leave it at "
+                f"{off} (imported checkpoints have it)"
+            )
     codec = configs.section(config, "codec")
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     order = configs.section(config, "serialization")
