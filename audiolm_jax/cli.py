@@ -84,7 +84,7 @@ def build_parser() -> Parser:
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
 
     sub = add("import", import_)
-    sub.add_argument("source", metavar="SRC", help="a folder, or a repository owner/name@revision")
+    sub.add_argument("source", metavar="SRC", help="a folder, or a repository owner/name[@revision]")
     sub.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of the run that it becomes")
 
     sub = add("export", export)
@@ -238,10 +238,10 @@ def import_(options: argparse.Namespace) -> None:
         raise InputError(f"--config.{options.overrides[0]}: a published checkpoint has its own configuration")
     from audiolm_jax import musicgen
 
-    musicgen.import_run(options.source, writable(options.workdir, "WORKDIR"))
+    source = musicgen.import_run(options.source, writable(options.workdir, "WORKDIR"))
     print(
-        f"imported: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... --seconds 8 "
-        "--out out.wav"
+        f"imported {source}: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... "
+        "--seconds 8 --out out.wav"
     )
 
 

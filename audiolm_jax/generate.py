@@ -24,12 +24,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax import checkpoints, chroma, codecs, data, files, serialization, sharding, text
+from audiolm_jax.codecs import huggingface
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import Transformer, unstack
 from audiolm_jax.sampling import SamplingConfig, causal, masked, plan
 from audiolm_jax.sampling.plan import Request
 from audiolm_jax.serialization import Grid, SerializationConfig
 from audiolm_jax.vocab import Vocab
+from audiolm_jax.windows import Windows
 
 # Frames go through the codec in multiples of this (but for the last ones), so that it compiles few shapes.
 DECODE_FRAMES = 8
@@ -65,7 +67,7 @@ class Generator:
     text_encoder: texts -> states [tokens, width] of each, for a model that reads them (musicgen.py); its text is no
     part of the sequence then. melody: none, of a model that can follow one (chroma.py). context: positions the model
     was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever the model was trained); the
-    weights are copied there, so training may go on.
+    weights are copied there, so training may go on. windows: how pieces are made that are longer than those.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Generator:
         mesh: jax.sharding.Mesh | None = None,
         text_encoder: Callable[[Sequence[str]], list[np.ndarray]] | None = None,
         melody: chroma.Melody | None = None,
+        windows: Windows | None = None,
     ):
         if codec.codebooks < vocab.codebooks or codec.codebook_size != vocab.codebook_size:
             raise InputError(
@@ -92,7 +95,7 @@ class Generator:
                 "encoder; a model attends to the states of one, or there is none"
             )
         self.grid, self.vocab, self.codec = grid, vocab, codec
-        self.text_encoder, self.melody = text_encoder, melody
+        self.text_encoder, self.melody, self.windows = text_encoder, melody, windows
         # MusicGen's training cut every codebook at the same step, so it has never seen the end of an audio segment,
         # where codebook 0 has run out and the others have not. Codebook 0 goes on until the last one has its frames,
         # and what is beyond them is dropped. 0 is what the reference does.
@@ -156,7 +159,8 @@ class Generator:
         ):
             document = self._document(said, speaker, prompt is not None) if self.text_encoder is None else ()
             request = Request(document, self._prompt(prompt), length, seed, option, states, tune)
-            plan.check(request, self.grid, self.vocab, self.context)
+            first = self.windows.first(request) if self.windows else request
+            plan.check(first, self.grid, self.vocab, self.context)
             made.append(request)
         return made
 
@@ -216,8 +220,9 @@ class Generator:
         nothing = np.zeros((0,) if self.codec.channels == 1 else (self.codec.channels, 0), np.float32)
         # Samples of the prompts that are still to come out of the codec, and are left away.
         skip_B = [0 if include_prompt else self.codec.samples(len(request.prompt_TQ)) for request in requests]
+        parts = self.windows and self.windows.progress(self.progress, requests, self.codec.hop)
         progress = None
-        for progress in self.progress(requests):
+        for progress in parts or self.progress(requests):
             fresh = []
             for b in range(len(requests)):
                 until, done = int(progress.complete_B[b]), states[b] is not None and bool(progress.done_B[b])
@@ -357,7 +362,7 @@ def load(
     source: str | Path, sampling: SamplingConfig | None = None, step: int | None = None, codec: Any = None
 ) -> Generator:
     """The generator of a run (its folder, or a safetensors file exported from it) or of a published checkpoint (a
-    folder in the Hugging Face layout, or a repository owner/name@revision; see musicgen.py).
+    folder in the Hugging Face layout, or a repository owner/name or owner/name@revision; see musicgen.py).
 
     sampling: None is the default, of a published checkpoint what it was published with. step: which checkpoint of a run
     (None: the latest). codec: an open codec instead of the one the run names.
@@ -366,7 +371,7 @@ def load(
     from audiolm_jax import musicgen  # which makes generators
 
     path = files.place(source)
-    if musicgen.is_published(path) or (not path.exists() and "@" in str(source)):
+    if musicgen.is_published(path) or huggingface.is_repository(source):
         return musicgen.load(source, sampling)
     if path.is_file():
         model, about = checkpoints.load_safetensors(path)

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import checkpoints, chroma, codecs, files, generate, serialization, sharding, t5
+from audiolm_jax import checkpoints, chroma, codecs, files, generate, serialization, sharding, t5, windows
 from audiolm_jax.codecs import encodec, huggingface
 from audiolm_jax.codecs.stereo import Stereo
 from audiolm_jax.errors import InputError
@@ -164,6 +164,7 @@ class Published:
     codec: Any
     encoder: t5.Encoder
     tokenizer: Path
+    source: str = ""  # the repository that it was downloaded from, owner/name@commit
 
     def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
         """What makes music of it."""
@@ -177,6 +178,7 @@ class Published:
             sampling=sampling or PUBLISHED,
             text_encoder=text,
             melody=melody(self.given, self.codec.sample_rate),
+            windows=windows.Windows(self.vocab.max_frames, round(windows.STRIDE * self.codec.frame_rate)),
         )
 
 
@@ -188,7 +190,10 @@ def melody(given: dict, sample_rate: int) -> chroma.Melody | None:
 
 
 def load(source: str | Path, sampling: SamplingConfig | None = None) -> generate.Generator:
-    """The generator of a published checkpoint: a folder, or a repository owner/name@revision. Raises InputError."""
+    """The generator of a published checkpoint: a folder, or a repository owner/name or owner/name@revision.
+
+    Raises InputError for what is neither, or does not fit.
+    """
     return read(source).generator(sampling)
 
 
@@ -199,7 +204,7 @@ def is_published(folder: Path) -> bool:
 
 def read(source: str | Path) -> Published:
     """Raises one InputError that names everything missing, unexpected or of a wrong shape."""
-    folder = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
+    folder, repository = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
     given, weights = huggingface.read_folder(folder, ("musicgen", MELODY), WHAT)
     if not (folder / t5.TOKENIZER).is_file():
         weights.problems.append(f"the file {t5.TOKENIZER} is missing")
@@ -214,7 +219,7 @@ def read(source: str | Path) -> Published:
     vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), special=True)
     model = fill(config, vocab, weights)
     weights.finish()
-    return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER)
+    return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER, repository)
 
 
 def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, SerializationConfig, Any]:
@@ -281,8 +286,11 @@ def fill(config: ModelConfig, vocab: Vocab, weights: huggingface.Weights) -> Tra
         return nnx.merge(graph, params)
 
 
-def import_run(source: str | Path, workdir: str | Path) -> None:
-    """A published checkpoint as the workdir of a run. Raises InputError if there is a run already."""
+def import_run(source: str | Path, workdir: str | Path) -> str:
+    """A published checkpoint as the workdir of a run; returns what was imported, of a repository its commit.
+
+    Raises InputError if there is a run already.
+    """
     workdir = Path(workdir)
     if (workdir / checkpoints.FOLDER).is_dir():
         raise InputError(f"{workdir}: there is a run already; give another folder")
@@ -293,9 +301,15 @@ def import_run(source: str | Path, workdir: str | Path) -> None:
     files.write_json(workdir / GIVEN, p.given)
     codec = {"name": p.codec.name, "path": CODEC, "codebooks": None, "fingerprint": p.codec.fingerprint}
     about = checkpoints.describe(
-        p.model.config, p.vocab, serialization=dataclasses.asdict(p.serialization), codec=codec, text_encoder=TEXT
+        p.model.config,
+        p.vocab,
+        serialization=dataclasses.asdict(p.serialization),
+        codec=codec,
+        text_encoder=TEXT,
+        source=p.source,
     )
     checkpoints.save_weights(workdir, checkpoints.params_of(p.model), about)
+    return p.source or str(source)
 
 
 def of_run(workdir: Path, model: Transformer, about: dict) -> Published:
