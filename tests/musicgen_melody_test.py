@@ -16,6 +16,7 @@ from audiolm_jax import chroma, cli, musicgen
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig, plan
 from audiolm_jax.sampling.rules import guide
+from audiolm_jax.windows import Windows
 from tests.musicgen_test import TEXTS, delayed, logits_of, reference_codes, theirs_of, tokens_of
 from tests.published_musicgen import SIZES, made, reopened
 
@@ -227,6 +228,19 @@ def test_the_melody_matters_and_a_row_is_what_it_is_alone(folders):
         without = generator.generate(text, frames=24, seeds=seeds)
         assert (without.codes_TQ != row.codes_TQ).any()
     assert len(generator.generate(frames=3).codes_TQ) == 3  # neither text nor melody
+    # Recordings to continue stand after melody and text, and windows are such.
+    greedy = SamplingConfig(temperature=(0.0,), guidance=3.0)
+    whole = generator.generate(TEXTS, melody=[tune(1), None], frames=24, sampling=greedy)
+    heard = [row.codes_TQ[:frames] for row, frames in zip(whole, (9, 17), strict=True)]
+    again = generator.generate(TEXTS, audio=heard, melody=[tune(1), None], frames=24, sampling=greedy)
+    for a, b in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(a.codes_TQ, b.codes_TQ)
+    generator.windows = Windows(24, 14)
+    long = generator.generate(TEXTS, melody=[tune(1), None], frames=[24, 40], sampling=greedy)
+    for a, b in zip(whole, long, strict=True):
+        np.testing.assert_array_equal(a.codes_TQ, b.codes_TQ[:24])
+    rolled = generator.generate(TEXTS[1], audio=long[1].codes_TQ[14:24], frames=24, sampling=greedy)
+    assert len(long[1].codes_TQ) == 40 and (rolled.codes_TQ[10:] == long[1].codes_TQ[24:38]).all()
 
 
 def test_files(folders, tmp_path, capsys):

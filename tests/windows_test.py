@@ -40,12 +40,12 @@ def by_hand(generator, text, frames, seed, prompt):
 
 
 def test_long_pieces_are_windows_and_short_ones_as_without(generator):
-    """In one batch: three windows, two that end where the second does, and one."""
-    texts, frames = ["rock", "slow jazz", "loud piano"], [45, FRAMES + STEP, FRAMES]
+    """In one batch: three windows, and one."""
+    texts, frames = ["rock", "loud piano"], [45, FRAMES]
     prompt = generator.generate("rock", frames=5).codes_TQ
-    results = generator.generate(texts, audio=[prompt, None, None], frames=frames, include_prompt=True, seeds=[7, 8, 9])
+    results = generator.generate(texts, audio=[prompt, None], frames=frames, include_prompt=True, seeds=[7, 8])
     nothing = np.zeros((0, 4), np.int32)
-    for b, (result, start) in enumerate(zip(results, (prompt, nothing, nothing), strict=True)):
+    for b, (result, start) in enumerate(zip(results, (prompt, nothing), strict=True)):
         assert result.codes_TQ.shape == (frames[b], 4)
         assert result.waveform.shape == (frames[b] * generator.codec.hop,)
         np.testing.assert_array_equal(result.codes_TQ, by_hand(generator, texts[b], frames[b], 7 + b, start))
@@ -58,9 +58,9 @@ def test_long_pieces_are_windows_and_short_ones_as_without(generator):
     assert (codes[FRAMES : FRAMES + 7] != codes[FRAMES - STEP : FRAMES - STEP + 7]).any()
     # Passes: a pass for each step of each window, its prompt's included.
     windows, generator.windows = generator.windows, None
-    one = generator.generate(texts[2], frames=FRAMES, seeds=[9])
-    np.testing.assert_array_equal(one.waveform, results[2].waveform)
-    assert results[2].passes == one.passes < results[1].passes < 2 * one.passes
+    one = generator.generate(texts[1], frames=FRAMES, seeds=[8])
+    np.testing.assert_array_equal(one.waveform, results[1].waveform)
+    assert results[1].passes == one.passes < results[0].passes < 3 * one.passes
     generator.windows = windows
 
 
