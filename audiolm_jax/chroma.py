@@ -55,7 +55,10 @@ class Melody:
                 f"{waveform.shape}"
             )
         if waveform.ndim == 2 and waveform.shape[0] > 8:
-            raise InputError(f"a melody has shape {waveform.shape}; a waveform is [samples] or [channels, samples]")
+            raise InputError(
+                f"a melody has shape {waveform.shape}; a waveform is [samples] or [channels, samples] (turn what "
+                "soundfile reads)"
+            )
         if not waveform.size or not np.isfinite(waveform).all():
             raise InputError("a melody is empty, or holds NaN or infinite samples")
         mono_N = waveform.mean(axis=0) if waveform.ndim == 2 else waveform

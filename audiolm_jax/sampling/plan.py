@@ -142,8 +142,8 @@ def prefilled_steps(frames: int, grid: Grid) -> int:
 def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
     """The row of given states, the document, <audio>, and the steps that lie wholly in the prompt."""
     row = documents.prompt_row(request.document, grid, vocab, causal=True)
-    given = sum(map(len, before_tokens(request)))
-    row = {name: np.pad(value, ((given, 0), (0, 0))[: value.ndim]) for name, value in row.items()}
+    before = sum(map(len, before_tokens(request)))
+    row = {name: np.pad(value, ((before, 0), (0, 0))[: value.ndim]) for name, value in row.items()}
     steps = prefilled_steps(len(request.prompt_TQ), grid)
     if steps == 0:
         return row
