@@ -2,7 +2,7 @@
 
 import audiolm_jax
 
-generator = audiolm_jax.load("facebook/musicgen-small@main")  # or the workdir of a run, or a file exported from it
+generator = audiolm_jax.load("facebook/musicgen-small")  # or the workdir of a run, or a file exported from it
 result = generator.generate(text="slow jazz with a loud piano", seconds=8)
 result.waveform, result.sample_rate
 """

@@ -69,6 +69,7 @@ def build_parser() -> Parser:
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a file that `audiolm export` wrote")
     sub.add_argument("--text", default="", help="what to say")
     sub.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
+    sub.add_argument("--melody", type=Path, metavar="FILE", help="a recording to follow (musicgen-melody)")
     sub.add_argument("--speaker", default="", help="fills {speaker} in the text template of the run, if it has one")
     sub.add_argument("--prompt-text", default="", metavar="TEXT", help="what is said in the prompt")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav file to write")
@@ -83,7 +84,7 @@ def build_parser() -> Parser:
     sub.add_argument("--data", type=Path, metavar="DIR", help=data_help)
 
     sub = add("import", import_)
-    sub.add_argument("source", metavar="SRC", help="a folder, or a repository owner/name@revision")
+    sub.add_argument("source", metavar="SRC", help="a folder, or a repository owner/name[@revision]")
     sub.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of the run that it becomes")
 
     sub = add("export", export)
@@ -181,9 +182,13 @@ def generate(options: argparse.Namespace) -> None:
         print(
             f"audiolm: the text of this run was {template!r}; --speaker names a voice of its training", file=sys.stderr
         )
-    voice = None if options.prompt is None else recording(options.prompt, generator.codec.sample_rate)
+    prompt, melody = (
+        recording(path, generator.codec.sample_rate, flag)
+        for path, flag in ((options.prompt, "--prompt"), (options.melody, "--melody"))
+    )
     wanted = {
-        "prompts": [voice],
+        "prompts": [prompt],
+        "melodies": None if melody is None else [melody],
         "prompt_texts": [options.prompt_text],
         "speakers": options.speaker,
         "seeds": None if options.seed is None else [options.seed],
@@ -238,10 +243,10 @@ def import_(options: argparse.Namespace) -> None:
         raise InputError(f"--config.{options.overrides[0]}: a published checkpoint has its own configuration")
     from audiolm_jax import musicgen
 
-    musicgen.import_run(options.source, writable(options.workdir, "WORKDIR"))
+    source = musicgen.import_run(options.source, writable(options.workdir, "WORKDIR"))
     print(
-        f"imported: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... --seconds 8 "
-        "--out out.wav"
+        f"imported {source}: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... "
+        "--seconds 8 --out out.wav"
     )
 
 

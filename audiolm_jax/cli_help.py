@@ -49,6 +49,8 @@ examples:
   audiolm generate --workdir runs/delay --text "one five nine" --prompt voice.wav --prompt-text "two six" --out five.wav
   # music, with what `audiolm import` made
   audiolm generate --workdir runs/musicgen --text "slow jazz with a loud piano" --seconds 8 --out jazz.wav
+  # with the melody of a recording, after `audiolm import facebook/musicgen-melody runs/melody`
+  audiolm generate --workdir runs/melody --text "slow jazz" --melody hummed.wav --seconds 8 --out jazz.wav
   # decode while generating, and other sampling
   audiolm generate --workdir runs/delay --text "two six" --out two.wav --stream --config.sampling.temperature=0.8
 """,
@@ -58,13 +60,13 @@ examples:
   audiolm evaluate --workdir runs/delay --data data/mine
   audiolm evaluate --workdir runs/delay --data data/mine --config.evaluation.split=unseen
 """,
-    "import": """Make a workdir of a published checkpoint of MusicGen: a folder, or a repository and its revision.
+    "import": """Make a workdir of a published checkpoint of MusicGen: a folder, or a repository (at a revision).
 
 The folder holds config.json, tokenizer.json and model.safetensors (or several, and their index). Whatever is missing in
 the weights, too much or of a wrong shape is told by name; pickles are never read.
 
 examples:
-  audiolm import facebook/musicgen-small@main runs/musicgen
+  audiolm import facebook/musicgen-small runs/musicgen
   # to fine-tune it: audiolm train --config finetune_musicgen --config.finetune.base=runs/musicgen ...
 """,
     "export": """Write the weights of a trained run, and what it needs to be used, to one safetensors file.

@@ -6,15 +6,18 @@ from pathlib import Path
 from audiolm_jax.errors import InputError
 
 
-def recording(path: Path, sample_rate: int):
-    """A prompt, float32 [samples] at `sample_rate`. Raises InputError if it cannot be used."""
+def recording(path: Path | None, sample_rate: int, flag: str):
+    """What a flag names, float32 [samples] at `sample_rate`, or None. Raises InputError if it cannot be used."""
+    if path is None:
+        return None
     from audiolm_jax import corpora
     from audiolm_jax.corpora import folder
 
     try:
-        return folder.load(str(path), corpora.CorpusConfig(name="folder", sample_rate=sample_rate))[0]
+        # What is too long for a model is told by that model.
+        return folder.load(str(path), corpora.CorpusConfig("folder", sample_rate=sample_rate, max_seconds=3600.0))[0]
     except corpora.Reject as reason:
-        raise InputError(f"--prompt={path}: {reason}; give a wav, flac, ogg or mp3 recording of speech") from None
+        raise InputError(f"{flag}={path}: {reason}; give a wav, flac, ogg or mp3 recording") from None
 
 
 def data_folder(options: argparse.Namespace) -> Path:

@@ -23,13 +23,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import checkpoints, codecs, data, files, serialization, sharding, text
+from audiolm_jax import checkpoints, chroma, codecs, data, files, serialization, sharding, text
+from audiolm_jax.codecs import huggingface
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import Transformer, unstack
 from audiolm_jax.sampling import SamplingConfig, causal, masked, plan
 from audiolm_jax.sampling.plan import Request
 from audiolm_jax.serialization import Grid, SerializationConfig
 from audiolm_jax.vocab import Vocab
+from audiolm_jax.windows import Windows
 
 # Frames go through the codec in multiples of this (but for the last ones), so that it compiles few shapes.
 DECODE_FRAMES = 8
@@ -62,9 +64,10 @@ class Progress:
 class Generator:
     """A trained model with its order, codec and text template.
 
-    text_encoder: texts -> states [tokens, model.cross_width] of each, for a model that attends to them (musicgen.py);
-    its text is no part of the sequence then. context: positions the model was trained on (None: unchecked). mesh: where
-    it runs (None: on one device, wherever the model was trained); the weights are copied there, so training may go on.
+    text_encoder: texts -> states [tokens, width] of each, for a model that reads them (musicgen.py); its text is no
+    part of the sequence then. melody: none, of a model that can follow one (chroma.py). context: positions the model
+    was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever the model was trained); the
+    weights are copied there, so training may go on. windows: how pieces are made that are longer than those.
     """
 
     def __init__(
@@ -78,18 +81,21 @@ class Generator:
         context: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
         text_encoder: Callable[[Sequence[str]], list[np.ndarray]] | None = None,
+        melody: chroma.Melody | None = None,
+        windows: Windows | None = None,
     ):
         if codec.codebooks < vocab.codebooks or codec.codebook_size != vocab.codebook_size:
             raise InputError(
                 f"the codec has {codec.codebooks} codebooks of {codec.codebook_size} codes; "
                 f"this model needs {vocab.codebooks} of {vocab.codebook_size}"
             )
-        if (text_encoder is None) != (model.config.cross_width == 0):
+        if (text_encoder is None) != (model.config.cross_width == 0 and not model.config.given_widths):
             raise InputError(
                 f"model.cross_width is {model.config.cross_width} with{'out' if text_encoder is None else ''} a text "
                 "encoder; a model attends to the states of one, or there is none"
             )
-        self.grid, self.vocab, self.codec, self.text_encoder = grid, vocab, codec, text_encoder
+        self.grid, self.vocab, self.codec = grid, vocab, codec
+        self.text_encoder, self.melody, self.windows = text_encoder, melody, windows
         # MusicGen's training cut every codebook at the same step, so it has never seen the end of an audio segment,
         # where codebook 0 has run out and the others have not. Codebook 0 goes on until the last one has its frames,
         # and what is beyond them is dropped. 0 is what the reference does.
@@ -109,12 +115,14 @@ class Generator:
         seconds: Sequence[float | None] | float | None = None,
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
         seeds: Sequence[int] | None = None,
+        melodies: Sequence[Any] | None = None,
     ) -> list[Request]:
         """Checked requests, one per text; a single value stands for all of them.
 
         prompts: per row None, codes (integers [frames, Q]) or a waveform (floats [samples], at the codec's rate) to
         continue, and whose voice to take. prompt_texts: what is said in it; the text follows it. frames, seconds:
         length of the whole segment, prompt included (None: the model ends it). seeds: sampling.seed + row number.
+        melodies: per row None or what to follow, a waveform at the codec's rate or (waveform, Hz).
 
         Raises InputError for an empty text without a prompt, no or too many frames, a prompt that leaves no room,
         codes out of range, lists of unequal lengths.
@@ -143,12 +151,16 @@ class Generator:
         full = [f"{before} {said}".strip() for before, said in zip(spoken, texts, strict=True)]
         encoded = [None] * count if self.text_encoder is None else self.text_encoder(full)
         made = []
-        for said, states, prompt, speaker, length, option, seed in zip(
-            full, encoded, voices, rows("speakers", speakers), lengths, options, numbers, strict=True
+        if melodies is not None and self.melody is None:
+            raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
+        tunes = [self.melody and self.melody.of(given) for given in rows("melodies", melodies)]
+        for said, states, prompt, speaker, length, option, seed, tune in zip(
+            full, encoded, voices, rows("speakers", speakers), lengths, options, numbers, tunes, strict=True
         ):
             document = self._document(said, speaker, prompt is not None) if self.text_encoder is None else ()
-            request = Request(document, self._prompt(prompt), length, seed, option, states)
-            plan.check(request, self.grid, self.vocab, self.context)
+            request = Request(document, self._prompt(prompt), length, seed, option, states, tune)
+            first = self.windows.first(request) if self.windows else request
+            plan.check(first, self.grid, self.vocab, self.context)
             made.append(request)
         return made
 
@@ -162,17 +174,24 @@ class Generator:
         return frames
 
     def generate(
-        self, text: str | Sequence[str] = "", audio: Any = None, include_prompt: bool = False, **options: Any
+        self,
+        text: str | Sequence[str] = "",
+        audio: Any = None,
+        include_prompt: bool = False,
+        melody: Any = None,
+        **options: Any,
     ) -> Result | list[Result]:
         """A Result for a text, or a list of them for several.
 
-        audio: what to continue, for one text a waveform or codes, for several a list: `prompts` of `requests`, whose
-        other arguments are `options` (seconds, sampling, ...).
+        audio: what to continue, melody: what to follow; for one text a waveform (or codes), for several a list. They
+        are `prompts` and `melodies` of `requests`, whose other arguments are `options` (seconds, sampling, ...).
         """
         if isinstance(text, str):
-            return self.generate([text], None if audio is None else [audio], include_prompt, **options)[0]
-        if audio is not None:
-            options["prompts"] = audio
+            audio, melody = (None if one is None else [one] for one in (audio, melody))
+            return self.generate([text], audio, include_prompt, melody, **options)[0]
+        for name, values in (("prompts", audio), ("melodies", melody)):
+            if values is not None:
+                options[name] = values
         return self.run(self.requests(text, **options), include_prompt)
 
     def stream(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> Iterator[list[np.ndarray]]:
@@ -201,8 +220,9 @@ class Generator:
         nothing = np.zeros((0,) if self.codec.channels == 1 else (self.codec.channels, 0), np.float32)
         # Samples of the prompts that are still to come out of the codec, and are left away.
         skip_B = [0 if include_prompt else self.codec.samples(len(request.prompt_TQ)) for request in requests]
+        parts = self.windows and self.windows.progress(self.progress, requests, self.codec.hop)
         progress = None
-        for progress in self.progress(requests):
+        for progress in parts or self.progress(requests):
             fresh = []
             for b in range(len(requests)):
                 until, done = int(progress.complete_B[b]), states[b] is not None and bool(progress.done_B[b])
@@ -342,7 +362,7 @@ def load(
     source: str | Path, sampling: SamplingConfig | None = None, step: int | None = None, codec: Any = None
 ) -> Generator:
     """The generator of a run (its folder, or a safetensors file exported from it) or of a published checkpoint (a
-    folder in the Hugging Face layout, or a repository owner/name@revision; see musicgen.py).
+    folder in the Hugging Face layout, or a repository owner/name or owner/name@revision; see musicgen.py).
 
     sampling: None is the default, of a published checkpoint what it was published with. step: which checkpoint of a run
     (None: the latest). codec: an open codec instead of the one the run names.
@@ -351,7 +371,7 @@ def load(
     from audiolm_jax import musicgen  # which makes generators
 
     path = files.place(source)
-    if musicgen.is_published(path) or (not path.exists() and "@" in str(source)):
+    if musicgen.is_published(path) or huggingface.is_repository(source):
         return musicgen.load(source, sampling)
     if path.is_file():
         model, about = checkpoints.load_safetensors(path)

@@ -33,6 +33,32 @@ def biased(y: jax.Array, module: nnx.Module, name: str) -> jax.Array:
     return y + getattr(module, name)[...].astype(y.dtype) if hasattr(module, name) else y
 
 
+def projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> None:
+    """A matrix and a bias that bring states of another model to the width of this one; none where they have it."""
+    c = module.config
+    if width != c.width:
+        setattr(module, f"{name}_WD", normal(rngs, (width, c.width), (None, "embed"), module.rules, width**-0.5))
+        setattr(module, f"{name}_bias_D", bias((c.width,), (None,), module.rules))
+
+
+def projected(states_BEW: jax.Array, module: nnx.Module, name: str, rows: tuple[str | None, ...]) -> jax.Array:
+    """States times the matrix of that name, plus its bias; as they are if there is none. rows: their first axes."""
+    if not hasattr(module, f"{name}_WD"):
+        return states_BEW
+    weight_WD = gather(getattr(module, f"{name}_WD")[...], (None, "embed"), module.rules, states_BEW.dtype)
+    spec = module.rules.spec(*rows, None)
+    return biased(jnp.einsum("BEW,WD->BED", states_BEW, weight_WD, out_sharding=spec), module, f"{name}_bias_D")
+
+
+def with_given(x_BLD: jax.Array, given: tuple[jax.Array, ...], module: nnx.Module) -> jax.Array:
+    """x plus the states of every kind `[B, L, W]`, projected; a row of zeros adds nothing, not even its bias."""
+    for n, states_BLW in enumerate(given):
+        states_BLW = jax.sharding.reshard(states_BLW, module.rules.spec(*row_axes(2), None))
+        there_BL1 = jnp.any(states_BLW != 0, axis=-1, keepdims=True)
+        x_BLD += jnp.where(there_BL1, projected(states_BLW, module, f"given{n}", row_axes(2)), 0)
+    return x_BLD
+
+
 class Norm(nnx.Module):
     """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, in float32."""
 

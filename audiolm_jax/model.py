@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from audiolm_jax import attention, sharding
+from audiolm_jax import attention, layers, sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, row_axes, sinusoids
 from audiolm_jax.sharding import PRESETS, Rules, gather
@@ -27,6 +27,7 @@ from audiolm_jax.sharding import PRESETS, Rules, gather
 # Per layer {"k": [B, slots, H, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
 Cache = tuple[dict[str, jax.Array], ...]
 Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
+Given = tuple[jax.Array, ...]  # per width of given_widths states [B, L, width], zeros at positions without one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ModelConfig:
     max_positions: int = 0  # learned: rows of the table
     rope_base: float = 10000.0
     cross_width: int = 0  # width of the encoder's states that every block attends to; 0: none
+    given_widths: tuple[int, ...] = ()  # widths of states that stand at positions like tokens, each kind by itself
     dropout: float = 0.0  # on the output of each attention and feed-forward part, in training only
     tied: bool = False  # the output matrix is the embedding table
     dtype: str = "auto"  # auto (float32 on CPU, else bfloat16) | float32 | bfloat16; parameters are float32
@@ -69,6 +71,9 @@ class ModelConfig:
             raise InputError(
                 f"model.max_positions={self.max_positions} has no use without model.positions='learned'; leave it at 0"
             )
+        object.__setattr__(self, "given_widths", tuple(self.given_widths))  # a list, read from JSON
+        if any(width < 1 for width in self.given_widths):
+            raise InputError(f"model.given_widths={self.given_widths}: each must be at least 1")
         if self.rope_base <= 1:
             raise InputError(f"model.rope_base={self.rope_base} must be greater than 1")
         if not 0 <= self.dropout < 1:
@@ -208,19 +213,19 @@ class Transformer(nnx.Module):
         if config.positions == "learned":
             shape = (config.max_positions, config.width)
             self.positions_PD = normal(rngs, shape, (None, "embed"), rules, config.width**-0.5)
-        if config.cross_width not in (0, config.width):
-            shape = (config.cross_width, config.width)
-            self.states_WD = normal(rngs, shape, (None, "embed"), rules, config.cross_width**-0.5)
-            self.states_bias_D = bias((config.width,), (None,), rules)
+        if config.cross_width:
+            layers.projection(self, "states", config.cross_width, rngs)
+        for n, width in enumerate(config.given_widths):
+            layers.projection(self, f"given{n}", width, rngs)
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """Sum over streams of the rows of tokens `[B, ..., S]` -> `[B, ..., D]`; id 0 (PAD) counts as zero."""
+    def embed(self, tokens: jax.Array, given: Given = ()) -> jax.Array:
+        """Rows of tokens `[B, ..., S]`, summed over streams, and given states -> `[B, ..., D]`; id 0 (PAD) is zero."""
         tokens = jax.sharding.reshard(tokens, self.rules.spec(*row_axes(tokens.ndim - 1), None))
         table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
         spec = self.rules.spec(*row_axes(tokens.ndim - 1), None, None)
         rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
         summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
-        return summed.astype(self.config.compute_dtype)
+        return layers.with_given(summed, given, self).astype(self.config.compute_dtype)
 
     def rows(self, x: jax.Array | None) -> jax.Array | None:
         """An input `[B]` or `[B, L]` laid out as `rules` say, whatever layout it came in."""
@@ -245,12 +250,7 @@ class Transformer(nnx.Module):
         if encoded is None:
             return None
         states, valid_BE = map(self.whole, encoded)
-        states = states.astype(self.config.compute_dtype)
-        if self.config.cross_width != self.config.width:
-            weight = gather(self.states_WD[...], (None, "embed"), self.rules, states.dtype)
-            spec = self.rules.spec("batch", None, None)
-            states = biased(jnp.einsum("BEW,WD->BED", states, weight, out_sharding=spec), self, "states_bias_D")
-        return states, valid_BE
+        return layers.projected(states.astype(self.config.compute_dtype), self, "states", ("batch", None)), valid_BE
 
     def __call__(
         self,
@@ -260,14 +260,15 @@ class Transformer(nnx.Module):
         ahead_BL: jax.Array | None = None,
         key: jax.Array | None = None,
         encoded: Encoded | None = None,
+        given: Given = (),
     ) -> jax.Array:
         """hidden_BLD after the last norm, in the compute dtype.
 
         positions: position inside the document. segments: packed document of each position, 0 for
         padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None. encoded: what
-        the blocks attend to besides (model.cross_width); None adds nothing.
+        the blocks attend to besides (model.cross_width); None adds nothing. given: inputs that are no tokens.
         """
-        x_BLD, rope = self.place(self.embed(tokens_BLS), positions_BL)
+        x_BLD, rope = self.place(self.embed(tokens_BLS, given), positions_BL)
         encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL))
         keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
@@ -315,13 +316,14 @@ class Transformer(nnx.Module):
         segments_BP: jax.Array,
         ahead_BP: jax.Array | None = None,
         encoded: Encoded | None = None,
+        given: Given = (),
     ) -> tuple[jax.Array, Cache]:
         """The prompt in one pass -> (hidden_BPD, prompt cache, read-only from then on).
 
         Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end. The keys and
         values of `encoded` are in the cache; which of them are valid is told to every step again.
         """
-        x_BPD, rope = self.place(self.embed(tokens_BPS), positions_BP)
+        x_BPD, rope = self.place(self.embed(tokens_BPS, given), positions_BP)
         encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP))
         cache = []

@@ -1,9 +1,12 @@
 """MusicGen (arXiv 2306.05284): its published checkpoints in and out, without torch.
 
-Reads and writes the Hugging Face layout of `facebook/musicgen-small`, `-medium`, `-large` and of their stereo versions:
-`config.json`, `model.safetensors` (or shards), `tokenizer.json`. Nothing here is a network: the decoder is the
-Transformer of `model.py` with LayerNorm, exact GELU, sinusoidal positions and cross-attention, in a special vocabulary
-(vocab.py), with the delay order; the text encoder is `t5.py`, the codec EnCodec at 32 kHz.
+Reads and writes the Hugging Face layout of `facebook/musicgen-small`, `-medium`, `-large`, `-melody` and their stereo
+versions: `config.json`, `model.safetensors` (or shards), `tokenizer.json`. Nothing here is a network: the decoder is
+the Transformer of `model.py` with LayerNorm, exact GELU and sinusoidal positions, in a special vocabulary (vocab.py),
+with the delay order; the text encoder is `t5.py`, the codec EnCodec at 32 kHz. The text is what its layers attend to;
+in `-melody` chroma (chroma.py) and text stand before the first token instead, causal like all else, at positions of
+their own. Without a melody every chroma frame is the first class; the unconditional half of guidance has that, and
+zeros in the text's place.
 
     generator = musicgen.load("facebook/musicgen-small@main")
     result = generator.generate("slow jazz with a loud piano", seconds=8)
@@ -24,7 +27,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import checkpoints, codecs, data, files, generate, serialization, sharding, t5
+from audiolm_jax import checkpoints, chroma, codecs, data, files, generate, serialization, sharding, t5, windows
 from audiolm_jax.codecs import encodec, huggingface
 from audiolm_jax.codecs.stereo import Stereo
 from audiolm_jax.errors import InputError
@@ -34,6 +37,7 @@ from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.vocab import CODE_START, Vocab
 
 WHAT = "MusicGen"  # begins a message
+MELODY = "musicgen_melody"  # the type of model that has chroma and text before its tokens and attends to nothing else
 CODEC, TEXT, GIVEN = "codec", "text_encoder", "published.json"  # in a workdir
 SECONDS = 30  # what the published models were trained on
 PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generates
@@ -118,10 +122,6 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
         *norm("layers/attention_norm", f"{layer}.self_attn_layer_norm"),
         into_heads("layers/qkv_DHAK", *(f"{layer}.self_attn.{part}_proj.weight" for part in "qkv")),
         out_of_heads("layers/out_HGKD", f"{layer}.self_attn.out_proj.weight"),
-        *norm("layers/cross/norm", f"{layer}.encoder_attn_layer_norm"),
-        into_heads("layers/cross/q_DHGK", f"{layer}.encoder_attn.q_proj.weight"),
-        into_heads("layers/cross/kv_DHCK", *(f"{layer}.encoder_attn.{part}_proj.weight" for part in "kv")),
-        out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight"),
         *norm("layers/ffn_norm", f"{layer}.final_layer_norm"),
         Entry(
             ("layers", "up_DCF"),
@@ -134,11 +134,22 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
         *norm("norm", "decoder.model.decoder.layer_norm"),
         Entry(("unembedding_DV",), heads, (V, D), pack_heads, unpack_heads),
     ]
-    if c.cross_width != c.width:
+    if c.cross_width:
         entries += [
-            plain("states_WD", "enc_to_dec_proj.weight", D, c.cross_width),
-            plain("states_bias_D", "enc_to_dec_proj.bias", D),
+            *norm("layers/cross/norm", f"{layer}.encoder_attn_layer_norm"),
+            into_heads("layers/cross/q_DHGK", f"{layer}.encoder_attn.q_proj.weight"),
+            into_heads("layers/cross/kv_DHCK", *(f"{layer}.encoder_attn.{part}_proj.weight" for part in "kv")),
+            out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight"),
         ]
+    # States of another width are projected: those of the text alone, or of chroma and text.
+    states = [("states", "enc_to_dec_proj", c.cross_width)]
+    if c.given_widths:
+        pairs = (("given0", "audio_enc_to_dec_proj"), ("given1", "enc_to_dec_proj"))
+        states = [(*pair, width) for pair, width in zip(pairs, c.given_widths, strict=True)]
+    for ours, theirs, width in states:
+        if width != D:
+            entries.append(plain(f"{ours}_WD", f"{theirs}.weight", D, width))
+            entries.append(plain(f"{ours}_bias_D", f"{theirs}.bias", D))
     return entries
 
 
@@ -153,20 +164,37 @@ class Published:
     codec: Any
     encoder: t5.Encoder
     tokenizer: Path
+    source: str = ""  # the repository that it was downloaded from, owner/name@commit
 
     def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
         """What makes music of it."""
         grid = serialization.bind(self.serialization, self.vocab.codebooks)
         common = (self.model, grid, self.vocab, self.codec, data.DataConfig(max_frames=self.vocab.max_frames))
-        return generate.Generator(*common, sampling or PUBLISHED, text_encoder=self.text_encoder)
+        return generate.Generator(
+            *common,
+            sampling or PUBLISHED,
+            text_encoder=self.text_encoder,
+            melody=melody(self.given, self.codec.sample_rate),
+            windows=windows.Windows(self.vocab.max_frames, round(windows.STRIDE * self.codec.frame_rate)),
+        )
 
     @property
     def text_encoder(self) -> t5.TextEncoder:
         return t5.TextEncoder(self.encoder, t5.read_tokenizer(self.tokenizer))
 
 
+def melody(given: dict, sample_rate: int) -> chroma.Melody | None:
+    """No melody, of a config.json whose model can follow one."""
+    if given["model_type"] != MELODY:
+        return None
+    return chroma.Melody(given.get("chroma_length", 235), given.get("num_chroma", 12), sample_rate)
+
+
 def load(source: str | Path, sampling: SamplingConfig | None = None) -> generate.Generator:
-    """The generator of a published checkpoint: a folder, or a repository owner/name@revision. Raises InputError."""
+    """The generator of a published checkpoint: a folder, or a repository owner/name or owner/name@revision.
+
+    Raises InputError for what is neither, or does not fit.
+    """
     return read(source).generator(sampling)
 
 
@@ -177,8 +205,8 @@ def is_published(folder: Path) -> bool:
 
 def read(source: str | Path) -> Published:
     """Raises one InputError that names everything missing, unexpected or of a wrong shape."""
-    folder = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
-    given, weights = huggingface.read_folder(folder, ("musicgen",), WHAT)
+    folder, repository = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
+    given, weights = huggingface.read_folder(folder, ("musicgen", MELODY), WHAT)
     if not (folder / t5.TOKENIZER).is_file():
         weights.problems.append(f"the file {t5.TOKENIZER} is missing")
     # A table that follows from its size, which older files hold.
@@ -192,7 +220,7 @@ def read(source: str | Path) -> Published:
     vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), special=True)
     model = fill(config, vocab, weights)
     weights.finish()
-    return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER)
+    return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER, repository)
 
 
 def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, SerializationConfig, Any]:
@@ -210,6 +238,11 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
     width, heads = decoder["hidden_size"], decoder["num_attention_heads"]
     if width % heads:
         raise InputError(f"{WHAT}: decoder.hidden_size={width} is no multiple of num_attention_heads={heads}")
+    classes = 0
+    if given.get("model_type") == MELODY:
+        classes, frames = (given.get(name, size) for name, size in (("num_chroma", 12), ("chroma_length", 235)))
+        if not all(isinstance(n, int) and n > 0 for n in (classes, frames)):
+            raise InputError(f"{WHAT}: num_chroma={classes!r}, chroma_length={frames!r} must be positive integers")
     codec = Stereo(codec) if decoder.get("audio_channels", 1) == 2 else codec
     found = decoder["num_codebooks"], decoder["vocab_size"]
     if found != (codec.codebooks, codec.codebook_size):
@@ -230,7 +263,7 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
         norm_eps=1e-5,
         mlp=GELU[decoder.get("activation_function", "gelu")],
         positions="sinusoidal",
-        cross_width=text.d_model,
+        **({"given_widths": (classes, text.d_model)} if classes else {"cross_width": text.d_model}),
     )
     return config, SerializationConfig(strategy="delay", delays=delays), codec
 
@@ -254,8 +287,11 @@ def fill(config: ModelConfig, vocab: Vocab, weights: huggingface.Weights) -> Tra
         return nnx.merge(graph, params)
 
 
-def import_run(source: str | Path, workdir: str | Path) -> None:
-    """A published checkpoint as the workdir of a run. Raises InputError if there is a run already."""
+def import_run(source: str | Path, workdir: str | Path) -> str:
+    """A published checkpoint as the workdir of a run; returns what was imported, of a repository its commit.
+
+    Raises InputError if there is a run already.
+    """
     workdir = Path(workdir)
     if (workdir / checkpoints.FOLDER).is_dir():
         raise InputError(f"{workdir}: there is a run already; give another folder")
@@ -274,8 +310,10 @@ def import_run(source: str | Path, workdir: str | Path) -> None:
         text_encoder=TEXT,
         data=dataclasses.asdict(data.DataConfig(max_frames=p.vocab.max_frames)),
         weights=checkpoints.digest(params, t5.tensors_of(p.encoder)),
+        source=p.source,
     )
     checkpoints.save_weights(workdir, params, about)
+    return p.source or str(source)
 
 
 def of_run(workdir: Path, model: Transformer, about: dict) -> Published:

@@ -68,11 +68,12 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     base = finetune.open_base(config)
     if base is not None and files.remote(workdir):
         raise InputError(f"--workdir={workdir}: a fine-tuned run keeps its codec beside it; name a local folder")
-    if config.model.cross_width and base is None:
-        raise InputError(
-            f"model.cross_width={config.model.cross_width}: tokens hold no states of an encoder to train with; leave "
-            "it at 0, or start from an imported checkpoint (finetune.base)"
-        )
+    for name, off in (("cross_width", 0), ("given_widths", ())):
+        if config.model[name] != off and base is None:
+            raise InputError(
+                f"model.{name}={config.model[name]}: tokens hold no states of an encoder to train with; leave it at "
+                f"{off}, or start from an imported checkpoint (finetune.base)"
+            )
     codec = configs.section(config, "codec")
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     order = configs.section(config, "serialization")

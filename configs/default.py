@@ -165,6 +165,8 @@ def get_config() -> ConfigDict:
             "rope_base": 10000.0,
             # Width of the states of a text encoder that every layer attends to (MusicGen); 0: none.
             "cross_width": 0,
+            # Widths of states that stand before the tokens (melody and text of MusicGen-melody); none: ().
+            "given_widths": (),
             # Dropout on the output of each attention and feed-forward part, in training.
             "dropout": 0.0,
             # The output matrix is the embedding table.

@@ -80,14 +80,45 @@ def test_a_pickle_is_never_read(folder):
     assert "model.safetensors cannot be read as safetensors" in said and "another format" in said
 
 
-def test_a_repository_that_cannot_be_reached(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """The cache of huggingface_hub, an empty one, without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_repository_that_cannot_be_reached(offline, monkeypatch, capsys, tmp_path):
     said = refused("nobody/musicgen-small@main")
     assert "config.json of nobody/musicgen-small@main could not be downloaded" in said and "folder" in said
+    said = refused("nobody/musicgen-small")
+    assert said.startswith("there is no folder nobody/musicgen-small, and as a repository: ") and "@main could" in said
     assert cli.main(["import", "nobody/musicgen-small", str(tmp_path / "run")]) == 2
-    assert "names no revision" in capsys.readouterr().err
+    assert "there is no folder nobody/musicgen-small" in capsys.readouterr().err
     assert "is not the folder of a training run" in refused(tmp_path / "nothing")
+    # A folder that is here is no owner: what is missing in it is a run.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert "runs/small is not the folder of a training run" in refused("runs/small")
+    assert cli.main(["import", "runs/small", str(tmp_path / "run")]) == 2
+    assert "there is no folder runs/small" in capsys.readouterr().err
+
+
+def test_a_repository_without_a_revision_is_its_latest_commit(offline, folder, tmp_path, capsys, monkeypatch):
+    """In the library's cache, as it lies there after a download."""
+    monkeypatch.chdir(tmp_path)
+    commit, cached = "0123456789abcdef0123456789abcdef01234567", offline / "models--somebody--music"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).rename(cached / "snapshots" / commit / name)
+    pinned = f"somebody/music@{commit}"
+    assert [musicgen.read(f"somebody/music{at}").source for at in ("", "@main", f"@{commit}")] == [pinned] * 3
+    assert cli.main(["import", "somebody/music", "run"]) == 0
+    assert f"imported {pinned}: run" in capsys.readouterr().out
+    assert checkpoints.restore_params("run")[1]["source"] == pinned
+    assert audiolm_jax.load("somebody/music").vocab == audiolm_jax.load("run").vocab
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_one_text_one_result_and_streams(folders):
     np.testing.assert_array_equal(streamed, one.waveform)
     nothing = generator.generate(seconds=0.2)  # no text: what guidance leads away from, alone
     assert len(nothing.codes_TQ) == 20
-    for options, said in (({}, "length is needed"), ({"seconds": 31.0}, "a segment has 1..3000")):
+    for options, said in (({}, "length is needed"), ({"frames": 0}, "a segment has 1..3000")):
         with pytest.raises(InputError, match=said):
             generator.generate("rock", **options)
 

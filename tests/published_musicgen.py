@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import warnings
 from pathlib import Path
 
@@ -38,10 +39,11 @@ SIZES = {
 }
 
 
-def made(folder: Path, sizes: tuple, seed: int = 0, born: bool = False, **codec_changes):
+def made(folder: Path, sizes: tuple, seed: int = 0, born: bool = False, melody: dict | None = None, **codec_changes):
     """The model of `transformers` that was saved to `folder`: random weights that make logits differ.
 
-    born: about as large as at birth; many layers of larger ones amplify what float32 rounds.
+    melody: fields of the configuration, of a model that follows melodies. born: about as large as at birth; many layers
+    of larger ones amplify what float32 rounds.
     """
     import torch
     import transformers
@@ -55,11 +57,17 @@ def made(folder: Path, sizes: tuple, seed: int = 0, born: bool = False, **codec_
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = transformers.MusicgenForConditionalGeneration(
-            text_encoder=transformers.T5EncoderModel(transformers.T5Config(**text)),
-            audio_encoder=transformers.EncodecModel.from_pretrained(folder / "codec"),
-            decoder=transformers.MusicgenForCausalLM(transformers.MusicgenDecoderConfig(**decoder)),
-        ).eval()
+        parts = {
+            "text_encoder": transformers.T5EncoderModel(transformers.T5Config(**text)),
+            "audio_encoder": transformers.EncodecModel.from_pretrained(folder / "codec"),
+        }
+        if melody is None:
+            parts["decoder"] = transformers.MusicgenForCausalLM(transformers.MusicgenDecoderConfig(**decoder))
+            model = transformers.MusicgenForConditionalGeneration(**parts).eval()
+        else:
+            parts["decoder"] = follower(decoder)
+            config = transformers.MusicgenMelodyConfig(**{n: part.config for n, part in parts.items()}, **melody)
+            model = transformers.MusicgenMelodyForConditionalGeneration(config, **parts).eval()
         with torch.no_grad():
             for part, parameter in model.named_parameters():
                 if not part.startswith("audio_encoder."):
@@ -79,13 +87,22 @@ def made(folder: Path, sizes: tuple, seed: int = 0, born: bool = False, **codec_
     return reopened(folder)
 
 
+def follower(decoder: dict):
+    """The decoder of `transformers` that has melody and text before its tokens."""
+    from transformers.models.musicgen_melody import configuration_musicgen_melody, modeling_musicgen_melody
+
+    config = configuration_musicgen_melody.MusicgenMelodyDecoderConfig(**decoder)
+    return modeling_musicgen_melody.MusicgenMelodyForCausalLM(config)
+
+
 def reopened(folder: Path):
     """The model of `transformers` in a folder; nothing may be missing in it or too much."""
     import transformers
 
+    melody = json.loads((folder / "config.json").read_text())["model_type"] == "musicgen_melody"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, report = transformers.MusicgenForConditionalGeneration.from_pretrained(
+        model, report = getattr(transformers, f"Musicgen{'Melody' * melody}ForConditionalGeneration").from_pretrained(
             folder, output_loading_info=True, attn_implementation="eager"
         )
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]

@@ -1,7 +1,9 @@
 """Published models in the Hugging Face layout, `config.json` beside `model.safetensors`, without torch.
 
 A source is a folder, a safetensors file with its config.json beside it, or a repository `owner/name@revision`, which
-`huggingface_hub` downloads once and keeps in its cache. Large models are several safetensors files and an index.
+`huggingface_hub` downloads once and keeps in its cache. Large models are several safetensors files and an index. What
+is a whole model by itself may be named without a revision: that is @main, and the commit is told; a codec may not, as
+what it is trained with must be the same in a year.
 """
 
 import contextlib
@@ -14,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from audiolm_jax import files
@@ -55,23 +58,41 @@ def _hint(folder: Path) -> str:
     return f" ({others[0]} is a pickle, which is never read; convert it to safetensors)" if others else ""
 
 
-def folder(source: str | Path, what: str, needed: tuple[str, ...] = ()) -> Path:
-    """The folder of a source whose weights may be several files; of a repository, downloaded with the files `needed`.
+def is_repository(source: str | Path) -> bool:
+    """Whether a source is no path here but names a repository: owner/name@revision, or owner/name if no folder `owner`
+    is here, in which `name` would be missing."""
+    path, text = Path(source).expanduser(), str(source)
+    if path.exists() or not re.fullmatch(REPOSITORY, text):
+        return False
+    return "@" in text or not path.parent.exists()
 
+
+def folder(source: str | Path, what: str, needed: tuple[str, ...] = ()) -> tuple[Path, str]:
+    """(the folder of a source whose weights may be several files, owner/name@commit of a repository or "").
+
+    Of a repository it is downloaded, with the files `needed`, all of the commit that its revision (or main) is at.
     what: begins a message. Raises InputError for what is neither a folder nor a repository, or cannot be downloaded.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
-    if path.exists() or not re.fullmatch(REPOSITORY, str(source)):
-        raise InputError(f"{what}: {source} is no folder and no repository owner/name@revision")
-    config, *_ = _download(str(source), (CONFIG, *needed), what)
+        return path, ""
+    if not is_repository(source):
+        raise InputError(f"{what}: there is no folder {source}; give one, or a repository owner/name@revision")
+    name, _, revision = str(source).partition("@")
     try:
-        _download(str(source), (WEIGHTS,), what, absent=FileNotFoundError)
+        [config] = _download(f"{name}@{revision or 'main'}", (CONFIG,), what)
+    except InputError as error:
+        raise error if revision else InputError(f"there is no folder {source}, and as a repository: {error}") from None
+    commit = f"{name}@{config.parent.name}"  # where the library keeps a file says of which commit it is
+    if not revision:
+        logging.warning("%s: taken at its latest commit; %s will stay the same", source, commit)
+    _download(commit, needed, what)
+    try:
+        _download(commit, (WEIGHTS,), what, absent=FileNotFoundError)
     except FileNotFoundError:
-        [index] = _download(str(source), (INDEX,), what)
-        _download(str(source), shards(index, what), what)
-    return config.parent
+        [index] = _download(commit, (INDEX,), what)
+        _download(commit, shards(index, what), what)
+    return config.parent, commit
 
 
 def shards(index: Path, what: str) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def apart(audio_BCN: np.ndarray) -> np.ndarray:
 
 def beside(audio_MN: np.ndarray) -> np.ndarray:
     """[2B, N] -> [B, 2, N]."""
-    return audio_MN.reshape(-1, 2, audio_MN.shape[-1])
+    return audio_MN.reshape(len(audio_MN) // 2, 2, audio_MN.shape[-1])  # N may be 0
 
 
 def split(codes_BTQ: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax import vocab as ids
+from audiolm_jax.chroma import Melody
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.rules import LogitRules
@@ -42,6 +43,7 @@ class Request:
     seed: int = 0
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     encoded_EW: np.ndarray | None = None  # states of the text that the model attends to (model.cross_width), or none
+    melody: Melody | None = None  # of models that have it before the text, and both before the rest (given_widths)
 
 
 class Prompts(NamedTuple):
@@ -104,6 +106,7 @@ def positions(request: Request, frames: int, grid: Grid, vocab: Vocab) -> int:
     counts = [0]
     if grid.causal_levels:
         before = len(documents.prompt_row(request.document, grid, vocab, causal=True)["tokens"])
+        before += sum(map(len, before_tokens(request)))
         counts.append(before + steps_of(frames, grid))
     if grid.causal_levels < grid.codebooks:
         counts.append(len(documents.prompt_row(request.document, grid, vocab, causal=False)["tokens"]) + frames)
@@ -137,8 +140,10 @@ def prefilled_steps(frames: int, grid: Grid) -> int:
 
 
 def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
-    """The row of the document, <audio>, and the steps that lie wholly in the prompt."""
+    """The row of given states, the document, <audio>, and the steps that lie wholly in the prompt."""
     row = documents.prompt_row(request.document, grid, vocab, causal=True)
+    before = sum(map(len, before_tokens(request)))
+    row = {name: np.pad(value, ((before, 0), (0, 0))[: value.ndim]) for name, value in row.items()}
     steps = prefilled_steps(len(request.prompt_TQ), grid)
     if steps == 0:
         return row
@@ -155,7 +160,35 @@ def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
 def unconditional(request: Request) -> Request:
     """The same request without text: the model that guidance leads away from (trained by `drop_text`)."""
     document = tuple(segment for segment in request.document if segment[0] != "text")
-    return dataclasses.replace(request, document=document)
+    request = dataclasses.replace(request, document=document)
+    if request.melody is None:
+        return request
+    # The text's positions stay, with nothing at them.
+    nothing_EW = np.zeros_like(before_tokens(request)[1])
+    return dataclasses.replace(request, melody=request.melody.of(None), encoded_EW=nothing_EW)
+
+
+def before_tokens(request: Request) -> list[np.ndarray]:
+    """The states `[positions, width]` of every kind that stand before the tokens: melody and text, or none at all.
+
+    A missing text has one position, as in the reference, where its end is masked.
+    """
+    if request.melody is None:
+        return []
+    text_EW = request.encoded_EW
+    return [request.melody.chroma_CW, text_EW if len(text_EW) else np.zeros((1, text_EW.shape[1]), np.float32)]
+
+
+def given(requests: Sequence[Request], positions: int, guided: bool) -> tuple[np.ndarray, ...]:
+    """For every kind of states [M, positions, width]: each where it stands in the prompt, zeros elsewhere."""
+    rows = [before_tokens(r) for r in [*requests, *(unconditional(r) for r in requests if guided)]]
+    made = tuple(np.zeros((len(rows), positions, states.shape[1]), np.float32) for states in rows[0])
+    for m, row in enumerate(rows):
+        start = 0
+        for kind, states in zip(made, row, strict=True):
+            kind[m, start : start + len(states)] = states
+            start += len(states)
+    return made
 
 
 def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool, guided: bool) -> Prompts:
