@@ -140,10 +140,10 @@ def _stream(generator: "Generator", request) -> tuple[float, float, object]:
             return whole, first or whole, finished.value[0]
 
 
-def probe(dtype=jnp.float32, size: int = 1024, repeats: int = 5) -> Rates:
-    """The best of a few matrix products, and of a few sums over 64 MB, on the first device."""
+def probe(dtype=jnp.float32, size: int = 1024, repeats: int = 5, megabytes: int = 64) -> Rates:
+    """The best of a few matrix products of that size, and of a few sums over so many MB, on the first device."""
     matrix = jnp.ones((size, size), dtype)
-    array = jnp.ones(2**26 // jnp.dtype(dtype).itemsize, dtype)
+    array = jnp.ones(megabytes * 2**20 // jnp.dtype(dtype).itemsize, dtype)
     multiply, total = jax.jit(jnp.matmul), jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     product = min(_timed(multiply, matrix, matrix) for _ in range(repeats + 1))
     read = min(_timed(total, array) for _ in range(repeats + 1))
