@@ -115,7 +115,7 @@ def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace, 
     states, valid, block = inputs(sizes, cell, steps)
     guidance = GUIDANCE if cell.guided else 1.0
     others = turns.Others()
-    here = ours.Decoder(model, vocab, states, block, cell.batch, guidance, steps, options_of(flags.options))
+    here = ours.Decoder(model, vocab, states, block, cell.batch, guidance, steps, options_of(flags.option))
     codes_BNQ, logits_MQV = here.follow()
     row = {**dataclasses.asdict(cell), "steps": steps, "slots": here.slots, "compile_seconds": here.compile_seconds}
     programs, differences = {"here": here.run}, []
@@ -145,6 +145,7 @@ def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace, 
         "bandwidth_share": read / bandwidth / (row["here_ms"] / 1000),
         "temp_bytes": here.compiled.memory_analysis().temp_size_in_bytes,
         "copies": ours.cache_copies(here),
+        "kernels": ours.kernels(here),
         "others": others(),
     }
 
@@ -167,9 +168,10 @@ def clip(cell: Cell, opened: tuple, seconds: float, flags: argparse.Namespace) -
     }
 
 
-def options_of(text: str) -> dict:
-    """ "a=true,b=2" as options of the compiler."""
-    return dict(pair.split("=", 1) for pair in text.split(",") if pair)
+def options_of(pairs: list[str]) -> dict[str, str | bool]:
+    """["a=true", "b=2"] as options of the compiler."""
+    split = [pair.partition("=") for pair in pairs]
+    return {name: {"true": True, "false": False}.get(value, value) for name, _, value in split}
 
 
 def references(row: dict) -> Iterator[str]:
@@ -230,7 +232,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=10.0, help="seconds for a cell's turns (default: %(default)s)")
     parser.add_argument("--least", type=int, default=3, help="turns at least (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="of a chunk (default: 16 for one row, fewer for more, at least 4)")
-    parser.add_argument("--options", default="", help="further options of the compiler here: name=value,...")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        help="a further option of the compiler here, name=value; may be repeated",
+    )
     parser.add_argument("--clip", type=float, help="time whole pieces of so many seconds instead, here alone")
     parser.add_argument("--chunk", type=int, default=32, help="steps of a chunk of --clip (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="fewer than published, to try something out")
@@ -283,6 +290,8 @@ def main() -> int:
                 continue
             row = measured(cell, sizes, opened, flags, bandwidth)
             gc.collect()  # caches
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             print(f"{cell.name} ({time.perf_counter() - began:.0f} s): {shown(row)}", flush=True)
             found[cell.name] = row
             if path is not None:
@@ -297,9 +306,9 @@ def shown(row: dict) -> str:
     times = ", ".join(f"{name} {row[f'{name}_ms']:.3g} ms (best {row[f'{name}_best_ms']:.3g})" for name in names)
     failed = "".join(f"; {key}: {value}" for key, value in row.items() if key.endswith("_failed"))
     return (
-        f"{times}; bandwidth {row['bandwidth_share']:.0%}, {row['copies']} copies of a cache, temp "
-        f"{row['temp_bytes'] / 1e6:.0f} MB, compiled in {row['compile_seconds']:.1f} s, logits differ by "
-        f"{row['difference']:.1g}, others use {row['others']:.2f} cores, {row['turns']} turns of {row['steps']} steps"
+        f"{times}; {row['bandwidth_share']:.0%} of bandwidth; {row['copies']} cache copies, {row['kernels']} kernels; "
+        f"temp {row['temp_bytes'] / 1e6:.0f} MB; compiled in {row['compile_seconds']:.1f} s; logits differ by "
+        f"{row['difference']:.1g}; others use {row['others']:.2f} cores; {row['turns']} turns of {row['steps']} steps"
         f"{failed}"
     )
 

@@ -117,6 +117,13 @@ def cache_copies(decoder: Decoder) -> int:
     return len(re.findall(rf"= \w+\[{len(decoder.fixed.length_M)},{slots},{heads},{width}\]\S* copy\(", text))
 
 
+def kernels(decoder: Decoder) -> int:
+    """Fusions and calls of libraries in the compiled program, nearly all of them in the loop: on a GPU each is started
+    in every step."""
+    text = decoder.compiled.as_text()
+    return text.count(" fusion(") + text.count(" custom-call(")
+
+
 def piece(model: Transformer, vocab: Vocab, rows: int, guidance: float, frames: int, chunk: int):
     """A function that makes pieces of so many frames, as codes."""
     grid = serialization.bind(GRID_DELAYS, vocab.codebooks)

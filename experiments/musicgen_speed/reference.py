@@ -61,6 +61,7 @@ class Decoder:
         # The codes that the delay pattern sets: none in the middle of a piece.
         self.pattern = torch.full((self.rows * self.books, end + 1), -1, device=self.device)
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Back to where it stood at first."""
         for layer in self.cache.self_attention_cache.layers:
