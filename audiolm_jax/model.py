@@ -21,10 +21,21 @@ from flax import nnx
 
 from audiolm_jax import attention, sharding
 from audiolm_jax.errors import InputError
-from audiolm_jax.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, row_axes, sinusoids
+from audiolm_jax.layers import (
+    Cross,
+    CrossAttention,
+    Norm,
+    activation,
+    bias,
+    biased,
+    normal,
+    product,
+    row_axes,
+    sinusoids,
+)
 from audiolm_jax.sharding import PRESETS, Rules, gather
 
-# Per layer {"k": [B, slots, H, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
+# Per layer {"k": [B, H, slots, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
 Cache = tuple[dict[str, jax.Array], ...]
 Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
 
@@ -89,6 +100,12 @@ class ModelConfig:
             return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
         return jnp.dtype(self.dtype)
 
+    @property
+    def cache_dtype(self) -> jnp.dtype:
+        """Of keys and values that decoding keeps. float32 on a CPU: XLA has no product of a row and a matrix of 16 bits
+        there, and would write a float32 copy of the cache in every step."""
+        return jnp.dtype("float32") if sharding.platform() == "cpu" else self.compute_dtype
+
     def sharded_sizes(self, vocab_size: int) -> dict[str, tuple[str, int]]:
         """What mesh axes may have to divide, for `sharding.check_sizes`."""
         names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
@@ -138,8 +155,7 @@ class Block(nnx.Module):
         weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
         y = self.attention_norm(x)
         spec = self.rules.spec(*row_axes(x.ndim - 1), "heads", None, None)
-        qkv = jnp.einsum("...D,DHAK->...HAK", y, weight, out_sharding=spec)
-        qkv = biased(qkv, self, "qkv_bias_HAK")
+        qkv = biased(product("...D,DHAK->...HAK", y, weight, spec), self, "qkv_bias_HAK")
         qk = qkv[..., :-1, :]
         if rope is not None:
             cos, sin = (table[..., None, None, :] for table in rope)
@@ -155,20 +171,15 @@ class Block(nnx.Module):
         stream = self.rules.spec(*rows, None)
         keys = (None,) * 3 if key is None else jax.random.split(key, 2 if cross is None else 3)
         weight = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
-        read = jnp.einsum("...HGK,HGKD->...D", heads, weight, out_sharding=stream)
+        read = product("...HGK,HGKD->...D", heads, weight, stream)
         x += self._drop(biased(read, self, "out_bias_D"), keys[0])
         if cross is not None:
             x += self._drop(self.cross(x, cross), keys[2])
         weight = gather(self.up_DCF[...], ("embed", None, "ffn"), self.rules, x.dtype)
-        h = jnp.einsum(
-            "...D,DCF->...CF",
-            self.ffn_norm(x),
-            weight,
-            out_sharding=self.rules.spec(*rows, None, "ffn"),
-        )
+        h = product("...D,DCF->...CF", self.ffn_norm(x), weight, self.rules.spec(*rows, None, "ffn"))
         h = activation(biased(h, self, "up_bias_CF"), self.config.mlp)
         weight = gather(self.down_FD[...], ("ffn", "embed"), self.rules, x.dtype)
-        down = jnp.einsum("...F,FD->...D", h, weight, out_sharding=stream)
+        down = product("...F,FD->...D", h, weight, stream)
         return x + self._drop(biased(down, self, "down_bias_D"), keys[1])
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -249,7 +260,7 @@ class Transformer(nnx.Module):
         if self.config.cross_width != self.config.width:
             weight = gather(self.states_WD[...], (None, "embed"), self.rules, states.dtype)
             spec = self.rules.spec("batch", None, None)
-            states = biased(jnp.einsum("BEW,WD->BED", states, weight, out_sharding=spec), self, "states_bias_D")
+            states = biased(product("BEW,WD->BED", states, weight, spec), self, "states_bias_D")
         return states, valid_BE
 
     def __call__(
@@ -298,7 +309,7 @@ class Transformer(nnx.Module):
         rows = ("batch", *(None,) * (hidden.ndim - 2))
         weight_DV = gather(self.output_DV(), ("embed", "vocab"), self.rules, hidden.dtype)
         spec = self.rules.spec(*rows, "vocab")
-        logits = jnp.einsum("...D,DV->...V", hidden, weight_DV, preferred_element_type=jnp.float32, out_sharding=spec)
+        logits = product("...D,DV->...V", hidden, weight_DV, spec, jnp.dtype("float32"))
         # Gathered when they are logits, which are few, not as a matrix in every step.
         return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.vocab_size]
 
@@ -330,16 +341,17 @@ class Transformer(nnx.Module):
             states = {} if encoded is None else block.cross.keys_values(encoded[0])
             cross = None if encoded is None else (states, encoded[1])
             x_BPD = block.finish(x_BPD, attention.attend(q, k, v, sight), cross=cross)
-            cache.append({"k": k, "v": v, **states})
+            kept = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2), **states}
+            cache.append({name: x.astype(self.config.cache_dtype) for name, x in kept.items()})
         return self.norm(x_BPD), tuple(cache)
 
     def init_cache(self, batch: int, slots: int) -> Cache:
         """An empty cache for `slots` generated positions."""
         c = self.config
-        spec = self.rules.spec("batch", None, "heads", None)
+        spec = self.rules.spec("batch", "heads", None, None)
 
         def zeros() -> jax.Array:
-            return jnp.zeros((batch, slots, c.kv_heads, c.head_width), c.compute_dtype, out_sharding=spec)
+            return jnp.zeros((batch, c.kv_heads, slots, c.head_width), c.cache_dtype, out_sharding=spec)
 
         return tuple({"k": zeros(), "v": zeros()} for _ in range(c.layers))
 
@@ -370,7 +382,9 @@ class Transformer(nnx.Module):
             x_BD = block.finish(x_BD, heads, cross=None if encoded_valid_BE is None else (prompt, encoded_valid_BE))
             written.append(
                 {
-                    name: jax.lax.dynamic_update_slice_in_dim(old[name], new[:, None], i, axis=1)
+                    name: jax.lax.dynamic_update_slice_in_dim(
+                        old[name], new[:, :, None].astype(old[name].dtype), i, axis=2
+                    )
                     for name, new in (("k", k), ("v", v))
                 }
             )

@@ -109,7 +109,7 @@ def test_the_keys_of_the_states_are_computed_once_and_no_cache_is_copied():
     )
     text = lowered.compile(compiler_options=model.decode_compiler_options()).as_text()
     for slots in (G, E):
-        shape = re.escape(f"f32[4,{slots},{MUSIC.kv_heads},{MUSIC.head_width}]")
+        shape = re.escape(f"f32[4,{MUSIC.kv_heads},{slots},{MUSIC.head_width}]")
         assert re.search(shape, text) and not re.findall(rf"= {shape}\S* copy\(", text)
     assert "kv_DHCK" not in text
 
@@ -159,7 +159,7 @@ def test_every_layout_is_traced(config, preset):
         decoding = rules.for_decoding()
         network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), decoding))
         _, cache = jax.eval_shape(lambda n: n.prefill(*whole, encoded=states), network)
-        assert cache[0]["cross_k"].sharding.spec == decoding.spec("batch", None, "heads", None)
+        assert cache[0]["cross_k"].sharding.spec == decoding.spec("batch", "heads", None, None)
 
 
 def test_training_on_tokens_has_no_states_to_attend_to(tmp_path):

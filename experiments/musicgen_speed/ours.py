@@ -67,7 +67,7 @@ class Decoder:
         empty = jax.eval_shape(lambda: model.init_cache(len(self.fixed.length_M), self.slots))[0]["k"]
         filled = [np.zeros(empty.shape, empty.dtype) for _ in block]
         for array, new in zip(filled, block, strict=True):
-            array[:, :made] = new
+            array[:, :, :made] = new.swapaxes(0, 1)
         self.cache = tuple(
             {name: jax.device_put(array, empty.sharding.spec, may_alias=False) for name, array in zip("kv", filled)}
             for _ in range(model.config.layers)
@@ -105,16 +105,16 @@ class Decoder:
     def cache_bytes(self) -> int:
         """Of the keys and values that a step in the middle of the chunk has to read: filled ones, and the states'."""
         c, prompt = self.model.config, self.fixed.prompt_cache[0]
-        rows, states = prompt["cross_k"].shape[:2]
+        rows, _, states, _ = prompt["cross_k"].shape
         positions = 1 + self.made + self.steps // 2 + states
         return 2 * c.layers * rows * positions * c.kv_heads * c.head_width * prompt["k"].dtype.itemsize
 
 
 def cache_copies(decoder: Decoder) -> int:
     """Copies of something of the shape of a cache in the compiled program; there should be none."""
-    _, slots, heads, width = decoder.cache[0]["k"].shape
+    _, heads, slots, width = decoder.cache[0]["k"].shape
     text = decoder.compiled.as_text()
-    return len(re.findall(rf"= \w+\[{len(decoder.fixed.length_M)},{slots},{heads},{width}\]\S* copy\(", text))
+    return len(re.findall(rf"= \w+\[{len(decoder.fixed.length_M)},{heads},{slots},{width}\]\S* copy\(", text))
 
 
 def kernels(decoder: Decoder) -> int:
