@@ -1,5 +1,6 @@
 """The parts that blocks of the transformer are put together from. Axes as in `model.py`; E states of an encoder."""
 
+import math
 from typing import Any
 
 import jax
@@ -35,14 +36,13 @@ def product(
     dtype = dtype or x.dtype
     if x.dtype == jnp.float32 or sharding.platform() != "cpu":
         return jnp.einsum(subscripts, x, weight, preferred_element_type=dtype, out_sharding=spec)
-    alone = x.ndim == 2 and x.shape[0] == 1
-    y = jnp.einsum(
-        subscripts,
-        jnp.pad(x, ((0, 1), (0, 0))) if alone else x,
-        weight,
-        preferred_element_type=jnp.float32,
-        out_sharding=spec,
-    )
+    terms, result = subscripts.split("->")
+    letters = terms.split(",")[1]
+    summed = math.prod(size for letter, size in zip(letters, weight.shape, strict=True) if letter not in result)
+    alone = x.size == summed  # one row: another beside it is next to free
+    if alone:
+        x = jnp.pad(x, ((0, 1), *((0, 0),) * (x.ndim - 1)))
+    y = jnp.einsum(subscripts, x, weight, preferred_element_type=jnp.float32, out_sharding=spec)
     return (y[:1] if alone else y).astype(dtype)
 
 

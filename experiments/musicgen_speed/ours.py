@@ -56,7 +56,11 @@ class Decoder:
         nothing = np.zeros((0, vocab.codebooks), np.int32)
         requests = [plan.Request((), nothing, vocab.max_frames, seed, sampling, states[seed]) for seed in range(rows)]
         self.fixed, state = causal.start(model, self.grid, vocab, requests)
-        made, self.slots = len(block[0]), causal.cache_sizes(len(block[0]) + steps, sampling.chunk)[-1]
+        made = len(block[0])
+        # The size of the cache at that position of a piece of `max_frames`, in chunks as by default.
+        chunk = SamplingConfig().chunk
+        sizes = causal.cache_sizes(int(plan.steps_of(vocab.max_frames, self.grid)), chunk)
+        self.slots = sizes[(made + steps - 1) // chunk]
         codes_BFQ = np.array(state.codes_BFQ)
         codes_BFQ[:, :made] = np.random.default_rng(0).integers(0, vocab.codebook_size, codes_BFQ[:, :made].shape)
         t, q = np.arange(codes_BFQ.shape[1])[:, None], np.arange(vocab.codebooks)
