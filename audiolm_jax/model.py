@@ -19,20 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from audiolm_jax import attention, sharding
+from audiolm_jax import attention, layers, sharding
 from audiolm_jax.errors import InputError
-from audiolm_jax.layers import (
-    Cross,
-    CrossAttention,
-    Norm,
-    activation,
-    bias,
-    biased,
-    normal,
-    product,
-    row_axes,
-    sinusoids,
-)
+from audiolm_jax.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, product, row_axes
 from audiolm_jax.sharding import PRESETS, Rules, gather
 
 # Per layer {"k": [B, H, slots, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
@@ -60,7 +49,9 @@ class ModelConfig:
     cross_width: int = 0  # width of the encoder's states that every block attends to; 0: none
     dropout: float = 0.0  # on the output of each attention and feed-forward part, in training only
     tied: bool = False  # the output matrix is the embedding table
-    dtype: str = "auto"  # auto (float32 on CPU, else bfloat16) | float32 | bfloat16; parameters are float32
+    # auto (float32 on CPU at any batch, so that a row is the same alone and among others; else bfloat16) | float32 |
+    # bfloat16 (on a CPU faster from four rows up); parameters are float32
+    dtype: str = "auto"
     remat: bool = False  # recompute a layer's activations in the backward pass
 
     def __post_init__(self) -> None:
@@ -243,7 +234,7 @@ class Transformer(nnx.Module):
         if c.positions == "rotary":
             return x, attention.rope_table(positions, c.head_width, c.rope_base)
         if c.positions == "sinusoidal":
-            return x + sinusoids(positions, c.width).astype(x.dtype), None
+            return x + layers.sinusoids(positions, c.width).astype(x.dtype), None
         table_PD = gather(self.positions_PD[...], (None, "embed"), self.rules)
         return x + table_PD.at[positions].get(out_sharding=jax.typeof(x).sharding, mode="clip").astype(x.dtype), None
 
@@ -380,14 +371,8 @@ class Transformer(nnx.Module):
             q, k, v = block.qkv(x_BD, rope)
             heads = attention.attend_step(q, k, v, prompt, prompt_valid_BP, old, i)
             x_BD = block.finish(x_BD, heads, cross=None if encoded_valid_BE is None else (prompt, encoded_valid_BE))
-            written.append(
-                {
-                    name: jax.lax.dynamic_update_slice_in_dim(
-                        old[name], new[:, :, None].astype(old[name].dtype), i, axis=2
-                    )
-                    for name, new in (("k", k), ("v", v))
-                }
-            )
+            new = {name: x[:, :, None].astype(old[name].dtype) for name, x in (("k", k), ("v", v))}
+            written.append({x: jax.lax.dynamic_update_slice_in_dim(old[x], new[x], i, axis=2) for x in new})
         return self.norm(x_BD), tuple(written)
 
 

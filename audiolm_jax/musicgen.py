@@ -163,9 +163,10 @@ class Published:
         )
 
 
-def load(source: str | Path, sampling: SamplingConfig | None = None) -> generate.Generator:
-    """The generator of a published checkpoint: a folder, or a repository owner/name@revision. Raises InputError."""
-    return read(source).generator(sampling)
+def load(source: str | Path, sampling: SamplingConfig | None = None, dtype: str = "auto") -> generate.Generator:
+    """The generator of a published checkpoint: a folder, or a repository owner/name@revision. dtype: as `model.dtype`.
+    Raises InputError."""
+    return read(source, dtype).generator(sampling)
 
 
 def is_published(folder: Path) -> bool:
@@ -173,7 +174,7 @@ def is_published(folder: Path) -> bool:
     return (folder / huggingface.CONFIG).is_file() and not (folder / checkpoints.FOLDER).is_dir()
 
 
-def read(source: str | Path) -> Published:
+def read(source: str | Path, dtype: str = "auto") -> Published:
     """Raises one InputError that names everything missing, unexpected or of a wrong shape."""
     folder = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
     given, weights = huggingface.read_folder(folder, ("musicgen",), WHAT)
@@ -188,7 +189,7 @@ def read(source: str | Path) -> Published:
         encoder = t5.take(text, part)
     config, order, codec = described(given, codec, text)
     vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), special=True)
-    model = fill(config, vocab, weights)
+    model = fill(dataclasses.replace(config, dtype=dtype), vocab, weights)
     weights.finish()
     return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER)
 
