@@ -75,7 +75,7 @@ def test_programs_take_turns_until_the_time_is_spent():
 def test_a_busy_machine_is_refused_and_this_process_is_no_other():
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        with pytest.raises(InputError, match="other processes use .* cores, at most 0.02"):
+        with pytest.raises(InputError, match=r"other processes use .* cores, at most 0\.02"):
             turns.refuse_busy(most=0.02, seconds=1)
     finally:
         busy.kill()
