@@ -1,6 +1,6 @@
 # Each target makes the virtual environment it needs, with the pinned versions of constraints.txt:
-#   demo, bench        .venv with the package alone
-#   test, test-all, lint   the same .venv, with the tools for development added
+#   demo, speed        .venv with the package alone
+#   test, test-all, lint, bench   the same .venv, with the tools for development and the references added
 #   plans, planner      the same .venv, with the compiler for TPUs added (it needs no TPU)
 #   notebooks, pairs    the same .venv, with what executes notebooks added
 PYTHON ?= python3
@@ -8,7 +8,7 @@ VENV ?= .venv
 WORKDIR ?= runs/demo
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo floor plans planner notebooks pairs test test-all lint format bench pictures clean
+.PHONY: help install demo floor plans planner notebooks pairs test test-all lint format bench speed pictures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,7 +20,8 @@ help:
 	@echo "make test      the tests (make test-all: the slow ones too)"
 	@echo "make install   the package alone, in $(VENV)"
 	@echo "make lint      ruff check and ruff format --check (make format: apply them)"
-	@echo "make bench     measure training and decoding speed on this machine"
+	@echo "make bench     steps of MusicGen against transformers (torch) on this machine, which must be idle: 20 minutes"
+	@echo "make speed     measure training and decoding speed of every strategy on this machine"
 	@echo "make pictures  draw the grid pictures of the README anew"
 	@echo "PYTHON=python3.12 chooses the interpreter, WORKDIR=... the folder of the demo"
 
@@ -84,7 +85,10 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.package
+bench: $(VENV)/.dev
+	$(VENV)/bin/python experiments/musicgen_speed/bench.py
+
+speed: $(VENV)/.package
 	$(VENV)/bin/python experiments/speed/bench.py
 
 pictures: $(VENV)/.package

@@ -99,19 +99,23 @@ def attend_step(
     """One query against prompt keys, the generated slots before `i`, and itself -> out_BHGK.
 
     The cache is only read here: the caller writes slot `i` afterwards. Reading the old buffer and adding
-    the new token as its own term is what lets XLA update the buffer in place inside a loop.
+    the new token as its own term is what lets XLA update the buffer in place inside a loop. Keys and values are
+    [B, H, M, K]: a product over them in any other order of axes turns the whole cache around first, in every step.
+    They may be wider than the query (`model.cache_dtype`).
     """
+    dtype = q_BHGK.dtype
+    q_BHGK, k_BHK, v_BHK = (x.astype(cache["k"].dtype) for x in (q_BHGK, k_BHK, v_BHK))
 
-    def score(k_BMHK: jax.Array) -> jax.Array:
-        return jnp.einsum("BHGK,BMHK->BHGM", q_BHGK, k_BMHK, preferred_element_type=jnp.float32)
+    def score(k_BHMK: jax.Array) -> jax.Array:
+        return jnp.einsum("BHGK,BHMK->BHGM", q_BHGK, k_BHMK, preferred_element_type=jnp.float32)
 
     prompt_BHGP = jnp.where(prompt_valid_BP[:, None, None], score(prompt["k"]), MASKED)
-    slots = cache["k"].shape[1]
+    slots = cache["k"].shape[2]
     old_BHGM = jnp.where(jnp.arange(slots, dtype=jnp.int32) < i, score(cache["k"]), MASKED)
     self_BHG1 = jnp.einsum("BHGK,BHK->BHG", q_BHGK, k_BHK, preferred_element_type=jnp.float32)[..., None]
     weights = jax.nn.softmax(jnp.concatenate([prompt_BHGP, old_BHGM, self_BHG1], axis=-1), axis=-1)
     weights = weights.astype(v_BHK.dtype)
     width = prompt_BHGP.shape[-1]
-    out_BHGK = jnp.einsum("BHGP,BPHK->BHGK", weights[..., :width], prompt["v"])
-    out_BHGK += jnp.einsum("BHGM,BMHK->BHGK", weights[..., width:-1], cache["v"])
-    return out_BHGK + weights[..., -1:] * v_BHK[:, :, None]
+    out_BHGK = jnp.einsum("BHGP,BHPK->BHGK", weights[..., :width], prompt["v"])
+    out_BHGK += jnp.einsum("BHGM,BHMK->BHGK", weights[..., width:-1], cache["v"])
+    return (out_BHGK + weights[..., -1:] * v_BHK[:, :, None]).astype(dtype)

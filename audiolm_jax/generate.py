@@ -359,24 +359,29 @@ def _gathered(spec: P, model: Transformer) -> P:
 
 
 def load(
-    source: str | Path, sampling: SamplingConfig | None = None, step: int | None = None, codec: Any = None
+    source: str | Path,
+    sampling: SamplingConfig | None = None,
+    step: int | None = None,
+    codec: Any = None,
+    dtype: str | None = None,
 ) -> Generator:
     """The generator of a run (its folder, or a safetensors file exported from it) or of a published checkpoint (a
     folder in the Hugging Face layout, or a repository owner/name or owner/name@revision; see musicgen.py).
 
     sampling: None is the default, of a published checkpoint what it was published with. step: which checkpoint of a run
-    (None: the latest). codec: an open codec instead of the one the run names.
+    (None: the latest). codec: an open codec instead of the one the run names. dtype: `model.dtype` instead of what the
+    run was trained with.
     Raises InputError if there is no checkpoint, or the codec is not the one the model was trained on.
     """
     from audiolm_jax import musicgen  # which makes generators
 
-    path = files.place(source)
+    path, changes = files.place(source), {} if dtype is None else {"dtype": dtype}
     if musicgen.is_published(path) or huggingface.is_repository(source):
-        return musicgen.load(source, sampling)
+        return musicgen.load(source, sampling, dtype or "auto")
     if path.is_file():
-        model, about = checkpoints.load_safetensors(path)
+        model, about = checkpoints.load_safetensors(path, **changes)
     else:
-        model, about = checkpoints.restore_params(path, step)
+        model, about = checkpoints.restore_params(path, step, **changes)
     if "text_encoder" in about:
         return musicgen.of_run(path, model, about).generator(sampling)
     vocab, grid, data_config = described(about)

@@ -1,5 +1,6 @@
 """The parts that blocks of the transformer are put together from. Axes as in `model.py`; E states of an encoder."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import sharding
 from audiolm_jax.attention import MASKED
 from audiolm_jax.sharding import Rules, gather
 
-Cross = tuple[dict[str, jax.Array], jax.Array]  # {"cross_k": [B, E, H, K], "cross_v": same}, valid_BE
+Cross = tuple[dict[str, jax.Array], jax.Array]  # {"cross_k": [B, H, E, K], "cross_v": same}, valid_BE
 
 
 def row_axes(axes: int) -> tuple[str | None, ...]:
@@ -21,6 +23,27 @@ def row_axes(axes: int) -> tuple[str | None, ...]:
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
     """A float32 weight born with its sharding."""
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
+
+
+def product(
+    subscripts: str, x: jax.Array, weight: jax.Array, spec: jax.sharding.PartitionSpec, dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """einsum of x and a weight, summed in float32 whatever their dtype, in `dtype` (None: that of x).
+
+    On a CPU this is said in so many words: XLA has kernels for products of 16 bits with results of 32 and at least two
+    rows, and writes a float32 copy of the weights for any other. Accelerators sum in float32 by themselves.
+    """
+    dtype = dtype or x.dtype
+    if x.dtype == jnp.float32 or sharding.platform() != "cpu":
+        return jnp.einsum(subscripts, x, weight, preferred_element_type=dtype, out_sharding=spec)
+    terms, result = subscripts.split("->")
+    letters = terms.split(",")[1]
+    summed = math.prod(size for letter, size in zip(letters, weight.shape, strict=True) if letter not in result)
+    alone = x.size == summed  # one row: another beside it is next to free
+    if alone:
+        x = jnp.pad(x, ((0, 1), *((0, 0),) * (x.ndim - 1)))
+    y = jnp.einsum(subscripts, x, weight, preferred_element_type=jnp.float32, out_sharding=spec)
+    return (y[:1] if alone else y).astype(dtype)
 
 
 def bias(shape: tuple[int, ...], axes: tuple, rules: Rules) -> nnx.Param:
@@ -47,7 +70,7 @@ def projected(states_BEW: jax.Array, module: nnx.Module, name: str, rows: tuple[
         return states_BEW
     weight_WD = gather(getattr(module, f"{name}_WD")[...], (None, "embed"), module.rules, states_BEW.dtype)
     spec = module.rules.spec(*rows, None)
-    return biased(jnp.einsum("BEW,WD->BED", states_BEW, weight_WD, out_sharding=spec), module, f"{name}_bias_D")
+    return biased(product("BEW,WD->BED", states_BEW, weight_WD, spec), module, f"{name}_bias_D")
 
 
 def with_given(x_BLD: jax.Array, given: tuple[jax.Array, ...], module: nnx.Module) -> jax.Array:
@@ -128,8 +151,8 @@ class CrossAttention(nnx.Module):
         """The keys and values of states."""
         kernel = gather(self.kv_DHCK[...], ("embed", "heads", None, None), self.rules, states_BED.dtype)
         spec = self.rules.spec("batch", None, "heads", None, None)
-        kv = biased(jnp.einsum("BED,DHCK->BEHCK", states_BED, kernel, out_sharding=spec), self, "kv_bias_HCK")
-        return {"cross_k": kv[..., 0, :], "cross_v": kv[..., 1, :]}
+        kv = biased(product("BED,DHCK->BEHCK", states_BED, kernel, spec), self, "kv_bias_HCK")
+        return {name: kv[..., c, :].swapaxes(1, 2) for c, name in enumerate(("cross_k", "cross_v"))}
 
     def __call__(self, x: jax.Array, cross: Cross) -> jax.Array:
         """x `[B, ..., D]` -> what is to be added to it. A row without a valid state reads zeros."""
@@ -137,13 +160,14 @@ class CrossAttention(nnx.Module):
         rows = row_axes(x.ndim - 1)
         kernel = gather(self.q_DHGK[...], ("embed", "heads", None, None), self.rules, x.dtype)
         spec = self.rules.spec(*rows, "heads", None, None)
-        q = biased(jnp.einsum("...D,DHGK->...HGK", self.norm(x), kernel, out_sharding=spec), self, "q_bias_HGK")
+        q = biased(product("...D,DHGK->...HGK", self.norm(x), kernel, spec), self, "q_bias_HGK")
         q *= self.config.head_width**-0.5
-        scores = jnp.einsum("B...HGK,BEHK->B...HGE", q, states["cross_k"], preferred_element_type=jnp.float32)
+        k, v = states["cross_k"], states["cross_v"]
+        scores = jnp.einsum("B...HGK,BHEK->B...HGE", q.astype(k.dtype), k, preferred_element_type=jnp.float32)
         valid = valid_BE.reshape(len(valid_BE), *(1,) * x.ndim, -1)
         weights = jax.nn.softmax(jnp.where(valid, scores, MASKED), axis=-1)
-        weights = jnp.where(valid, weights, 0).astype(x.dtype)
-        heads = jnp.einsum("B...HGE,BEHK->B...HGK", weights, states["cross_v"])
+        weights = jnp.where(valid, weights, 0).astype(v.dtype)
+        heads = jnp.einsum("B...HGE,BHEK->B...HGK", weights, v).astype(x.dtype)
         kernel = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
         stream = self.rules.spec(*rows, None)
-        return biased(jnp.einsum("...HGK,HGKD->...D", heads, kernel, out_sharding=stream), self, "out_bias_D")
+        return biased(product("...HGK,HGKD->...D", heads, kernel, stream), self, "out_bias_D")

@@ -21,10 +21,10 @@ from flax import nnx
 
 from audiolm_jax import attention, layers, sharding
 from audiolm_jax.errors import InputError
-from audiolm_jax.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, row_axes, sinusoids
+from audiolm_jax.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, product, row_axes
 from audiolm_jax.sharding import PRESETS, Rules, gather
 
-# Per layer {"k": [B, slots, H, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
+# Per layer {"k": [B, H, slots, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
 Cache = tuple[dict[str, jax.Array], ...]
 Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
 Given = tuple[jax.Array, ...]  # per width of given_widths states [B, L, width], zeros at positions without one
@@ -51,7 +51,9 @@ class ModelConfig:
     given_widths: tuple[int, ...] = ()  # widths of states that stand at positions like tokens, each kind by itself
     dropout: float = 0.0  # on the output of each attention and feed-forward part, in training only
     tied: bool = False  # the output matrix is the embedding table
-    dtype: str = "auto"  # auto (float32 on CPU, else bfloat16) | float32 | bfloat16; parameters are float32
+    # auto (float32 on CPU at any batch, so that a row is the same alone and among others; else bfloat16) | float32 |
+    # bfloat16 (on a CPU faster from four rows up); parameters are float32
+    dtype: str = "auto"
     remat: bool = False  # recompute a layer's activations in the backward pass
 
     def __post_init__(self) -> None:
@@ -93,6 +95,12 @@ class ModelConfig:
         if self.dtype == "auto":
             return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
         return jnp.dtype(self.dtype)
+
+    @property
+    def cache_dtype(self) -> jnp.dtype:
+        """Of keys and values that decoding keeps. float32 on a CPU: XLA has no product of a row and a matrix of 16 bits
+        there, and would write a float32 copy of the cache in every step."""
+        return jnp.dtype("float32") if sharding.platform() == "cpu" else self.compute_dtype
 
     def sharded_sizes(self, vocab_size: int) -> dict[str, tuple[str, int]]:
         """What mesh axes may have to divide, for `sharding.check_sizes`."""
@@ -143,8 +151,7 @@ class Block(nnx.Module):
         weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
         y = self.attention_norm(x)
         spec = self.rules.spec(*row_axes(x.ndim - 1), "heads", None, None)
-        qkv = jnp.einsum("...D,DHAK->...HAK", y, weight, out_sharding=spec)
-        qkv = biased(qkv, self, "qkv_bias_HAK")
+        qkv = biased(product("...D,DHAK->...HAK", y, weight, spec), self, "qkv_bias_HAK")
         qk = qkv[..., :-1, :]
         if rope is not None:
             cos, sin = (table[..., None, None, :] for table in rope)
@@ -160,20 +167,15 @@ class Block(nnx.Module):
         stream = self.rules.spec(*rows, None)
         keys = (None,) * 3 if key is None else jax.random.split(key, 2 if cross is None else 3)
         weight = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
-        read = jnp.einsum("...HGK,HGKD->...D", heads, weight, out_sharding=stream)
+        read = product("...HGK,HGKD->...D", heads, weight, stream)
         x += self._drop(biased(read, self, "out_bias_D"), keys[0])
         if cross is not None:
             x += self._drop(self.cross(x, cross), keys[2])
         weight = gather(self.up_DCF[...], ("embed", None, "ffn"), self.rules, x.dtype)
-        h = jnp.einsum(
-            "...D,DCF->...CF",
-            self.ffn_norm(x),
-            weight,
-            out_sharding=self.rules.spec(*rows, None, "ffn"),
-        )
+        h = product("...D,DCF->...CF", self.ffn_norm(x), weight, self.rules.spec(*rows, None, "ffn"))
         h = activation(biased(h, self, "up_bias_CF"), self.config.mlp)
         weight = gather(self.down_FD[...], ("ffn", "embed"), self.rules, x.dtype)
-        down = jnp.einsum("...F,FD->...D", h, weight, out_sharding=stream)
+        down = product("...F,FD->...D", h, weight, stream)
         return x + self._drop(biased(down, self, "down_bias_D"), keys[1])
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -237,7 +239,7 @@ class Transformer(nnx.Module):
         if c.positions == "rotary":
             return x, attention.rope_table(positions, c.head_width, c.rope_base)
         if c.positions == "sinusoidal":
-            return x + sinusoids(positions, c.width).astype(x.dtype), None
+            return x + layers.sinusoids(positions, c.width).astype(x.dtype), None
         table_PD = gather(self.positions_PD[...], (None, "embed"), self.rules)
         return x + table_PD.at[positions].get(out_sharding=jax.typeof(x).sharding, mode="clip").astype(x.dtype), None
 
@@ -299,7 +301,7 @@ class Transformer(nnx.Module):
         rows = ("batch", *(None,) * (hidden.ndim - 2))
         weight_DV = gather(self.output_DV(), ("embed", "vocab"), self.rules, hidden.dtype)
         spec = self.rules.spec(*rows, "vocab")
-        logits = jnp.einsum("...D,DV->...V", hidden, weight_DV, preferred_element_type=jnp.float32, out_sharding=spec)
+        logits = product("...D,DV->...V", hidden, weight_DV, spec, jnp.dtype("float32"))
         # Gathered when they are logits, which are few, not as a matrix in every step.
         return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.vocab_size]
 
@@ -332,16 +334,17 @@ class Transformer(nnx.Module):
             states = {} if encoded is None else block.cross.keys_values(encoded[0])
             cross = None if encoded is None else (states, encoded[1])
             x_BPD = block.finish(x_BPD, attention.attend(q, k, v, sight), cross=cross)
-            cache.append({"k": k, "v": v, **states})
+            kept = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2), **states}
+            cache.append({name: x.astype(self.config.cache_dtype) for name, x in kept.items()})
         return self.norm(x_BPD), tuple(cache)
 
     def init_cache(self, batch: int, slots: int) -> Cache:
         """An empty cache for `slots` generated positions."""
         c = self.config
-        spec = self.rules.spec("batch", None, "heads", None)
+        spec = self.rules.spec("batch", "heads", None, None)
 
         def zeros() -> jax.Array:
-            return jnp.zeros((batch, slots, c.kv_heads, c.head_width), c.compute_dtype, out_sharding=spec)
+            return jnp.zeros((batch, c.kv_heads, slots, c.head_width), c.cache_dtype, out_sharding=spec)
 
         return tuple({"k": zeros(), "v": zeros()} for _ in range(c.layers))
 
@@ -370,12 +373,8 @@ class Transformer(nnx.Module):
             q, k, v = block.qkv(x_BD, rope)
             heads = attention.attend_step(q, k, v, prompt, prompt_valid_BP, old, i)
             x_BD = block.finish(x_BD, heads, cross=None if encoded_valid_BE is None else (prompt, encoded_valid_BE))
-            written.append(
-                {
-                    name: jax.lax.dynamic_update_slice_in_dim(old[name], new[:, None], i, axis=1)
-                    for name, new in (("k", k), ("v", v))
-                }
-            )
+            new = {name: x[:, :, None].astype(old[name].dtype) for name, x in (("k", k), ("v", v))}
+            written.append({x: jax.lax.dynamic_update_slice_in_dim(old[x], new[x], i, axis=2) for x in new})
         return self.norm(x_BD), tuple(written)
 
 

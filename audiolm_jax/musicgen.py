@@ -190,12 +190,12 @@ def melody(given: dict, sample_rate: int) -> chroma.Melody | None:
     return chroma.Melody(given.get("chroma_length", 235), given.get("num_chroma", 12), sample_rate)
 
 
-def load(source: str | Path, sampling: SamplingConfig | None = None) -> generate.Generator:
+def load(source: str | Path, sampling: SamplingConfig | None = None, dtype: str = "auto") -> generate.Generator:
     """The generator of a published checkpoint: a folder, or a repository owner/name or owner/name@revision.
 
-    Raises InputError for what is neither, or does not fit.
+    dtype: as `model.dtype`. Raises InputError for what is neither, or does not fit.
     """
-    return read(source).generator(sampling)
+    return read(source, dtype).generator(sampling)
 
 
 def is_published(folder: Path) -> bool:
@@ -203,7 +203,7 @@ def is_published(folder: Path) -> bool:
     return (folder / huggingface.CONFIG).is_file() and not (folder / checkpoints.FOLDER).is_dir()
 
 
-def read(source: str | Path) -> Published:
+def read(source: str | Path, dtype: str = "auto") -> Published:
     """Raises one InputError that names everything missing, unexpected or of a wrong shape."""
     folder, repository = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
     given, weights = huggingface.read_folder(folder, ("musicgen", MELODY), WHAT)
@@ -218,7 +218,7 @@ def read(source: str | Path) -> Published:
         encoder = t5.take(text, part)
     config, order, codec = described(given, codec, text)
     vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), special=True)
-    model = fill(config, vocab, weights)
+    model = fill(dataclasses.replace(config, dtype=dtype), vocab, weights)
     weights.finish()
     return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER, repository)
 

@@ -110,7 +110,7 @@ def test_the_keys_of_the_states_are_computed_once_and_no_cache_is_copied():
     )
     text = lowered.compile(compiler_options=model.decode_compiler_options()).as_text()
     for slots in (G, E):
-        shape = re.escape(f"f32[4,{slots},{MUSIC.kv_heads},{MUSIC.head_width}]")
+        shape = re.escape(f"f32[4,{MUSIC.kv_heads},{slots},{MUSIC.head_width}]")
         assert re.search(shape, text) and not re.findall(rf"= {shape}\S* copy\(", text)
     assert "kv_DHCK" not in text
 
@@ -182,7 +182,7 @@ def test_every_layout_is_traced(config, preset):
         network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), decoding))
         _, cache = jax.eval_shape(lambda n: n.prefill(*whole, encoded=states, given=given), network)
         assert cache[0]["k" if states is None else "cross_k"].sharding.spec == decoding.spec(
-            "batch", None, "heads", None
+            "batch", "heads", None, None
         )
 
 

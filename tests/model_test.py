@@ -151,7 +151,7 @@ def test_the_decode_loop_copies_no_cache():
         .compile(compiler_options=model.decode_compiler_options())
     )
     text = compiled.as_text()
-    shape = re.escape(f"f32[3,{G},{TINY.kv_heads},{TINY.head_width}]")
+    shape = re.escape(f"f32[3,{TINY.kv_heads},{G},{TINY.head_width}]")
     assert "known_trip_count" in text
     assert re.search(shape, text)
     assert not re.findall(rf"= {shape}\S* copy\(", text)

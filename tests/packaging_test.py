@@ -46,13 +46,13 @@ def test_constraints_pin_every_dependency_and_hold_no_address():
     assert set(extras) == {"tpu", "cuda", "gcs", "tf", "eval", "parity", "notebook", "dev"}
 
 
-@pytest.mark.parametrize("target", ["demo", "plans", "notebooks", "test", "test-all", "lint", "bench"])
+@pytest.mark.parametrize("target", ["demo", "plans", "notebooks", "test", "test-all", "lint", "bench", "speed"])
 def test_make_targets_bring_their_own_environment(target, tmp_path):
     done = subprocess.run(
         ["make", "--dry-run", target, f"VENV={tmp_path}/venv"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert f"-m venv {tmp_path}/venv" in done.stdout
-    assert ("[dev,parity]" in done.stdout) == (target in ("test", "test-all", "lint"))
+    assert ("[dev,parity]" in done.stdout) == (target in ("test", "test-all", "lint", "bench"))
     assert "pesq" not in done.stdout
 
 

@@ -36,6 +36,16 @@ def test_top_keeps_equal_logits_together_and_orders_across_zero():
     assert np.isfinite(rules.top(np.array([-1.0, -3.0, -2.0]), np.int32(2), None)).tolist() == [True, False, True]
 
 
+def test_digits_of_any_width_find_the_same():
+    logits_BN = np.random.default_rng(0).standard_normal((20, 300)).astype(np.float32) * 3
+    logits_BN[:, 5:9], logits_BN[3, :290] = -np.inf, -0.0
+    ones, needed = np.ones_like(logits_BN), np.array([1, 2, 7, 40, 250] * 4)
+    kept = [np.isfinite(rules._keep(logits_BN, ones, needed, width)) for width in (1, 2, 4, 8)]
+    assert all((kept[0] == other).all() for other in kept)
+    for row, found, k in zip(logits_BN, kept[0], needed, strict=True):
+        assert found.sum() >= min(k, np.isfinite(row).sum()) and (row[found] >= np.sort(row)[-k]).all()
+
+
 def test_choose_draws_from_the_distribution():
     logits_N = np.log(np.array([0.5, 0.3, 0.2, 1e-30]))
     gumbel_BN = jax.random.gumbel(jax.random.key(0), (4000, 4))

@@ -1,6 +1,9 @@
 """Times are those of real generation, and passes are counted as the order predicts."""
 
 import math
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from flax import nnx
 
 from audiolm_jax import codecs, generate
 from audiolm_jax.errors import InputError
-from audiolm_jax.evaluation import speed
+from audiolm_jax.evaluation import speed, turns
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.serialization import SerializationConfig, bind
@@ -59,3 +62,27 @@ def test_a_machine_has_rates_and_a_description():
 def test_nothing_to_time_is_named():
     with pytest.raises(InputError, match="0 texts and 3 repeats"):
         speed.measure(None, [])
+
+
+def test_programs_take_turns_until_the_time_is_spent():
+    order = []
+    times = turns.take([lambda: order.append("a"), lambda: order.append("b")], budget=0, least=2)
+    assert order == ["a", "b", "a", "b"] and [len(found) for found in times] == [2, 2]
+    assert len(turns.take([lambda: None], budget=60, most=4)[0]) == 4
+
+
+@pytest.mark.skipif(not turns.STAT.exists(), reason="the system does not say what others use")
+def test_a_busy_machine_is_refused_and_this_process_is_no_other():
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with pytest.raises(InputError, match=r"other processes use .* cores, at most 0\.02"):
+            turns.refuse_busy(most=0.02, seconds=1)
+    finally:
+        busy.kill()
+        busy.wait()
+    before = turns.Others()
+    ended = time.process_time() + 0.3
+    while time.process_time() < ended:
+        pass
+    used, own, wall = (now - then for now, then in zip(turns._seconds(), before.before, strict=True))
+    assert own >= 0.29 and before() <= max(0.0, used - own + 0.05) / wall

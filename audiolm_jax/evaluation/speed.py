@@ -140,15 +140,16 @@ def _stream(generator: "Generator", request) -> tuple[float, float, object]:
             return whole, first or whole, finished.value[0]
 
 
-def probe(dtype=jnp.float32, size: int | None = None, repeats: int = 5) -> Rates:
-    """The best of a few matrix products, and of a few sums over 64 MB, on the first device; on an accelerator, where
-    that would be over before it began, larger ones."""
+def probe(dtype=jnp.float32, size: int | None = None, repeats: int = 5, megabytes: int | None = None) -> Rates:
+    """The best of a few products of matrices of that size, and of a few sums over so many MB, on the first device.
+
+    None: 1024 and 64, on an accelerator, where these would be over before they began, 8192 and 2048.
+    """
     on_cpu = jax.default_backend() == "cpu"
-    size = size or (1024 if on_cpu else 8192)
-    matrix = jax.random.normal(
-        jax.random.key(0), (size, size), dtype
-    )  # zeros and ones take less power, and so less time
-    array = jnp.ones((2**26 if on_cpu else 2**31) // jnp.dtype(dtype).itemsize, dtype)
+    size, megabytes = size or (1024 if on_cpu else 8192), megabytes or (64 if on_cpu else 2048)
+    # Not of ones: a GPU multiplies them with less power, and so faster.
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    array = jnp.ones(megabytes * 2**20 // jnp.dtype(dtype).itemsize, dtype)
     multiply, total = jax.jit(jnp.matmul), jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     product = min(_timed(multiply, matrix, matrix) for _ in range(repeats + 1))
     read = min(_timed(total, array) for _ in range(repeats + 1))

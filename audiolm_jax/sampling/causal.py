@@ -178,19 +178,21 @@ def grow_program():
     """More slots for a cache that is full: one executable per pair of sizes."""
 
     def grow(cache, slots):
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, slots - x.shape[1]), (0, 0), (0, 0))), cache)
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), cache)
 
     return jax.jit(grow, static_argnames=("slots",))
 
 
 def cache_sizes(steps: int, chunk: int) -> list[int]:
-    """Slots of the generated cache, one size per chunk: what is attended to grows with what was made, by doubling."""
+    """Slots of the generated cache, one size per chunk: what is attended to grows with what was made, by doubling; the
+    last size is three quarters of that, if they are enough."""
     sizes, size = [], 4 * chunk
     for made in range(chunk, steps + chunk, chunk):
         while size < made:
             size *= 2
         sizes.append(size)
-    return sizes
+    fitted = 3 * size // 4
+    return [min(size, fitted) for size in sizes] if 4 * chunk < size and made <= fitted else sizes
 
 
 def start(
@@ -230,7 +232,7 @@ def generate(
     for slots in cache_sizes(steps, chunk):
         if cache is None:
             cache = model.init_cache(len(fixed.length_M), slots)
-        elif cache[0]["k"].shape[1] < slots:
+        elif cache[0]["k"].shape[2] < slots:
             cache = grow_program()(cache, slots)
         state, cache = chunk_program()(model, grid, vocab, chunk, fixed, state, cache)
         yield fixed, state

@@ -63,7 +63,8 @@ def see(model: Transformer, tokens_MFS: jax.Array, frames_M: jax.Array, fixed: F
     sight = attention.sight_between(all_MF, seen_ML, all_MF * seen_ML.shape[1])
     for block, prompt in zip(model.layers, fixed.prompt_cache, strict=True):
         q, k, v = block.qkv(x_MFD, rope)
-        k, v = (jnp.concatenate([prompt[name], x], axis=1) for name, x in (("k", k), ("v", v)))
+        before = (prompt[name].swapaxes(1, 2).astype(k.dtype) for name in "kv")
+        k, v = (jnp.concatenate(pair, axis=1) for pair in zip(before, (k, v), strict=True))
         x_MFD = block.finish(x_MFD, attention.attend(q, k, v, sight))
     return model.norm(x_MFD)
 
@@ -206,7 +207,7 @@ def start(
     earlier_audio = any(kind == "audio" for request in requests for kind, _ in request.document)
     if prompt_cache is None or earlier_audio:
         hidden_MD, prompt_cache = causal.prefill_program()(model, *plan.place(prompts))
-    valid_MP = np.arange(prompt_cache[0]["k"].shape[1]) < prompts.length_M[:, None]
+    valid_MP = np.arange(prompt_cache[0]["k"].shape[2]) < prompts.length_M[:, None]
     fixed = Fixed(None, plan.keys(requests, plan.LEVELS), guidance_B, prompts.length_M, valid_MP, None)
     return hidden_MD, plan.place(fixed)._replace(prompt_cache=prompt_cache)
 

@@ -17,7 +17,6 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from audiolm_jax import codecs, files
 from audiolm_jax.errors import InputError, exit_code
+from audiolm_jax.evaluation import turns
 
 WIDE = {"num_filters": 64, "sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "use_causal_conv": False}
 SECONDS_48 = {"audio_channels": 2, "norm_type": "time_group_norm", "normalize": True, "chunk_length_s": 1.0}
@@ -110,18 +110,6 @@ def calls(codec, model, audio: np.ndarray) -> dict[str, tuple]:
     }
 
 
-def timed(functions: tuple, budget: float) -> list[list[float]]:
-    """Seconds of each, taking turns, until about `budget` seconds are spent (at most 15 times)."""
-    times: list[list[float]] = [[] for _ in functions]
-    start = time.perf_counter()
-    while not times[0] or (len(times[0]) < 15 and time.perf_counter() - start < budget):
-        for function, found in zip(functions, times, strict=True):
-            before = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - before)
-    return times
-
-
 def measured(codec, model, batch: int, seconds: float, budget: float, alone: bool) -> dict:
     """Median seconds of both directions, here and (unless alone) in the reference; peak memory of the process in GB."""
     here = slice(0, 1 if alone else 2)
@@ -132,7 +120,7 @@ def measured(codec, model, batch: int, seconds: float, budget: float, alone: boo
             function()
     row = {}
     for direction, pair in calls(codec, model, audio).items():
-        times = timed(pair[here], budget)
+        times = turns.take(pair[here], budget)
         names = (direction, f"{direction}_torch")
         row |= {name: statistics.median(found) for name, found in zip(names, times, strict=False)}
         row[f"{direction}_times"] = len(times[0])
@@ -169,7 +157,7 @@ def main() -> int:
     for name in flags.codecs.split(","):
         if name not in MODELS:
             raise InputError(f"--codecs={flags.codecs}: there is no {name!r}; known are {', '.join(MODELS)}")
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = turns.cores()
     torch.set_num_threads(threads)
     print(
         f"{platform.processor() or platform.machine()}, {threads} threads, load {os.getloadavg()[0]:.1f}; Python "

@@ -1,6 +1,6 @@
 """How fast is this machine at training and at decoding, strategy by strategy?
 
-    make bench
+    make speed
 
 Random weights of the size of `configs/demo.py`; one batch of random grids, one utterance of three seconds. Two CPU
 cores: about three minutes, most of it compilation. Expected: a real-time factor of decoding far below 1 for every

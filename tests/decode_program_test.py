@@ -1,0 +1,109 @@
+"""The compiled chunk of a model of MusicGen's shape, guided and attending to states: what its loop does in memory."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from audiolm_jax import generate, serialization, sharding
+from audiolm_jax.model import ModelConfig, Transformer
+from audiolm_jax.sampling import SamplingConfig, causal, plan
+from audiolm_jax.serialization import SerializationConfig
+from audiolm_jax.vocab import Vocab
+
+VOCAB = Vocab(4, 40, 1500, special=True)
+GRID = serialization.bind(SerializationConfig(strategy="delay"), VOCAB.codebooks)
+CONFIG = ModelConfig(
+    layers=2,
+    width=32,
+    heads=2,
+    kv_heads=2,
+    head_width=16,
+    ffn=48,
+    norm="layernorm",
+    mlp="exact",
+    positions="sinusoidal",
+    cross_width=24,
+)
+SLOTS, STEPS = 448, 8
+
+
+def model_of(**changes) -> Transformer:
+    model = Transformer(dataclasses.replace(CONFIG, **changes), VOCAB.size, nnx.Rngs(0))
+    return generate.for_decoding(model, sharding.single_device_mesh())
+
+
+def requests(rows: int, frames: int = 1500, chunk: int = STEPS) -> list[plan.Request]:
+    sampling = SamplingConfig(top_k=(5,), guidance=3.0, chunk=chunk)
+    states = np.random.default_rng(0).standard_normal((7, CONFIG.cross_width)).astype(np.float32)
+    nothing = np.zeros((0, VOCAB.codebooks), np.int32)
+    return [plan.Request((), nothing, frames, seed, sampling, states) for seed in range(rows)]
+
+
+@functools.cache
+def compiled(dtype: str, rows: int):
+    """(what was asked for, what the compiler made of it)."""
+    model = model_of(dtype=dtype)
+    fixed, state = causal.start(model, GRID, VOCAB, requests(rows))
+    cache = model.init_cache(2 * rows, SLOTS)
+    lowered = causal.chunk_program().lower(model, GRID, VOCAB, STEPS, fixed, state, cache)
+    return lowered.as_text(), lowered.compile()
+
+
+def results(text: str, size: int) -> list[tuple[str, str]]:
+    """(opcode, shape) of every instruction of a program whose result has so many elements, also inside of fusions."""
+    found = re.findall(r"= (\w+\[([\d,]+)\])\S* ([\w-]+)\(", text)
+    return [(opcode, shape) for shape, axes, opcode in found if math.prod(map(int, axes.split(","))) == size]
+
+
+CELLS = pytest.mark.parametrize(
+    ("dtype", "rows"), [("float32", 1), ("bfloat16", 2), pytest.param("bfloat16", 1, marks=pytest.mark.slow)]
+)
+
+
+@CELLS
+def test_a_cache_is_written_once_a_step_and_never_copied_turned_or_converted(dtype, rows):
+    text = compiled(dtype, rows)[1].as_text()
+    size = 2 * rows * CONFIG.heads * SLOTS * CONFIG.head_width
+    found = results(text, size)
+    opcodes = [opcode for opcode, _ in found if opcode not in ("parameter", "get-tuple-element")]
+    assert opcodes.count("dynamic-update-slice") == 2 * CONFIG.layers
+    # Each of these writes is what a fusion returns.
+    assert set(opcodes) <= {"dynamic-update-slice", "fusion"} and opcodes.count("fusion") <= 2 * CONFIG.layers
+    assert {shape for _, shape in found} == {f"f32[{2 * rows},{CONFIG.heads},{SLOTS},{CONFIG.head_width}]"}
+    assert f'"known_trip_count":{{"n":"{STEPS}"}}' in text
+
+
+@CELLS
+def test_intermediate_results_need_less_memory_than_half_the_keys_of_a_layer(dtype, rows):
+    _, program = compiled(dtype, rows)
+    of_a_layer = 2 * rows * CONFIG.heads * SLOTS * CONFIG.head_width * 4
+    assert program.memory_analysis().temp_size_in_bytes < of_a_layer / 2
+
+
+@pytest.mark.parametrize("rows", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_products_of_sixteen_bits_are_summed_in_thirty_two(rows):
+    asked, program = compiled("bfloat16", rows)
+    products = re.findall(r"stablehlo\.dot_general.*: \(tensor<([^>]*)>, tensor<([^>]*)>\) -> tensor<([^>]*)>", asked)
+    sixteen = [product for product in products if "bf16" in product[0] + product[1]]
+    # Per layer: queries, keys and values; out; of the states the same without keys and values; up; down. And logits.
+    assert len(sixteen) == 6 * CONFIG.layers + 1
+    assert all(result.endswith("xf32") for *_, result in products)
+    assert not re.search(r"= bf16\S* dot\(", program.as_text())
+
+
+def test_thirty_seconds_compile_one_program_per_size_of_the_cache():
+    model = model_of(layers=1)
+    program = causal.chunk_program()
+    before = program._cache_size()
+    sizes = causal.cache_sizes(1503, 32)
+    made = list(causal.generate(model, GRID, VOCAB, requests(1, chunk=32)))
+    assert len(made) == len(sizes) == 47 and sorted(set(sizes)) == [128, 256, 512, 1024, 1536]
+    assert program._cache_size() - before == 5
+    # Another piece finds them.
+    next(causal.generate(model, GRID, VOCAB, requests(2, chunk=32)[1:]))
+    assert program._cache_size() - before == 5
