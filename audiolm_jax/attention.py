@@ -105,6 +105,7 @@ def attend_step(
     """
     dtype = q_BHGK.dtype
     q_BHGK, k_BHK, v_BHK = (x.astype(cache["k"].dtype) for x in (q_BHGK, k_BHK, v_BHK))
+    q_BHGK, group = two_rows(q_BHGK), q_BHGK.shape[2]
 
     def score(k_BHMK: jax.Array) -> jax.Array:
         return jnp.einsum("BHGK,BHMK->BHGM", q_BHGK, k_BHMK, preferred_element_type=jnp.float32)
@@ -116,6 +117,21 @@ def attend_step(
     weights = jax.nn.softmax(jnp.concatenate([prompt_BHGP, old_BHGM, self_BHG1], axis=-1), axis=-1)
     weights = weights.astype(v_BHK.dtype)
     width = prompt_BHGP.shape[-1]
-    out_BHGK = jnp.einsum("BHGP,BHPK->BHGK", weights[..., :width], prompt["v"])
-    out_BHGK += jnp.einsum("BHGM,BHMK->BHGK", weights[..., width:-1], cache["v"])
-    return (out_BHGK + weights[..., -1:] * v_BHK[:, :, None]).astype(dtype)
+
+    def read(weights_BHGM: jax.Array, v_BHMK: jax.Array) -> jax.Array:
+        return jnp.einsum("BHGM,BHMK->BHGK", weights_BHGM, v_BHMK, preferred_element_type=jnp.float32)
+
+    out_BHGK = read(weights[..., :width], prompt["v"]) + read(weights[..., width:-1], cache["v"])
+    return (out_BHGK + weights[..., -1:] * v_BHK[:, :, None])[:, :, :group].astype(dtype)
+
+
+def two_rows(q: jax.Array) -> jax.Array:
+    """Queries `[B, ..., G, K]` of one head per key/value head, as two on a GPU, the second one zero.
+
+    XLA makes of the product of one row and a matrix a product of elements, which it rounds to 16 bits and may write to
+    memory whole, and a sum. On an H100, with 1024 cached positions and the 24 layers of MusicGen-small, a step of 16
+    rows takes 2.3 ms with two queries and 3.6 ms with one; with few rows, where there is little to read, 4 % more.
+    """
+    if sharding.platform() != "gpu" or q.shape[-2] > 1 or len(q) <= 2:
+        return q
+    return jnp.concatenate([q, jnp.zeros_like(q)], axis=-2)

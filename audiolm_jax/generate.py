@@ -20,13 +20,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import checkpoints, chroma, codecs, data, files, serialization, sharding, text
+from audiolm_jax import checkpoints, chroma, codecs, data, decoding, files, serialization, sharding, text
 from audiolm_jax.codecs import huggingface
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import Transformer, unstack
+from audiolm_jax.model import Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, masked, plan
 from audiolm_jax.sampling.plan import Request
 from audiolm_jax.serialization import Grid, SerializationConfig
@@ -103,7 +101,7 @@ class Generator:
         self.mesh = mesh or sharding.single_device_mesh()
         self.data_config = data_config or data.DataConfig()
         self.sampling, self.context = sampling or SamplingConfig(), context
-        self.model = for_decoding(model, self.mesh)
+        self.model = decoding.for_decoding(model, self.mesh)
 
     def requests(
         self,
@@ -262,8 +260,8 @@ class Generator:
         grid, count = self.grid, len(requests)
         if self.overrun:
             requests = [dataclasses.replace(r, frames=r.frames + self.overrun) for r in requests]
-        # Devices share rows evenly: the last request fills up, and what it makes is left away.
-        requests = [*requests, *[requests[-1]] * (-count % self.model.rules.parts("batch", self.mesh))]
+        # The last request fills up, and what it makes is left away.
+        requests = [*requests, *[requests[-1]] * decoding.missing_rows(requests, self.model, grid, self.mesh)]
         common = (self.model, grid, self.vocab, requests)
         coarse, passes_B = None, np.ones(len(requests), int)
         if grid.causal_levels:
@@ -318,44 +316,6 @@ class Generator:
                 f"a prompt has shape {prompt.shape}; a waveform is {wanted}, codes are integers [frames, {Q}]"
             )
         return np.asarray(self.codec.encode(prompt))[:, :Q]
-
-
-def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
-    """A copy of the model on `mesh`, in the form that decoding wants (`decoding_form`)."""
-
-    def move(x: jax.Array) -> jax.Array:
-        spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
-        return jax.device_put(x, NamedSharding(mesh, _gathered(spec, model)), may_alias=False)
-
-    with jax.set_mesh(mesh):
-        return decoding_form(jax.tree.map(move, model))
-
-
-def decoding_form(model: Transformer) -> Transformer:
-    """A Block per layer, its matrices in the compute dtype: cast once, not in every step. A mesh is entered.
-
-    It lies as `Rules.for_decoding` says: gathered once, too.
-    """
-    rules, dtype = model.rules.for_decoding(), model.config.compute_dtype
-
-    def cast(x: jax.Array) -> jax.Array:
-        return x.astype(dtype) if x.ndim > 1 else x
-
-    model = jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
-    model = unstack(model)
-    crosses = [layer.cross for layer in model.layers] if model.config.cross_width else []
-    for part in (model, *model.layers, *crosses):
-        part.rules = rules
-    model.layers = jax.tree.map(cast, model.layers)
-    if not model.config.tied:
-        model.unembedding_DV = jax.tree.map(cast, model.unembedding_DV)
-    return model
-
-
-def _gathered(spec: P, model: Transformer) -> P:
-    """Where a weight that lies so is kept for decoding."""
-    kept = {axis for logical in ("heads", "ffn", "vocab") for axis in model.rules.for_decoding().axes(logical)}
-    return P(*(axis if axis in kept else None for axis in spec))
 
 
 def load(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import sharding
+from audiolm_jax import attention, sharding
 from audiolm_jax.attention import MASKED
 from audiolm_jax.sharding import Rules, gather
 
@@ -161,13 +161,14 @@ class CrossAttention(nnx.Module):
         kernel = gather(self.q_DHGK[...], ("embed", "heads", None, None), self.rules, x.dtype)
         spec = self.rules.spec(*rows, "heads", None, None)
         q = biased(product("...D,DHGK->...HGK", self.norm(x), kernel, spec), self, "q_bias_HGK")
-        q *= self.config.head_width**-0.5
+        group = q.shape[-2]
+        q = attention.two_rows(q * self.config.head_width**-0.5)
         k, v = states["cross_k"], states["cross_v"]
         scores = jnp.einsum("B...HGK,BHEK->B...HGE", q.astype(k.dtype), k, preferred_element_type=jnp.float32)
         valid = valid_BE.reshape(len(valid_BE), *(1,) * x.ndim, -1)
         weights = jax.nn.softmax(jnp.where(valid, scores, MASKED), axis=-1)
         weights = jnp.where(valid, weights, 0).astype(v.dtype)
-        heads = jnp.einsum("B...HGE,BHEK->B...HGK", weights, v).astype(x.dtype)
+        heads = jnp.einsum("B...HGE,BHEK->B...HGK", weights, v)[..., :group, :].astype(x.dtype)
         kernel = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
         stream = self.rules.spec(*rows, None)
         return biased(product("...HGK,HGKD->...D", heads, kernel, stream), self, "out_bias_D")

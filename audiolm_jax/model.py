@@ -363,7 +363,7 @@ class Transformer(nnx.Module):
         i: slot shared by all rows (slots below it are filled), int32 scalar. positions: position per row.
         prompt_valid: True where a row's prompt has a token. encoded_valid: as given to `prefill`. Donate the cache,
         carry it through `lax.scan`/`fori_loop` with a static trip count, and compile with
-        `decode_compiler_options()`.
+        `decoding.compiler_options()`.
         """
         x_BD, rope = self.place(self.embed(tokens_BS), positions_B)
         prompt_valid_BP = self.rows(prompt_valid_BP)
@@ -385,11 +385,3 @@ def unstack(model: Transformer) -> Transformer:
     unstacked = nnx.clone(model)
     unstacked.layers = nnx.List(model._blocks())
     return unstacked
-
-
-def decode_compiler_options() -> dict[str, bool]:
-    """XLA options for an executable that loops over `step`, to pass as `compiler_options`, on the mesh entered.
-
-    On the CPU XLA copies each cache buffer once per iteration unless copy insertion analyses live regions.
-    """
-    return {"xla_cpu_copy_insertion_use_region_analysis": True} if sharding.platform() == "cpu" else {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from audiolm_jax import generate, serialization, sharding
+from audiolm_jax import decoding, serialization, sharding
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, plan
 from audiolm_jax.serialization import SerializationConfig
@@ -34,7 +34,7 @@ SLOTS, STEPS = 448, 8
 
 def model_of(**changes) -> Transformer:
     model = Transformer(dataclasses.replace(CONFIG, **changes), VOCAB.size, nnx.Rngs(0))
-    return generate.for_decoding(model, sharding.single_device_mesh())
+    return decoding.for_decoding(model, sharding.single_device_mesh())
 
 
 def requests(rows: int, frames: int = 1500, chunk: int = STEPS) -> list[plan.Request]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from audiolm_jax import checkpoints, codecs, data, generate, serialization, sharding
+from audiolm_jax import checkpoints, codecs, data, decoding, generate, serialization, sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal
@@ -127,7 +127,7 @@ def test_a_model_trained_on_several_devices_is_decoded_on_one():
 
 def test_compute_dtype_is_cast_once():
     config = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32, dtype="bfloat16")
-    own = generate.for_decoding(Transformer(config, VOCAB.size, nnx.Rngs(0)), sharding.single_device_mesh())
+    own = decoding.for_decoding(Transformer(config, VOCAB.size, nnx.Rngs(0)), sharding.single_device_mesh())
     assert own.layers[0].up_DCF[...].dtype == own.unembedding_DV[...].dtype == jax.numpy.bfloat16
     assert own.layers[0].ffn_norm.scale[...].dtype == own.embedding_VD[...].dtype == jax.numpy.float32
 

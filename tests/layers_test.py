@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from audiolm_jax import config as configs
-from audiolm_jax import layers, model, optimizer, runs, sharding
+from audiolm_jax import decoding, layers, model, optimizer, runs, sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
 
@@ -108,7 +108,7 @@ def test_the_keys_of_the_states_are_computed_once_and_no_cache_is_copied():
     lowered = jax.jit(decode, donate_argnums=2).lower(
         network, prompt_cache, network.init_cache(4, G), jnp.asarray(generated), states[1]
     )
-    text = lowered.compile(compiler_options=model.decode_compiler_options()).as_text()
+    text = lowered.compile(compiler_options=decoding.compiler_options()).as_text()
     for slots in (G, E):
         shape = re.escape(f"f32[4,{MUSIC.kv_heads},{slots},{MUSIC.head_width}]")
         assert re.search(shape, text) and not re.findall(rf"= {shape}\S* copy\(", text)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from audiolm_jax import losses, model, sharding
+from audiolm_jax import decoding, losses, model, sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.vocab import Vocab
@@ -148,7 +148,7 @@ def test_the_decode_loop_copies_no_cache():
     compiled = (
         jax.jit(decode, donate_argnums=2)
         .lower(network, prompt_cache, cache, jnp.asarray(generated))
-        .compile(compiler_options=model.decode_compiler_options())
+        .compile(compiler_options=decoding.compiler_options())
     )
     text = compiled.as_text()
     shape = re.escape(f"f32[3,{TINY.kv_heads},{G},{TINY.head_width}]")

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractDevice, AxisType
 
-from audiolm_jax import attention, sharding, splash
-from audiolm_jax.model import ModelConfig, Transformer, decode_compiler_options
+from audiolm_jax import attention, decoding, sharding, splash
+from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.sharding import PRESETS, ShardingConfig
 
 
@@ -94,7 +94,7 @@ def test_a_described_platform_is_what_decides(platform, kernel, dtype):
     rows = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 256, 1), (2, 256))]
     with jax.sharding.use_abstract_mesh(described):
         assert sharding.platform() == platform
-        assert bool(decode_compiler_options()) == (platform == "cpu")
+        assert bool(decoding.compiler_options()) == (platform == "cpu")
         traced = jax.make_jaxpr(hidden)(*rows)
     assert traced.out_avals[0].dtype == dtype
     assert ("pallas_call" in str(traced)) == kernel

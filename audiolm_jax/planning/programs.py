@@ -1,7 +1,7 @@
 """The programs of a run on a mesh of described chips, traced from the very functions that the run calls.
 
 Nothing is computed: arguments are shapes with layouts. The train step is `training.step_program`; sampling goes through
-`causal.start`, `masked.start` and their jitted programs, on the model as `generate.decoding_form` lays it out. An axis
+`causal.start`, `masked.start` and their jitted programs, on the model as `decoding.decoding_form` lays it out. An axis
 letter not named here is one of `model.py` or of `sampling/`.
 """
 
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from audiolm_jax import codecs, generate, serialization, sharding, training
+from audiolm_jax import codecs, decoding, serialization, sharding, training
 from audiolm_jax import config as configs
 from audiolm_jax import optimizer as optimizers
 from audiolm_jax.errors import InputError
@@ -152,7 +152,7 @@ def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:
 
     def build() -> Transformer:
         key = jax.random.key(0)
-        return generate.decoding_form(Transformer(model_config, of.vocab.size, nnx.Rngs(params=key), rules))
+        return decoding.decoding_form(Transformer(model_config, of.vocab.size, nnx.Rngs(params=key), rules))
 
     model = described(build)
     common = (of.grid, of.vocab, requests)

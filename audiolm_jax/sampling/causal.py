@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import sharding
+from audiolm_jax import decoding, sharding
 from audiolm_jax import vocab as ids
-from audiolm_jax.model import Transformer, decode_compiler_options
+from audiolm_jax.model import Transformer
 from audiolm_jax.sampling import plan
 from audiolm_jax.sampling.rules import LogitRules, choose, guide
 from audiolm_jax.serialization import Grid
@@ -169,7 +169,7 @@ def _chunk_program(platform: str):
         run_chunk,
         static_argnames=("grid", "vocab", "steps"),
         donate_argnames=("cache",),
-        compiler_options=decode_compiler_options(),
+        compiler_options=decoding.compiler_options(),
     )
 
 

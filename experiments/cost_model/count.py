@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import blocks, files, optimizer, serialization, sharding, training
+from audiolm_jax import blocks, decoding, files, optimizer, serialization, sharding, training
 from audiolm_jax.evaluation import speed
-from audiolm_jax.model import ModelConfig, Transformer, decode_compiler_options, unstack
+from audiolm_jax.model import ModelConfig, Transformer, unstack
 from audiolm_jax.report import charts
 from audiolm_jax.sampling import causal, masked, plan
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
@@ -106,7 +106,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
             *(model, grid, vocab, 1, fixed, state, cache),
             static=("grid", "vocab", "steps"),
             donated=("cache",),
-            options=decode_compiler_options(),
+            options=decoding.compiler_options(),
         )
         # A step draws from the position before it, then computes its own: logits of one, block of the next.
         dense["step"] = cost.Work(1, P + slots + 1, 1)

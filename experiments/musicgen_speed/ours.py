@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from audiolm_jax import generate, musicgen, serialization, sharding
+from audiolm_jax import decoding, musicgen, serialization, sharding
 from audiolm_jax import vocab as ids
 from audiolm_jax.codecs import huggingface
 from audiolm_jax.model import ModelConfig, Transformer
@@ -39,7 +39,7 @@ def make(sizes: dict, tensors: dict[str, np.ndarray], frames: int, dtype: str) -
     weights.ignore("embed_positions")
     model = musicgen.fill(config, vocab, weights)
     weights.finish()
-    return generate.for_decoding(model, sharding.single_device_mesh()), vocab
+    return decoding.for_decoding(model, sharding.single_device_mesh()), vocab
 
 
 class Decoder:
