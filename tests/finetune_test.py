@@ -31,7 +31,7 @@ SMALL = [
     *("optimizer.learning_rate=1e-2", "optimizer.warmup=0", "optimizer.schedule=constant", "model.remat=False"),
     *("training.steps=5", "lora.matrices=cross,ffn"),
 ]
-EMA = ("training.ema=0.5", "data.lanes=2", "training.accumulate=2")
+EMA = ("training.ema=0.5", "data.lanes=2", "training.accumulate=2", "data.batch_size=16")
 
 
 def recordings(folder, texts=TEXTS):
