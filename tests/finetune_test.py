@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import audiolm_jax
-from audiolm_jax import checkpoints, cli, data, finetune, musicgen, optimizer, runs, sharding, tokens, training
+from audiolm_jax import checkpoints, cli, data, finetune, lora, musicgen, optimizer, runs, sharding, tokens, training
 from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig, plan
@@ -31,7 +31,7 @@ SMALL = [
     *("optimizer.learning_rate=1e-2", "optimizer.warmup=0", "optimizer.schedule=constant", "model.remat=False"),
     *("training.steps=5", "lora.matrices=cross,ffn"),
 ]
-EMA = ("training.ema=0.5", "data.lanes=2", "training.accumulate=2")
+EMA = ("training.ema=0.5", "data.lanes=2", "training.accumulate=2", "data.batch_size=16")
 
 
 def recordings(folder, texts=TEXTS):
@@ -91,6 +91,10 @@ def saved(workdir, step=None):
 
 def layout(x):
     return x.shape, x.dtype, () if x.sharding is None else tuple(x.sharding.spec)
+
+
+def axes(x):
+    return (*x.sharding.spec, *(None,) * len(x.shape))[: len(x.shape)]
 
 
 def same(a, b):
@@ -326,6 +330,9 @@ def test_the_step_keeps_its_shardings(root, preset, rank):
     assert metrics["loss"].shape == ()
     for a, b in ((state, after), (params, made)):
         assert [layout(x) for x in jax.tree.leaves(a)] == [layout(x) for x in jax.tree.leaves(b)]
+    for path in lora.chosen(base.lora) if rank else ():
+        pair, weight = (functools.reduce(dict.__getitem__, path, tree) for tree in (state.params, params))
+        assert axes(pair["a"])[:-1] + axes(pair["b"])[2:] == axes(weight)
 
 
 @pytest.mark.slow
