@@ -107,3 +107,23 @@ def test_thirty_seconds_compile_one_program_per_size_of_the_cache():
     # Another piece finds them.
     next(causal.generate(model, GRID, VOCAB, requests(2, chunk=32)[1:]))
     assert program._cache_size() - before == 5
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_is_chosen_for_a_gpu_computes_the_same(rows, guidance, monkeypatch):
+    """Rows and queries that are added, top-k by digits, options of the compiler: run here, on a CPU, in float32."""
+    sampling = SamplingConfig(top_k=(5,), guidance=guidance, chunk=STEPS)
+    asked = [dataclasses.replace(request, sampling=sampling) for request in requests(rows, frames=20)]
+    model, mesh = model_of(dtype="float32"), sharding.single_device_mesh()
+
+    def made() -> tuple[np.ndarray, int]:
+        filled = [*asked, *[asked[-1]] * decoding.missing_rows(asked, model, GRID, mesh)]
+        *_, (_, state) = causal.generate(model, GRID, VOCAB, filled)
+        return np.asarray(state.codes_BFQ)[:rows], len(state.hidden_MD)
+
+    expected, _ = made()
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    found, count = made()
+    np.testing.assert_array_equal(found, expected)
+    assert count == {(1, 1.0): 2, (1, 3.0): 2, (3, 1.0): 3, (3, 3.0): 6}[rows, guidance]
