@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -14,8 +15,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import audiolm_jax
-from audiolm_jax import checkpoints, cli, data, finetune, lora, musicgen, optimizer, runs, sharding, tokens, training
+from audiolm_jax import (
+    checkpoints,
+    cli,
+    codecs,
+    corpora,
+    data,
+    encoding,
+    finetune,
+    lora,
+    musicgen,
+    optimizer,
+    runs,
+    sharding,
+    tokens,
+    training,
+)
 from audiolm_jax import config as configs
+from audiolm_jax.codecs.stereo import Stereo
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig, plan
 from audiolm_jax.vocab import HEAD_CODE
@@ -370,6 +387,16 @@ def test_the_base_decides_and_is_not_contradicted(root):
     finetune.configured(configured(root, "model.layers=2", "model.dtype=float32"))  # the same, or free
     with pytest.raises(InputError, match=r"model\.layers is 6 here and 2 there; serialization\.strategy is 'flat'"):
         finetune.configured(configured(root, "model.layers=6", "serialization.strategy=flat"))
+
+
+def test_a_stereo_codec_hears_one_channel_twice(root):
+    mono = codecs.load("encodec", root / "base" / "codec")
+    corpus = corpora.CorpusConfig(name="folder", path=str(root / "recordings"), sample_rate=600)
+    members = [item for item in corpora.utterances(corpus, root) if item.key in ("a", "c")]
+    with ThreadPoolExecutor(1) as pool, encoding.Progress(2, False) as bar:
+        alone, both = (encoding.encode(members, codec, 4.0, pool, bar) for codec in (mono, Stereo(mono)))
+    for (codes_TQ, _), (stereo_TQ, _) in zip(alone, both, strict=True):
+        np.testing.assert_array_equal(stereo_TQ, np.repeat(codes_TQ, 2, axis=1))
 
 
 def refused(capsys, *arguments):
