@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import audiolm_jax
 from audiolm_jax import generate, serialization, sharding
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, plan
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.vocab import Vocab
+from tests import published_musicgen
 
 VOCAB = Vocab(4, 40, 1500, special=True)
 GRID = serialization.bind(SerializationConfig(strategy="delay"), VOCAB.codebooks)
@@ -107,3 +109,10 @@ def test_thirty_seconds_compile_one_program_per_size_of_the_cache():
     # Another piece finds them.
     next(causal.generate(model, GRID, VOCAB, requests(2, chunk=32)[1:]))
     assert program._cache_size() - before == 5
+
+
+def test_the_dtype_of_a_published_model_can_be_chosen(tmp_path):
+    published_musicgen.written(tmp_path)
+    chosen = audiolm_jax.load(tmp_path, dtype="bfloat16").model
+    assert chosen.layers[0].qkv_DHAK[...].dtype == "bfloat16" and chosen.init_cache(1, 8)[0]["k"].dtype == "float32"
+    assert audiolm_jax.load(tmp_path).model.layers[0].qkv_DHAK[...].dtype == "float32"
