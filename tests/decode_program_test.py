@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import audiolm_jax
 from audiolm_jax import decoding, serialization, sharding
 from audiolm_jax.model import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, plan
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.vocab import Vocab
+from tests import published_musicgen
 
 VOCAB = Vocab(4, 40, 1500, special=True)
 GRID = serialization.bind(SerializationConfig(strategy="delay"), VOCAB.codebooks)
@@ -131,3 +133,10 @@ def test_what_is_chosen_for_a_gpu_computes_the_same(rows, guidance, monkeypatch)
     np.testing.assert_allclose(found_MD[: len(hidden_MD)], hidden_MD, atol=1e-5)
     jax.clear_caches()
     assert len(found_MD) == {(1, 1.0): 2, (1, 3.0): 2, (3, 1.0): 3, (3, 3.0): 6}[rows, guidance]
+
+
+def test_the_dtype_of_a_published_model_can_be_chosen(tmp_path):
+    published_musicgen.written(tmp_path)
+    chosen = audiolm_jax.load(tmp_path, dtype="bfloat16").model
+    assert chosen.layers[0].qkv_DHAK[...].dtype == "bfloat16" and chosen.init_cache(1, 8)[0]["k"].dtype == "float32"
+    assert audiolm_jax.load(tmp_path).model.layers[0].qkv_DHAK[...].dtype == "float32"

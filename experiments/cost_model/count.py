@@ -173,7 +173,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
 def _bytes(tree) -> int:
     """Of the positions that hold a key or a value: buckets are longer than what is kept in them."""
     held = (np.asarray(leaf) for leaf in jax.tree.leaves(tree))
-    return sum(x[:, (x != 0).any(axis=(0, 2, 3))].nbytes for x in held)
+    return sum(x[:, :, (x != 0).any(axis=(0, 1, 3))].nbytes for x in held)
 
 
 def training_batch(grid: Grid, vocab: Vocab, frames: int, kind: str, rows: int = 2) -> dict[str, np.ndarray]:
