@@ -132,8 +132,9 @@ def check_tree(expected: Any, found: Any, where: str) -> None:
 
 
 def describe(config: ModelConfig, vocab: Vocab, **more: Any) -> dict:
-    """What must be known to use weights: model, vocabulary, and e.g. serialization=..., codec=... (plain JSON)."""
-    return {"model": dataclasses.asdict(config), "vocab": dataclasses.asdict(vocab), **more}
+    """What must be known to use weights: model, vocabulary, and e.g. serialization=..., codec=..., as JSON gives it."""
+    about = {"model": dataclasses.asdict(config), "vocab": dataclasses.asdict(vocab), **more}
+    return json.loads(json.dumps(about))
 
 
 def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
