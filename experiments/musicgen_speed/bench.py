@@ -105,7 +105,7 @@ def inputs(sizes: dict, cell: Cell, steps: int) -> tuple[np.ndarray, np.ndarray,
     return states, valid, [rng.standard_normal(shape).astype(np.float32) for _ in "kv"]
 
 
-def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace, bandwidth: float) -> dict:
+def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace) -> dict:
     """The row of a cell. Raises InputError if the logits differ."""
     import ours
     import reference
@@ -138,11 +138,9 @@ def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace, 
     for name, found in zip(programs, times, strict=True):
         p50, p95 = np.percentile(np.array(found) * 1000 / steps, [50, 95])
         row |= {f"{name}_ms": float(p50), f"{name}_p95_ms": float(p95), f"{name}_best_ms": min(found) * 1000 / steps}
-    read = here.weight_bytes() + here.cache_bytes()
     return row | {
         "turns": len(times[0]),
-        "bytes": read,
-        "bandwidth_share": read / bandwidth / (row["here_ms"] / 1000),
+        "bytes": here.weight_bytes() + here.cache_bytes(),
         "temp_bytes": here.compiled.memory_analysis().temp_size_in_bytes,
         "copies": ours.cache_copies(here),
         "kernels": ours.kernels(here),
@@ -178,20 +176,26 @@ def references(row: dict) -> Iterator[str]:
     return (kind for kind in ("dynamic", "static", "compiled") if f"{kind}_ms" in row)
 
 
-def table(found: dict) -> str:
+def share(row: dict, about: dict) -> float:
+    """Of the bandwidth of the machine, what a step reaches."""
+    return row["bytes"] / 1e9 / about["gigabytes_per_second"] / (row["here_ms"] / 1000)
+
+
+def table(about: dict, found: dict) -> str:
     """The rows in Markdown; ratio: here / the fastest reference, medians."""
-    kinds = [kind for kind in ("dynamic", "static", "compiled") if any(f"{kind}_ms" in r for r in found.values())]
+    rows = sorted(found.values(), key=lambda r: (r["dtype"] != "float32", r["batch"], r["guided"], r["context"]))
+    kinds = [kind for kind in ("dynamic", "static", "compiled") if any(f"{kind}_ms" in r for r in rows)]
     head = ["type", "batch", "context", "here", *(f"torch, {kind}" for kind in kinds), "ratio", "bandwidth"]
     head += ["temp MB", "compile s"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
-    for row in found.values():
+    for row in rows:
         fastest = min(row[f"{kind}_ms"] for kind in references(row))
         timed = [
             f"{row[f'{name}_ms']:.3g} ({row[f'{name}_p95_ms']:.3g})" if f"{name}_ms" in row else "-"
             for name in ("here", *kinds)
         ]
         batch = f"{row['batch']}{', guided' if row['guided'] else ''}"
-        numbers = [f"{row['here_ms'] / fastest:.2f}", f"{row['bandwidth_share']:.0%}"]
+        numbers = [f"{row['here_ms'] / fastest:.2f}", f"{share(row, about):.0%}"]
         numbers += [f"{row['temp_bytes'] / 1e6:.0f}", f"{row['compile_seconds']:.1f}"]
         lines.append("| " + " | ".join([row["dtype"], batch, str(row["context"]), *timed, *numbers]) + " |")
     return "\n".join(lines)
@@ -208,7 +212,8 @@ def described(bandwidth: float) -> dict:
 
 
 def kept(path: Path | None, about: dict, again: bool) -> dict:
-    """What a file holds of this machine: {name: row}. Raises InputError if it is of another."""
+    """What a file holds of this machine: {name: row}; `about` gets the larger of both bandwidths, as whatever else ran
+    makes a probe smaller. Raises InputError if it is of another machine."""
     if path is None or again or not path.exists():
         return {}
     data = json.loads(path.read_text())
@@ -217,6 +222,7 @@ def kept(path: Path | None, about: dict, again: bool) -> dict:
         raise InputError(
             f"{path}: was measured with another {', '.join(sorted(other))}; give another --json, or --again"
         )
+    about["gigabytes_per_second"] = max(data["machine"]["gigabytes_per_second"], about["gigabytes_per_second"])
     return data["cells"]
 
 
@@ -256,7 +262,8 @@ def main() -> int:
     if flags.table:
         if path is None or not path.exists():
             raise InputError(f"{path}: nothing was measured yet")
-        print(table(json.loads(path.read_text())["cells"]))
+        data = json.loads(path.read_text())
+        print(table(data["machine"], data["cells"]))
         return 0
     try:
         import torch
@@ -288,25 +295,25 @@ def main() -> int:
             if flags.clip is not None:
                 print(json.dumps(clip(cell, opened, flags.clip, flags)), flush=True)
                 continue
-            row = measured(cell, sizes, opened, flags, bandwidth)
+            row = measured(cell, sizes, opened, flags)
             gc.collect()  # caches
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            print(f"{cell.name} ({time.perf_counter() - began:.0f} s): {shown(row)}", flush=True)
+            print(f"{cell.name} ({time.perf_counter() - began:.0f} s): {shown(row, about)}", flush=True)
             found[cell.name] = row
             if path is not None:
                 files.write_json(path, {"machine": about, "cells": found})
     if found and flags.clip is None:
-        print(table(found))
+        print(table(about, found))
     return 0
 
 
-def shown(row: dict) -> str:
+def shown(row: dict, about: dict) -> str:
     names = ["here", *references(row)]
     times = ", ".join(f"{name} {row[f'{name}_ms']:.3g} ms (best {row[f'{name}_best_ms']:.3g})" for name in names)
     failed = "".join(f"; {key}: {value}" for key, value in row.items() if key.endswith("_failed"))
     return (
-        f"{times}; {row['bandwidth_share']:.0%} of bandwidth; {row['copies']} cache copies, {row['kernels']} kernels; "
+        f"{times}; {share(row, about):.0%} of bandwidth; {row['copies']} cache copies, {row['kernels']} kernels; "
         f"temp {row['temp_bytes'] / 1e6:.0f} MB; compiled in {row['compile_seconds']:.1f} s; logits differ by "
         f"{row['difference']:.1g}; others use {row['others']:.2f} cores; {row['turns']} turns of {row['steps']} steps"
         f"{failed}"
