@@ -112,8 +112,10 @@ def test_thirty_seconds_compile_one_program_per_size_of_the_cache():
     assert program._cache_size() - before == 5
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("rows", "guidance"),
+    [(1, 1.0), (3, 3.0), pytest.param(1, 3.0, marks=pytest.mark.slow), pytest.param(3, 1.0, marks=pytest.mark.slow)],
+)
 def test_what_is_chosen_for_a_gpu_computes_the_same(rows, guidance, monkeypatch):
     """Rows and queries that are added, top-k by digits, options of the compiler: run here, on a CPU, in float32."""
     sampling = SamplingConfig(top_k=(5,), guidance=guidance, chunk=STEPS)
