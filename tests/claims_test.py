@@ -41,7 +41,7 @@ def log(folder: Path) -> list[list[str]]:
 
 
 def test_two_processes_do_every_task_once(tmp_path):
-    both = [start(tmp_path, 0.1), start(tmp_path, 0.1)]
+    both = [start(tmp_path, 1.0), start(tmp_path, 0.1)]  # the fast one waits at the end
     outputs = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(name for what, name, _ in log(tmp_path) if what == "begin") == list("abcdef")
