@@ -252,13 +252,7 @@ def _build(
     with contextlib.nullcontext() if entered else jax.set_mesh(sharding.single_device_mesh()):
         mesh = jax.sharding.get_mesh()
         graph, abstract = nnx.split(abstract_model(config, vocab, rules))
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec)
-            ),
-            nnx.to_pure_dict(abstract),
-        )
-        return nnx.merge(graph, load(abstract))
+        return nnx.merge(graph, load(sharding.on_mesh(nnx.to_pure_dict(abstract), mesh)))
 
 
 def pack_position(iterator_state: Any) -> str:

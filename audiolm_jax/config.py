@@ -127,11 +127,11 @@ def override(config: ConfigDict, text: str) -> None:
         raise InputError(f"--config.{key}={value}: must be {kind}, as in {key}={old!r}") from None
 
 
-def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     """{"model.layers": 4, ...} of every key."""
     out = {}
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             out.update(flat(value, f"{prefix}{name}."))
         else:
             out[prefix + name] = value

@@ -26,9 +26,9 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     if path.exists():
         takers = [(name, configs.accepts(name)) for name in config if name in configs.SECTIONS]
         defaults = {name: dataclasses.asdict(taker()) for name, taker in takers if dataclasses.is_dataclass(taker)}
-        ours, defaults = _flat(config), _flat(json.loads(json.dumps(defaults)))
+        ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(defaults)))
         theirs = {key: value for key, value in defaults.items() if key in ours}
-        theirs |= _flat(json.loads(path.read_text(encoding="utf-8")))
+        theirs |= configs.flat(json.loads(path.read_text(encoding="utf-8")))
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())
@@ -40,10 +40,3 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     if jax.process_index() == 0:
         with checkpoints.readable_errors(workdir):
             files.write_json(path, config)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in tree.items():
-        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return out
