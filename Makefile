@@ -59,17 +59,17 @@ demo: $(VENV)/.package
 	@$(VENV)/bin/audiolm compare --config configs/demo.py --workdir $(WORKDIR)
 
 floor: $(VENV)/.package
-	$(VENV)/bin/python experiments/entropy_floor/run.py
+	$(VENV)/bin/python -m experiments.entropy_floor.run
 
 plans: $(VENV)/.planner
-	$(VENV)/bin/python experiments/plans/run.py
+	$(VENV)/bin/python -m experiments.plans.run
 
 notebooks: $(VENV)/.notebook
-	$(VENV)/bin/python experiments/colab/pair.py --check
+	$(VENV)/bin/python -m experiments.colab.pair --check
 	$(VENV)/bin/python -m experiments.colab.execute
 
 pairs: $(VENV)/.notebook
-	$(VENV)/bin/python experiments/colab/pair.py
+	$(VENV)/bin/python -m experiments.colab.pair
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -86,10 +86,10 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 bench: $(VENV)/.dev
-	$(VENV)/bin/python experiments/musicgen_speed/bench.py
+	$(VENV)/bin/python -m experiments.musicgen_speed.bench
 
 speed: $(VENV)/.package
-	$(VENV)/bin/python experiments/speed/bench.py
+	$(VENV)/bin/python -m experiments.speed.bench
 
 pictures: $(VENV)/.package
 	$(VENV)/bin/python docs/draw.py

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def load(source: Any, **options: Any) -> Any:
-    """The `generate.Generator` of a trained run or of a published checkpoint; see `generate.load`."""
-    from audiolm_jax import generate  # importing the package alone imports no JAX
+    """The Generator of a trained run or of a published checkpoint; see `loading.load`."""
+    from audiolm_jax import loading  # importing the package alone imports no JAX
 
-    return generate.load(source, **options)
+    return loading.load(source, **options)

@@ -32,20 +32,20 @@ from audiolm_jax.errors import InputError
 
 # Section of the configuration -> what takes its keys: a frozen dataclass or a function's keyword arguments.
 SECTIONS = {
-    "corpus": "audiolm_jax.corpora:CorpusConfig",
+    "corpus": "audiolm_jax.data.corpora:CorpusConfig",
     "codec": "audiolm_jax.codecs:load",
-    "tokens": "audiolm_jax.tokens:TokensConfig",
-    "data": "audiolm_jax.data:DataConfig",
+    "tokens": "audiolm_jax.data.tokens:TokensConfig",
+    "data": "audiolm_jax.data.batches:DataConfig",
     "serialization": "audiolm_jax.serialization:SerializationConfig",
-    "model": "audiolm_jax.model:ModelConfig",
-    "sharding": "audiolm_jax.sharding:ShardingConfig",
-    "optimizer": "audiolm_jax.optimizer:OptimizerConfig",
-    "training": "audiolm_jax.training:TrainingConfig",
-    "finetune": "audiolm_jax.finetune:FinetuneConfig",
-    "lora": "audiolm_jax.lora:LoraConfig",
+    "model": "audiolm_jax.model.transformer:ModelConfig",
+    "sharding": "audiolm_jax.model.sharding:ShardingConfig",
+    "optimizer": "audiolm_jax.training.optimizer:OptimizerConfig",
+    "training": "audiolm_jax.training.loop:TrainingConfig",
+    "finetune": "audiolm_jax.families.finetune:FinetuneConfig",
+    "lora": "audiolm_jax.model.lora:LoraConfig",
     "sampling": "audiolm_jax.sampling:SamplingConfig",
-    "evaluation": "audiolm_jax.measures:EvaluationConfig",
-    "compare": "audiolm_jax.cells:CompareConfig",
+    "evaluation": "audiolm_jax.evaluation.run:EvaluationConfig",
+    "compare": "audiolm_jax.compare.cells:CompareConfig",
 }
 
 PACKAGE = Path(__file__).resolve().parent

@@ -13,12 +13,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from audiolm_jax import claims, corpora, data, distributed, files, finetune, generate, serialization, tokens, training
 from audiolm_jax import config as configs
+from audiolm_jax import files, locks, serialization
+from audiolm_jax.data import batches as data
+from audiolm_jax.data import corpora, tokens
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import Transformer
-from audiolm_jax.sharding import make_mesh
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.families import finetune
+from audiolm_jax.model.sharding import make_mesh
+from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.sampling import generator as generate
+from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.training import loop, processes
 
 SPOKEN = 2  # sentences in a probe
 
@@ -39,7 +44,7 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     codec, section = configs.section(config, "codec"), configs.section(config, "corpus")
     found: list[corpora.Utterance] = []
     lock = directory / "corpus.lock"
-    claims.share({"corpus": lock}, lambda _: found.extend(utterances(config, directory, progress)))
+    locks.share({"corpus": lock}, lambda _: found.extend(utterances(config, directory, progress)))
     lock.unlink(missing_ok=True)
     tokens.write(found, codec, directory / "tokens", configs.section(config, "tokens"), section, progress)
     return tokens.info(directory / "tokens")
@@ -81,12 +86,12 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     serialization.bind(order, vocab.codebooks)
     section, layout, length = (configs.section(config, name) for name in ("data", "sharding", "training"))
     rows = section.batch_size, length.accumulate
-    columns = distributed.columns(make_mesh(layout), layout.rules, *rows, section.lanes)
+    columns = processes.columns(make_mesh(layout), layout.rules, *rows, section.lanes)
     token_ids = None if base is None else base.token_ids
     batches = data.training_batches(source, section, order, vocab, config.seed, length.accumulate, columns, token_ids)
     probe = partial(speak, vocab=vocab) if base is None else partial(play, base=base)
     with contextlib.closing(batches):
-        training.train(
+        loop.train(
             workdir,
             batches,
             vocab,

@@ -19,7 +19,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-from audiolm_jax import sharding  # noqa: E402  (devices must be configured before anything asks for them)
+from audiolm_jax.model import sharding  # noqa: E402  (devices must be configured before anything asks for them)
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from audiolm_jax import files, recording, workdirs
+from audiolm_jax import files
 from audiolm_jax.errors import InputError
+from audiolm_jax.training import metrics as recording
+from audiolm_jax.training import workdir as workdirs
 
 
 def test_a_writer_that_raises_leaves_the_old_content_and_no_temporary(tmp_path):

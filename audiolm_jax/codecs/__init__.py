@@ -45,11 +45,11 @@ the batch axis (`[N]`, `[T, Q]`) except the streaming steps. Promises, checked f
 
 from pathlib import Path
 
-from audiolm_jax.codecs import dac, encodec, frame, mimi, stereo, tiny
+from audiolm_jax.codecs import dac, default, encodec, mimi, stereo, tiny
 from audiolm_jax.errors import InputError
 
 CODECS = {
-    "default": frame,
+    "default": default,
     "tiny": tiny,
     "encodec": encodec,
     "encodec_stereo": stereo,

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax.codecs import checks, huggingface
+from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, Tape, TransposedConv, parameter, reach
 from audiolm_jax.codecs.streaming import About, Codec, Window, own_mesh
+from audiolm_jax.hub import files
 
 REPOSITORY = "descript/dac_16khz"  # one to name to who gives none
 
@@ -176,9 +177,9 @@ def renamed(path: str) -> str:
 
 def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    given, weights = huggingface.read(path, "dac", REPOSITORY)
-    config = huggingface.config_of(given, DACConfig)
-    digest = huggingface.fingerprint(dataclasses.asdict(config), weights.tensors)
+    given, weights = files.read(path, "dac", REPOSITORY)
+    config = files.config_of(given, DACConfig)
+    digest = files.fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: DACModel(config)), renamed)
         quantizer = {}
@@ -192,12 +193,12 @@ def load(path=None, codebooks: int | None = None) -> Codec:
 
 def save(folder, config: DACConfig, model: DACModel, quantizer: dict) -> None:
     """Writes config.json and model.safetensors that `transformers` opens."""
-    tensors = huggingface.named(model, renamed)
+    tensors = files.named(model, renamed)
     for part, stacked in jax.device_get(quantizer).items():
         name, axes = QUANTIZER[part]
         for q, array in enumerate(stacked):
             tensors[f"quantizer.quantizers.{q}.{name}"] = np.ascontiguousarray(array.transpose(np.argsort(axes)))
-    huggingface.write(folder, {"model_type": "dac", **dataclasses.asdict(config)}, tensors)
+    files.write(folder, {"model_type": "dac", **dataclasses.asdict(config)}, tensors)
 
 
 def build(config: DACConfig, model: DACModel, quantizer: dict, digest: str, codebooks: int | None = None) -> Codec:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from audiolm_jax import sharding
+from audiolm_jax.model import sharding
 
 MODES = ("constant", "reflect", "replicate")
 

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import attention
-from audiolm_jax.codecs import checks, huggingface
+from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.layers import Conv, DepthwiseTransposedConv, PaddedConv, PaddedTransposedConv, Tape, parameter
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig
 from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
 from audiolm_jax.errors import InputError
+from audiolm_jax.hub import files
+from audiolm_jax.model import attention
 
 REPOSITORY = "kyutai/mimi"  # one to name to who gives none
 SIZES = (32, 16, 8, 1)  # frames per call
@@ -210,11 +211,11 @@ def chain_names(c: MimiConfig) -> list[str]:
 
 def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    given, weights = huggingface.read(path, "mimi", REPOSITORY)
+    given, weights = files.read(path, "mimi", REPOSITORY)
     rope = given.get("rope_parameters") or {}
-    config = huggingface.config_of({**given, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
+    config = files.config_of({**given, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
     weights.ignore(r"\.codebook\.initialized$")
-    digest = huggingface.fingerprint(dataclasses.asdict(config), weights.tensors)
+    digest = files.fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
         names, size = chain_names(config), config.codebook_size
@@ -227,11 +228,11 @@ def load(path=None, codebooks: int | None = None) -> Codec:
 
 def save(folder, config: MimiConfig, model: MimiModel, books_QKZ) -> None:
     """Writes config.json and model.safetensors that `transformers` opens."""
-    tensors = huggingface.named(model)
+    tensors = files.named(model)
     for name, book_KZ in zip(chain_names(config), jax.device_get(books_QKZ), strict=True):
         ones = np.ones(config.codebook_size, np.float32)
         tensors |= {f"{name}.embed_sum": book_KZ, f"{name}.cluster_usage": ones, f"{name}.initialized": ones[:1]}
-    huggingface.write(folder, {"model_type": "mimi", **dataclasses.asdict(config)}, tensors)
+    files.write(folder, {"model_type": "mimi", **dataclasses.asdict(config)}, tensors)
 
 
 def build(config: MimiConfig, model: MimiModel, books_QKZ, digest: str, codebooks: int | None = None) -> Codec:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from audiolm_jax.audio import resample
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
-from audiolm_jax.waveforms import resample
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -25,15 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import sharding
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
-from audiolm_jax.losses import target_logprobs
-from audiolm_jax.model import Transformer
-from audiolm_jax.sampling import plan
+from audiolm_jax.model import sharding
+from audiolm_jax.model.losses import target_logprobs
+from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.sampling import requests
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
 from audiolm_jax.serialization.documents import Document, Row
-from audiolm_jax.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
+from audiolm_jax.serialization.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
 
 METHODS = ("auto", "exact", "bound")
 SHORTEST = 32  # positions of the smallest bucket of rows
@@ -249,11 +249,11 @@ def score(
     graph, state = nnx.split(model)
     mesh = jax.sharding.get_mesh()
     devices = 1 if model.rules.batch is None else mesh.shape[model.rules.batch]
-    lengths = sorted({plan.bucket(len(row["positions"]), SHORTEST) for row in rows})
+    lengths = sorted({requests.bucket(len(row["positions"]), SHORTEST) for row in rows})
     waiting: list[int] = []
     done = []
     for length in lengths:
-        waiting += [n for n, row in enumerate(rows) if plan.bucket(len(row["positions"]), SHORTEST) == length]
+        waiting += [n for n, row in enumerate(rows) if requests.bucket(len(row["positions"]), SHORTEST) == length]
         size = devices * max(1, positions_per_batch // (length * devices))
         while len(waiting) >= size or (waiting and length == lengths[-1]):
             # A batch that would not be full waits for the next length: more padding, fewer empty rows.
@@ -261,7 +261,7 @@ def score(
             batch = _pad([rows[n] for n in members], length, size)
             if states is not None:
                 of_rows = [states[n] for n in members] + [states[0][:0]] * (size - len(members))
-                batch["states_BEW"], batch["valid_BE"] = plan.padded(of_rows)
+                batch["states_BEW"], batch["valid_BE"] = requests.padded(of_rows)
             done.append((members, _score(graph, state, sharding.shard_batch(batch, mesh, model.rules), vocab)))
     nats_NC = np.zeros((len(rows), vocab.codebooks + 3))
     for members, nats_BC in done:

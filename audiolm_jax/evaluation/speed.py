@@ -22,7 +22,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import cost, documents
 
 if TYPE_CHECKING:
-    from audiolm_jax.generate import Generator
+    from audiolm_jax.sampling.generator import Generator
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 

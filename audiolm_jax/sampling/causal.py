@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import decoding, sharding
-from audiolm_jax import vocab as ids
-from audiolm_jax.model import Transformer
-from audiolm_jax.sampling import plan
+from audiolm_jax.model import sharding
+from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.sampling import performance
+from audiolm_jax.sampling import requests as plan
 from audiolm_jax.sampling.rules import LogitRules, choose, guide
 from audiolm_jax.serialization import Grid
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.vocab import Vocab
 
 
 class State(NamedTuple):
@@ -169,7 +170,7 @@ def _chunk_program(platform: str):
         run_chunk,
         static_argnames=("grid", "vocab", "steps"),
         donate_argnames=("cache",),
-        compiler_options=decoding.compiler_options(),
+        compiler_options=performance.compiler_options(),
     )
 
 

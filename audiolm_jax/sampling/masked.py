@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax import attention
-from audiolm_jax import vocab as ids
-from audiolm_jax.model import Transformer
-from audiolm_jax.sampling import causal, plan
+from audiolm_jax.model import attention
+from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.sampling import causal
+from audiolm_jax.sampling import requests as plan
 from audiolm_jax.sampling.rules import LogitRules, choose, guide
-from audiolm_jax.serialization import Grid, masked
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.serialization import Grid
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.strategies import masked
+from audiolm_jax.serialization.vocab import Vocab
 
 
 class Pass(NamedTuple):

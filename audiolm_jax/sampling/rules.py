@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax import sharding
+from audiolm_jax.model import sharding
 
 
 class LogitRules(NamedTuple):

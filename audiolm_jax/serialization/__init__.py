@@ -101,7 +101,7 @@ def refuse_options(grid: Grid, *names: str) -> None:
             )
 
 
-from audiolm_jax.serialization import (  # noqa: E402  the strategies use the names above
+from audiolm_jax.serialization.strategies import (  # noqa: E402  they use the names above
     coarse_first,
     delay,
     flat,

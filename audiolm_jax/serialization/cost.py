@@ -22,7 +22,7 @@ import dataclasses
 import numpy as np
 
 from audiolm_jax.serialization import Grid, layout
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.serialization.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,10 +27,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from audiolm_jax import vocab as ids
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import Grid, LevelView, layout
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.vocab import Vocab
 
 Document = tuple[tuple[str, np.ndarray], ...]
 Row = dict[str, np.ndarray]

@@ -7,10 +7,10 @@ import functools
 
 import numpy as np
 
-from audiolm_jax import vocab as ids
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import Grid
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.vocab import Vocab
 
 
 def order_TQ(grid: Grid, frames: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Time of the published codecs here and in `transformers` (torch), on random weights of the published sizes.
 
-    python experiments/codec_speed/bench.py                                      every codec, a table
-    python experiments/codec_speed/bench.py --codecs mimi --seconds 1 --rows 1    some of it
+    python -m experiments.codec_speed.bench                                      every codec, a table
+    python -m experiments.codec_speed.bench --codecs mimi --seconds 1 --rows 1    some of it
 
 Both run in this process with as many threads as it may use cores (`taskset -c 1` makes it one), taking turns. The
 numbers are medians, after calls on at most ten seconds that compile everything; a call that takes longer than the
@@ -25,7 +25,7 @@ import numpy as np
 
 from audiolm_jax import codecs, files
 from audiolm_jax.errors import InputError, exit_code
-from audiolm_jax.evaluation import turns
+from experiments import timing
 
 WIDE = {"num_filters": 64, "sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "use_causal_conv": False}
 SECONDS_48 = {"audio_channels": 2, "norm_type": "time_group_norm", "normalize": True, "chunk_length_s": 1.0}
@@ -120,7 +120,7 @@ def measured(codec, model, batch: int, seconds: float, budget: float, alone: boo
             function()
     row = {}
     for direction, pair in calls(codec, model, audio).items():
-        times = turns.take(pair[here], budget)
+        times = timing.take(pair[here], budget)
         names = (direction, f"{direction}_torch")
         row |= {name: statistics.median(found) for name, found in zip(names, times, strict=False)}
         row[f"{direction}_times"] = len(times[0])
@@ -157,7 +157,7 @@ def main() -> int:
     for name in flags.codecs.split(","):
         if name not in MODELS:
             raise InputError(f"--codecs={flags.codecs}: there is no {name!r}; known are {', '.join(MODELS)}")
-    threads = turns.cores()
+    threads = timing.cores()
     torch.set_num_threads(threads)
     print(
         f"{platform.processor() or platform.machine()}, {threads} threads, load {os.getloadavg()[0]:.1f}; Python "

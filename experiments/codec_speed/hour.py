@@ -1,7 +1,7 @@
 """Memory and time of `audiolm codec encode` and `decode` on an hour of audio, on random weights of the published sizes.
 
-    python experiments/codec_speed/hour.py                          the codecs that stream
-    python experiments/codec_speed/hour.py --codecs dac_16khz --minutes 10
+    python -m experiments.codec_speed.hour                          the codecs that stream
+    python -m experiments.codec_speed.hour --codecs dac_16khz --minutes 10
 
 Prints the peak resident memory of each command's process, that of a process that only opens the codec, and the
 difference, which must not grow with the length. Needs the reference: pip install 'audiolm-jax[parity]'.
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from bench import CLASSES, MODELS
 
 from audiolm_jax.errors import InputError, exit_code
+from experiments.codec_speed.bench import CLASSES, MODELS
 
 
 def write_recording(path: Path, seconds: float, rate: int, channels: int) -> None:

@@ -51,8 +51,9 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML, Audio, display
 
 import audiolm_jax
-from audiolm_jax import compare, serialization
 from audiolm_jax import config as configs
+from audiolm_jax import serialization
+from audiolm_jax.compare import compare
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.serialization import SerializationConfig, picture
 

@@ -33,7 +33,7 @@ ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_
 def write_musicgen(folder: Path) -> None:
     """A MusicGen of few random weights, at the rates of the published one: 32 kHz, 50 frames, 4 codebooks."""
     from audiolm_jax.codecs.encodec import EnCodecConfig
-    from tests.published_musicgen import written
+    from tests.helpers.published_musicgen import written
 
     codec = EnCodecConfig(
         num_filters=4,

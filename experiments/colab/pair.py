@@ -1,6 +1,6 @@
 """The notebooks of this folder from the scripts beside them: `make pairs`.
 
-    python experiments/colab/pair.py [--check]
+    python -m experiments.colab.pair [--check]
 
 NAME.py, in jupytext's percent format, is what is edited; NAME.ipynb is what Colab opens: the same cells without
 outputs, always the same bytes. --check writes nothing and names the notebooks that are not what their scripts make.

@@ -1,6 +1,6 @@
 """What does an order cost: predicted from the order alone, counted on the programs that run, measured with a clock.
 
-    python experiments/cost_model/count.py
+    python -m experiments.cost_model.count
 
 FLOPs are the compiler's own count of the compiled programs, with layers unrolled (a loop's body is counted once), times
 how often each program ran; passes, look-ahead and bytes are those of a real generation, watched pass by pass.
@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import blocks, decoding, files, optimizer, serialization, sharding, training
+from audiolm_jax import files, serialization
+from audiolm_jax.compare.report import charts
 from audiolm_jax.evaluation import speed
-from audiolm_jax.model import ModelConfig, Transformer, unstack
-from audiolm_jax.report import charts
-from audiolm_jax.sampling import causal, masked, plan
+from audiolm_jax.model import sharding
+from audiolm_jax.model.kernels import cpu
+from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
+from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
-from audiolm_jax.vocab import CODE_START, TEXT_START, Vocab
+from audiolm_jax.serialization.vocab import CODE_START, TEXT_START, Vocab
+from audiolm_jax.training import loop, optimizer
 
 TEXT = 30  # ids; with BOS and <audio> a prompt of 32 positions, which is a bucket: nothing is padded
 SMALL = ModelConfig(layers=2, width=256, heads=4, kv_heads=2, head_width=64, ffn=704)
@@ -86,18 +89,18 @@ def document(vocab: Vocab, frames: int, seed: int = 0) -> documents.Document:
 
 def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Counted:
     """Generates one segment with the programs of sampling/, one pass at a time. `model` is unstacked."""
-    request = plan.Request(document(vocab, frames)[:1], np.zeros((0, vocab.codebooks), np.int32), frames)
+    request = requests.Request(document(vocab, frames)[:1], np.zeros((0, vocab.codebooks), np.int32), frames)
     flops, runs, dense, grids, prompt_cache, held, seconds = {}, {}, {}, [], None, 0, 0.0
 
-    prompts = plan.prompts([request], grid, vocab, causal=grid.causal_levels > 0, guided=False)
+    prompts = requests.prompts([request], grid, vocab, causal=grid.causal_levels > 0, guided=False)
     P = prompts.tokens_MPS.shape[1]
-    placed = plan.place(prompts)
+    placed = requests.place(prompts)
     prefill, flops["prompt"] = compiled(causal.run_prefill, model, *placed)
     seconds += fastest(lambda: prefill(model, *placed))
     runs["prompt"], dense["prompt"] = 1, cost.Work(P, P * P, 0)
     if grid.causal_levels:
         fixed, state = causal.start(model, grid, vocab, [request])
-        steps = int(plan.steps_of(np.asarray(state.frames_B), grid)[0])
+        steps = int(requests.steps_of(np.asarray(state.frames_B), grid)[0])
         # As the loop makes it for chunks of a quarter.
         slots = causal.cache_sizes(steps, -(-steps // 4))[-1]
         cache = model.init_cache(1, slots)
@@ -106,7 +109,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
             *(model, grid, vocab, 1, fixed, state, cache),
             static=("grid", "vocab", "steps"),
             donated=("cache",),
-            options=decoding.compiler_options(),
+            options=performance.compiler_options(),
         )
         # A step draws from the position before it, then computes its own: logits of one, block of the next.
         dense["step"] = cost.Work(1, P + slots + 1, 1)
@@ -128,12 +131,12 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
         _, fixed = masked.start(model, grid, vocab, [request], prompt_cache)
         prompt_cache = fixed.prompt_cache
         frames_B = np.array([frames], np.int32)
-        fixed = fixed._replace(frames_B=plan.place(frames_B))
+        fixed = fixed._replace(frames_B=requests.place(frames_B))
         if not grid.causal_levels:
-            empty_BFQ = plan.prompt_grid([request], plan.bucket(frames, plan.FRAMES), grid.codebooks)
-            codes_BFQ = plan.place(empty_BFQ)
+            empty_BFQ = requests.prompt_grid([request], requests.bucket(frames, requests.FRAMES), grid.codebooks)
+            codes_BFQ = requests.place(empty_BFQ)
         schedule = masked.schedule([request], frames_B, grid)
-        every = [plan.place(jax.tree.map(lambda x, n=n: x[n], schedule)) for n in range(len(schedule.number))]
+        every = [requests.place(jax.tree.map(lambda x, n=n: x[n], schedule)) for n in range(len(schedule.number))]
         output_DV = model.output_DV()
         args = (model, vocab, fixed, every[0], codes_BFQ, output_DV)
         level, flops["level"] = compiled(masked.advance, *args, static=("vocab",))
@@ -199,12 +202,12 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     whose loops follow the data (blocks.py): the compiler counts each body once, so the body is compiled alone, counted,
     and added as often as the data makes it run. Its backward pass multiplies again what the forward pass did.
     """
-    options, settings = optimizer.OptimizerConfig(), training.TrainingConfig()
+    options, settings = optimizer.OptimizerConfig(), loop.TrainingConfig()
     tx = optimizer.make(options, settings.steps)
 
     def born():
         model = unstack(Transformer(config, vocab.size, nnx.Rngs(0)))
-        return training.init_state(settings, nnx.split(model)[1], tx, vocab, jax.random.key(0))
+        return loop.init_state(settings, nnx.split(model)[1], tx, vocab, jax.random.key(0))
 
     graph = nnx.split(nnx.eval_shape(lambda: unstack(Transformer(config, vocab.size, nnx.Rngs(0)))))[0]
     batch = training_batch(grid, vocab, frames, kind)
@@ -213,10 +216,10 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     def step(state, batch):
         schedule = optimizer.schedule(options, settings.steps)
         rest = {"graph": graph, "tx": tx, "schedule": schedule, "config": settings, "vocab": vocab}
-        return training.train_step(state, batch, **rest, rules=sharding.PRESETS["data"])
+        return loop.train_step(state, batch, **rest, rules=sharding.PRESETS["data"])
 
-    with mock.patch.object(blocks, "applies", lambda: not dense):
-        flops = compiled(step, jax.eval_shape(born), plan.place(batch), options=QUICK)[1]
+    with mock.patch.object(cpu, "applies", lambda: not dense):
+        flops = compiled(step, jax.eval_shape(born), requests.place(batch), options=QUICK)[1]
         if dense:
             work = cost.Work(length, length * length, length)
             return flops, 3 * rows * cost.forward_flops(config, vocab, work)
@@ -233,15 +236,15 @@ def _attention_blocks(config: ModelConfig, ahead_BL: np.ndarray) -> tuple[float,
     rows, length = ahead_BL.shape
     H, K = config.kv_heads, config.head_width
     G = config.heads // H
-    if length <= blocks.QUERIES:  # one dense square, counted with the rest of the step
+    if length <= cpu.QUERIES:  # one dense square, counted with the rest of the step
         return 0.0, 1, 3 * 4 * rows * length * length * H * G * K
-    C = blocks.QUERIES
+    C = cpu.QUERIES
     count = -(-length // C)
     last_BL = np.arange(length) + ahead_BL
     ran = sum(int(last_BL[b, i * C : (i + 1) * C].max()) // C + 1 for b in range(rows) for i in range(count))
 
     def body(q, k, v, seen):
-        return jnp.sum(blocks.attend(q, k, v, seen))
+        return jnp.sum(cpu.attend(q, k, v, seen))
 
     q, k = jax.ShapeDtypeStruct((1, C, H, G, K), jnp.float32), jax.ShapeDtypeStruct((1, C, H, K), jnp.float32)
     seen = jax.ShapeDtypeStruct((1, C, C), jnp.bool_)
@@ -251,13 +254,13 @@ def _attention_blocks(config: ModelConfig, ahead_BL: np.ndarray) -> tuple[float,
 
 def _logit_blocks(config: ModelConfig, vocab: Vocab, heads_BLS: np.ndarray) -> tuple[float, int, float]:
     """The same for one block of predictions of the loss."""
-    R, D = blocks.PREDICTIONS, config.width
+    R, D = cpu.PREDICTIONS, config.width
     W = max(CODE_START, vocab.max_frames, vocab.codebook_size)  # blocks.py fills every legal set up to the widest
     sets = np.where(heads_BLS == vocab.head_code_or_end, 3, heads_BLS)
     ran = sum(-(-int((sets == head).sum()) // R) for head in range(1, 3 + vocab.codebooks))
 
     def body(hidden, weight, legal, of, target):
-        return sum(jnp.sum(x) for x in blocks.normalisers(hidden, weight, legal, of, target))
+        return sum(jnp.sum(x) for x in cpu.normalisers(hidden, weight, legal, of, target))
 
     def like(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype)

@@ -12,7 +12,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from objective import stft
+
+from experiments.default_codec.objective import stft
 
 
 @dataclasses.dataclass(frozen=True)

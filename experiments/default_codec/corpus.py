@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audiolm_jax import corpora
+from audiolm_jax.data import corpora
 
 
 def corpus_configs() -> dict[str, corpora.CorpusConfig]:

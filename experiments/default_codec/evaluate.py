@@ -1,6 +1,6 @@
 """How well the default codec keeps speech it never heard, for several numbers of codebooks; see README.md.
 
-    python experiments/default_codec/evaluate.py --corpus /tmp/codec/corpus [--weights FILE] [--out FOLDER]
+    python -m experiments.default_codec.evaluate --corpus /tmp/codec/corpus [--weights FILE] [--out FOLDER]
 
 Prints one table for `test` (voices of the training, sentences never heard) and one for `unseen` (voices never heard)
 and how each codebook is used. Means over utterances; needs the extra `eval` (pystoi, pesq). `--out` gets results.json
@@ -10,12 +10,11 @@ and report.html, a page with the same numbers, the training curves and clips to 
 import argparse
 from pathlib import Path
 
-import corpus
 import numpy as np
-import page
 from tqdm import tqdm
 
 from audiolm_jax import codecs, files
+from experiments.default_codec import corpus, page
 
 CLIPS = 3  # utterances of a split to listen to
 
@@ -29,7 +28,7 @@ def si_sdr(source: np.ndarray, output: np.ndarray) -> float:
 
 def log_mel_distance(source: np.ndarray, output: np.ndarray, sample_rate: int) -> float:
     """Mean absolute difference of 80-band log-mel powers, in nepers of amplitude, above a floor of -60 dB."""
-    from audiolm_jax.codecs.frame_model import hann, mel_matrix
+    from audiolm_jax.codecs.default_model import hann, mel_matrix
 
     def log_mel(audio):
         framed = np.lib.stride_tricks.sliding_window_view(audio, 1024)[::256] * hann(1024)

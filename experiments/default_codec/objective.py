@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax.codecs.frame_model import hann, mel_matrix
+from audiolm_jax.codecs.default_model import hann, mel_matrix
 
 RESOLUTIONS = ((256, 40), (512, 64), (1024, 80))  # (window, mel bands); hop is a quarter of the window
 COMPLEX_WINDOWS = (512, 1280)

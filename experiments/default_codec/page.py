@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from audiolm_jax import files
-from audiolm_jax.report import charts, html, listen, tables
+from audiolm_jax.compare.report import charts, html, listen, tables
 
 SPLITS = {"test": "sentences never heard, by voices of the training", "unseen": "voices never heard"}
 SCORES = {  # (title, unit, decimals)

@@ -1,6 +1,6 @@
 """Trains the default codec on the synthetic corpus; see README.md beside this file.
 
-    python experiments/default_codec/train.py --workdir /tmp/codec --minutes 75
+    python -m experiments.default_codec.train --workdir /tmp/codec --minutes 75
 
 Starting again with the same workdir goes on from the last checkpoint; Ctrl-C writes one. Beside every checkpoint lies
 `<workdir>/default.safetensors`, weights as the package ships them, for `evaluate.py`, which makes a page of them.
@@ -14,23 +14,22 @@ import sys
 import time
 from pathlib import Path
 
-import adversary
-import codebooks
-import corpus
 import jax
 import jax.numpy as jnp
 import numpy as np
-import objective
 import optax
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import allocator, distributed, files
-from audiolm_jax.codecs import frame
-from audiolm_jax.codecs.frame_model import FrameConfig, FrameModel
+from audiolm_jax import files
+from audiolm_jax.cli import allocator
+from audiolm_jax.codecs import default
+from audiolm_jax.codecs.default_model import FrameConfig, FrameModel
 from audiolm_jax.errors import InputError, exit_code
+from audiolm_jax.training import processes
+from experiments.default_codec import adversary, codebooks, corpus, objective
 
 COMMITMENT = 0.25
 MATCHING = 2.0  # of the hidden layers of the adversary, relative to its hinge loss (DAC, arXiv:2306.06546, section 3.5)
@@ -79,7 +78,7 @@ def init(networks: Networks, start: Path | None) -> dict:
     """The whole state of training, from random weights or from those of a file."""
     settings, config = networks.settings, networks.settings.config
     if start:
-        _, model, books_QKZ = frame.load(start).config
+        _, model, books_QKZ = default.load(start).config
     else:
         model = FrameModel(config, nnx.Rngs(settings.seed))
         books_QKZ = jnp.zeros((config.codebooks, config.codebook_size, config.latent))
@@ -207,7 +206,7 @@ def main() -> int:
     if args.start and not args.start.is_file():
         raise InputError(f"--start={args.start}: there is no such file; weights of the codec 'default' are needed")
     config = FrameConfig(**{f.name: given[f"config.{f.name}"] for f in dataclasses.fields(FrameConfig)})
-    config = frame.load(args.start).config[0] if args.start else config
+    config = default.load(args.start).config[0] if args.start else config
     own = {f.name: given[f.name] for f in dataclasses.fields(Settings) if f.name != "config"}
     settings = Settings(config=config, **own)
     networks = Networks(settings)
@@ -254,12 +253,12 @@ def run(args: argparse.Namespace, networks: Networks, state: dict, done: dict, c
         line = {"step": step, "seconds": round(seconds), **average}
         if quantising:
             line |= validate(networks, state, held)
-            frame.save(args.workdir / WEIGHTS, config, state["params"], state["codebooks"]["books"])
+            default.save(args.workdir / WEIGHTS, config, state["params"], state["codebooks"]["books"])
         with open(args.workdir / LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         tqdm.write(json.dumps(line))
 
-    with distributed.signals() as received:
+    with processes.signals() as received:
         while not received:
             seconds = before + time.time() - started
             progress = max(step / args.steps, seconds / (60 * args.minutes) if args.minutes else 0)

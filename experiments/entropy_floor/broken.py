@@ -9,10 +9,10 @@ from unittest import mock
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax import data
-from audiolm_jax import vocab as ids
+from audiolm_jax.data import batches
 from audiolm_jax.sampling import masked
 from audiolm_jax.serialization import documents
+from audiolm_jax.serialization import vocab as ids
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def leak():
 @contextlib.contextmanager
 def tail():
     """What comes after the end of codebook 0 is not trained (audiocraft truncates its layout there)."""
-    right = data.training_row
+    right = batches.training_row
 
     def wrong(*args, **options):
         row = right(*args, **options)
@@ -41,7 +41,7 @@ def tail():
             row["weights"][ends[-1] + 1 :] = 0
         return row
 
-    with mock.patch.object(data, "training_row", wrong):
+    with mock.patch.object(batches, "training_row", wrong):
         yield
 
 

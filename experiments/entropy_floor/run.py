@@ -1,8 +1,8 @@
 """Every strategy on every source: the floor, what the order can reach, what training reached, and what comes out.
 
     make floor                                                        everything, a table
-    python experiments/entropy_floor/run.py --break leak              the same with a mistake built in; it is found
-    python experiments/entropy_floor/run.py --strategies delay,flat   some strategies
+    python -m experiments.entropy_floor.run --break leak              the same with a mistake built in; it is found
+    python -m experiments.entropy_floor.run --strategies delay,flat   some strategies
 
 One small network per strategy learns all sources at once: the first letter of its text says which one it is to be.
 The workdir is resumable like any run. Exit code 1 if a number is not where theory says it must be.
@@ -18,17 +18,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from audiolm_jax import allocator, checkpoints, data, files, serialization, sharding, stages, training
-from audiolm_jax.corpora import sources
+from audiolm_jax import files, serialization
+from audiolm_jax.cli import allocator
+from audiolm_jax.compare import stages
+from audiolm_jax.data import batches as data
 from audiolm_jax.errors import InputError, exit_code
-from audiolm_jax.evaluation import floor, likelihood
-from audiolm_jax.model import ModelConfig
-from audiolm_jax.optimizer import OptimizerConfig
+from audiolm_jax.evaluation import likelihood
+from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import SerializationConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-import broken
-import sampled
+from audiolm_jax.training import loop
+from audiolm_jax.training.optimizer import OptimizerConfig
+from experiments.entropy_floor import broken, floor, sampled, sources
 
 DATA = data.DataConfig(sequence_length=128, max_frames=sources.MAX_FRAMES, drop_text=0.02)
 GRIDS, SEED = 200_000, 0  # grids drawn for training
@@ -94,9 +95,9 @@ def vocabulary():
 def train(order: SerializationConfig, workdir: Path, setup: Setup) -> None:
     split = sources.Split(sources.draw(np.random.default_rng([SEED, 0]), GRIDS, setup.letters), "train")
     batches = data.training_batches(split, setup.data, order, vocabulary(), SEED)
-    config = training.TrainingConfig(steps=setup.steps, log_every=100, checkpoint_every=250, peak_tflops=1.0)
+    config = loop.TrainingConfig(steps=setup.steps, log_every=100, checkpoint_every=250, peak_tflops=1.0)
     with contextlib.closing(batches):
-        training.train(
+        loop.train(
             workdir,
             batches,
             vocabulary(),

@@ -15,12 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from audiolm_jax import checkpoints, generate, serialization, sharding, text
-from audiolm_jax.corpora import sources
-from audiolm_jax.evaluation import floor, samples
+from audiolm_jax import serialization
+from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.sampling import SamplingConfig
-from audiolm_jax.sampling.plan import Request
-from audiolm_jax.serialization import SerializationConfig
+from audiolm_jax.sampling import generator as generate
+from audiolm_jax.sampling.requests import Request
+from audiolm_jax.serialization import SerializationConfig, text
+from experiments.entropy_floor import floor, samples, sources
 
 COUNT = 2400  # samples of each way, over all sources
 BATCH = 120

@@ -1,8 +1,8 @@
 """Time of a step of MusicGen here and in `transformers` (torch), on the same random weights of the published sizes.
 
     make bench                                                     every cell, a table
-    python experiments/musicgen_speed/bench.py --only float32-1-   the cells whose names begin so
-    python experiments/musicgen_speed/bench.py --table             the table of what was measured
+    python -m experiments.musicgen_speed.bench --only float32-1-   the cells whose names begin so
+    python -m experiments.musicgen_speed.bench --table             the table of what was measured
 
 A cell is a type, a batch, guidance (which doubles the rows of the model) and a context. Both programs run in this
 process with as many threads, taking turns: a chunk of steps that ends at that context, sampling included (the 250 most
@@ -30,9 +30,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import numpy as np
 
-from audiolm_jax import files, sharding
+from audiolm_jax import files
 from audiolm_jax.errors import InputError, exit_code
-from audiolm_jax.evaluation import speed, turns
+from audiolm_jax.evaluation import speed
+from audiolm_jax.model import sharding
+from experiments import timing
 
 HERE = Path(__file__).parent
 STATES, GUIDANCE = 64, 3.0
@@ -114,7 +116,7 @@ def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace) 
     steps = flags.steps or max(4, 16 // cell.rows)
     states, valid, block = inputs(sizes, cell, steps)
     guidance = GUIDANCE if cell.guided else 1.0
-    others = turns.Others()
+    others = timing.Others()
     here = ours.Decoder(model, vocab, states, block, cell.batch, guidance, steps, options_of(flags.option))
     codes_BNQ, logits_MQV = here.follow()
     row = {**dataclasses.asdict(cell), "steps": steps, "slots": here.slots, "compile_seconds": here.compile_seconds}
@@ -134,7 +136,7 @@ def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace) 
     if not row["difference"] < CLOSE[cell.dtype]:
         raise InputError(f"{cell.name}: logits differ by {row['difference']:.2g} standard deviations")
     programs["here"]()
-    times = turns.take(list(programs.values()), flags.budget, least=flags.least, most=60)
+    times = timing.take(list(programs.values()), flags.budget, least=flags.least, most=60)
     for name, found in zip(programs, times, strict=True):
         p50, p95 = np.percentile(np.array(found) * 1000 / steps, [50, 95])
         row |= {f"{name}_ms": float(p50), f"{name}_p95_ms": float(p95), f"{name}_best_ms": min(found) * 1000 / steps}
@@ -155,7 +157,7 @@ def clip(cell: Cell, opened: tuple, seconds: float, flags: argparse.Namespace) -
     model, vocab, _ = opened
     frames = round(50 * seconds)
     run = ours.piece(model, vocab, cell.batch, GUIDANCE if cell.guided else 1.0, frames, flags.chunk)
-    found = [min(turns.take([run], 0, least=least)[0]) for least in (1, 3)]
+    found = [min(timing.take([run], 0, least=least)[0]) for least in (1, 3)]
     return {
         **dataclasses.asdict(cell),
         "seconds": seconds,
@@ -208,7 +210,7 @@ def described(bandwidth: float) -> dict:
 
     about = {k: v for k, v in speed.hardware().items() if k != "load_average"}
     peers = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return about | {"cores": turns.cores()} | peers | {"gigabytes_per_second": round(bandwidth / 1e9, 1)}
+    return about | {"cores": timing.cores()} | peers | {"gigabytes_per_second": round(bandwidth / 1e9, 1)}
 
 
 def kept(path: Path | None, about: dict, again: bool) -> dict:
@@ -275,9 +277,9 @@ def main() -> int:
     if flags.tiny:
         flags.contexts, flags.budget = "40,60", 0.2
     sizes = TINY if flags.tiny else SMALL | ({} if flags.layers is None else {"num_hidden_layers": flags.layers})
-    torch.set_num_threads(turns.cores())
+    torch.set_num_threads(timing.cores())
     if not flags.anyway:
-        turns.refuse_busy()
+        timing.refuse_busy()
     bandwidth = speed.probe(size=256, megabytes=64 if flags.tiny else 1024).bytes_per_second
     about = described(bandwidth)
     found, opened, dtype = kept(path, about, flags.again), None, None

@@ -7,13 +7,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from audiolm_jax import decoding, musicgen, serialization, sharding
-from audiolm_jax import vocab as ids
-from audiolm_jax.codecs import huggingface
-from audiolm_jax.model import ModelConfig, Transformer
-from audiolm_jax.sampling import SamplingConfig, causal, plan
+from audiolm_jax import serialization
+from audiolm_jax.families import musicgen
+from audiolm_jax.hub import files
+from audiolm_jax.model import sharding
+from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.sampling import SamplingConfig, causal, performance
+from audiolm_jax.sampling import requests as plan
 from audiolm_jax.serialization import SerializationConfig
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.vocab import Vocab
 
 GRID_DELAYS = SerializationConfig(strategy="delay")
 
@@ -35,11 +38,11 @@ def make(sizes: dict, tensors: dict[str, np.ndarray], frames: int, dtype: str) -
         dtype=dtype,
     )
     vocab = Vocab(sizes["num_codebooks"], sizes["vocab_size"], frames, special=True)
-    weights = huggingface.Weights(Path("random"), tensors, "reference")
+    weights = files.Weights(Path("random"), tensors, "reference")
     weights.ignore("embed_positions")
     model = musicgen.fill(config, vocab, weights)
     weights.finish()
-    return decoding.for_decoding(model, sharding.single_device_mesh()), vocab
+    return performance.for_decoding(model, sharding.single_device_mesh()), vocab
 
 
 class Decoder:

@@ -1,6 +1,6 @@
 """The table of docs/plans.md: every size, strategy and slice, compiled ahead of time, training and sampling.
 
-    make plans        # python experiments/plans/run.py
+    make plans        # python -m experiments.plans.run
 
 Needs libtpu and no TPU. Each plan is kept beside this file as one JSON file; those that exist are not made again, so an
 interrupted run goes on, and programs that several strategies share are compiled once. --only PART makes the plans whose
@@ -14,7 +14,8 @@ from typing import Any
 
 from audiolm_jax import config as configs
 from audiolm_jax import files
-from audiolm_jax.planning import command, show
+from audiolm_jax.plan import plan as command
+from audiolm_jax.plan import table as show
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent.parent / "docs" / "plans.md"

@@ -1,6 +1,6 @@
 """Trains the recogniser of `audiolm_jax/evaluation/recogniser.py` on the synthetic corpus.
 
-    python experiments/recogniser/train.py --data /tmp/recogniser
+    python -m experiments.recogniser.train --data /tmp/recogniser
 
 Makes the two corpora below --data where they are missing, trains, scores held-out sentences and unseen voices, and
 writes the weights that ship with the package (--output chooses another place). Run the same command again to go
@@ -21,10 +21,12 @@ import tqdm
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from audiolm_jax import allocator, corpora, files
-from audiolm_jax.corpora import CorpusConfig
+from audiolm_jax import files
+from audiolm_jax.cli import allocator
+from audiolm_jax.data import corpora
+from audiolm_jax.data.corpora import CorpusConfig
+from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
-from audiolm_jax.evaluation import recogniser
 from audiolm_jax.evaluation.intelligibility import character_error_rate
 
 _SPEAKERS = {"shard_size": 128, "speakers": 70, "unseen_speakers": 8, "test": 40, "unseen": 48}

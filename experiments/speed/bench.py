@@ -6,8 +6,8 @@ Random weights of the size of `configs/demo.py`; one batch of random grids, one 
 cores: about three minutes, most of it compilation. Expected: a real-time factor of decoding far below 1 for every
 strategy. Other sizes, rows and lengths, for instance those of a 300M model on one GPU:
 
-    python experiments/speed/bench.py size_300m --rows 32 --seconds 30
-    python experiments/speed/bench.py size_300m --rows 4 --length 6400 --seconds 30 --only flat
+    python -m experiments.speed.bench size_300m --rows 32 --seconds 30
+    python -m experiments.speed.bench size_300m --rows 4 --length 6400 --seconds 30 --only flat
 
 "codes ms" is the time of a whole segment without the codec, "ms a pass" that by the passes of the network.
 """
@@ -19,11 +19,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import config, data, generate, losses, serialization, sharding
+from audiolm_jax import config, serialization
+from audiolm_jax.data import batches
 from audiolm_jax.evaluation import speed
-from audiolm_jax.model import Transformer
+from audiolm_jax.model import losses, sharding
+from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.sampling import generator as generate
 from audiolm_jax.serialization import SerializationConfig, cost, documents
-from audiolm_jax.vocab import Vocab
+from audiolm_jax.serialization.vocab import Vocab
 
 
 def batch(grid, vocab: Vocab, rows: int, length: int, frames: int) -> tuple[dict, float]:
@@ -109,7 +112,7 @@ def main() -> None:
             rows, held = batch(grid, vocab, batch_rows, length, frames)
             seconds = gradient_seconds(model, vocab, rows)
         flops = cost.training_flops_per_step(sizes, vocab, batch_rows, length)
-        generator = generate.Generator(model, grid, vocab, codec, data.DataConfig(template=""))
+        generator = generate.Generator(model, grid, vocab, codec, batches.DataConfig(template=""))
         silence = np.zeros(codec.hop, np.float32)
         [timing] = speed.measure(generator, [""], rates=rates, frames=frames, prompts=[silence])
         [request] = generator.requests([""], frames=frames, prompts=[silence])

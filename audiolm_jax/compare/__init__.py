@@ -1,0 +1,1 @@
+"""A comparison of strategies in resumable stages, and its report."""

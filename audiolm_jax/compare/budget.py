@@ -1,0 +1,155 @@
+"""What every strategy of a comparison may spend: equal parameters, and equal training FLOPs or equal frames of audio.
+
+    flops   the same steps on batches of the same shape. A strategy with more positions per second of audio sees fewer
+            seconds of it
+    tokens  the same frames of audio per step and in all. The rows of a batch are scaled until a step shows as many
+            frames as one of the first strategy, to whole rows, and the steps make up for what rows leave. Strategies
+            with more positions take more FLOPs
+
+Frames per step are counted by packing the documents as `data.training_batches` does, in another order.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from audiolm_jax import config as configs
+from audiolm_jax import serialization
+from audiolm_jax.data import batches as data
+from audiolm_jax.data.batches import DataConfig
+from audiolm_jax.data.tokens import TokenSplit
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import sharding
+from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.serialization import Grid, cost
+from audiolm_jax.serialization.vocab import Vocab
+
+DOCUMENTS = 4000  # at most so many of the training split are looked at
+BATCHES = 40  # packed to count the frames of a step
+
+
+def documents(source: TokenSplit, config: DataConfig, vocab: Vocab) -> np.ndarray:
+    """[N, 2] int: text bytes and frames of documents spread evenly over the split, those that fit the vocabulary."""
+    found = []
+    for number in range(min(DOCUMENTS, len(source))):
+        head = source.head(number * len(source) // min(DOCUMENTS, len(source)))
+        words = data.prompt_text(config, head["text"], head["speaker"], head["key"])
+        found.append((len(words.encode()), head["frames"]))
+    return np.array([(words, frames) for words, frames in found if frames <= vocab.max_frames])
+
+
+def equal_shares(
+    config: ConfigDict,
+    parts: Mapping[tuple[str, str], ConfigDict],
+    vocab: Vocab,
+    frame_rate: float,
+    documents_N2: np.ndarray,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Per (size, strategy) of `parts`: parameters, rows per step, steps, FLOPs and frames of audio of its training.
+
+    What compare.equal names is equal within compare.tolerance among the strategies of a size.
+
+    Raises InputError if it is not, or parameters are not.
+    """
+    compare, shares, wanted = configs.section(config, "compare"), {}, {}
+    for (size, strategy), part in parts.items():
+        model, section, steps = configs.section(part, "model"), configs.section(part, "data"), part.training.steps
+        grid = serialization.bind(configs.section(part, "serialization"), vocab.codebooks)
+        stream = list(itertools.islice(training_views(grid, section, documents_N2), 2 * DOCUMENTS))
+        rows = section.batch_size
+        if compare.equal == "tokens":
+            unit = part.training.accumulate * sharding.make_mesh(configs.section(part, "sharding")).shape["data"]
+            target = wanted.setdefault(size, frames_per_step(stream, section, rows))
+            rows = rows_for(target, stream, section, unit)
+            steps = max(1, round(steps * target / frames_per_step(stream, section, rows)))
+        flops = cost.training_flops_per_step(model, vocab, rows, section.sequence_length)
+        if compare.flops:
+            steps = max(1, round(compare.flops / flops))
+        shares[size, strategy] = {
+            "parameters": count_parameters(model, vocab),
+            "rows_per_step": rows,
+            "training_steps": steps,
+            "training_flops": float(steps * flops),
+            "training_frames_predicted": float(steps * frames_per_step(stream, section, rows)),
+            "positions_per_second": positions_per_second(grid, frame_rate),
+        }
+    same = {"flops": "training_flops", "tokens": "training_frames_predicted"}[compare.equal]
+    for size in dict.fromkeys(size for size, _ in parts):
+        for key in ("parameters", same):
+            values = {strategy: share[key] for (of, strategy), share in shares.items() if of == size}
+            require_equal(values, key, compare.tolerance)
+    return shares
+
+
+def require_equal(values: Mapping[str, float], key: str, tolerance: float) -> None:
+    """Raises InputError if the largest is more than `tolerance` of the smallest above it."""
+    low, high = min(values, key=values.get), max(values, key=values.get)
+    if values[high] > (1 + tolerance) * values[low]:
+        raise InputError(
+            f"compare: {high} has {values[high]:.4g} {key} and {low} has {values[low]:.4g}; they may differ by "
+            f"compare.tolerance={tolerance:g} of the smaller number"
+        )
+
+
+def training_views(grid: Grid, config: DataConfig, documents_N2: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(positions, frames) of an endless stream of training views in shuffled epochs, as the strategy draws them."""
+    rng, of_audio = np.random.default_rng(0), functools.cache(functools.partial(cost.training_rows, grid, prompt=0))
+    while True:
+        for words, frames in rng.permutation(documents_N2).tolist():
+            prompt = 2 + (0 if rng.random() < config.drop_text else words)  # with BOS and <audio>
+            kind = "causal" if grid.strategy.draw(rng, frames, grid) is None else "level"
+            yield prompt + of_audio(frames)[kind].positions, frames
+
+
+def frames_per_step(stream: Sequence[tuple[int, int]], config: DataConfig, rows: int) -> float:
+    """Frames of audio in a batch of `rows` rows, in the mean over the batches that the stream fills.
+
+    First fit, as `data.training_batches` packs: a view goes to the first row that has room for it, and where none has,
+    the batch is full and the next one begins.
+    """
+    filled, batches, inside, free = 0, 0, 0, []
+    for positions, frames in itertools.cycle(stream):
+        row = next((r for r, left in enumerate(free) if left >= positions), len(free))
+        if row == rows:
+            filled, batches, inside, free, row = filled + inside, batches + 1, 0, [], 0
+            if batches == BATCHES:
+                return filled / batches
+        if row == len(free):
+            free.append(config.sequence_length)
+        free[row] = free[row] - positions if config.packing else -1
+        inside += frames
+    raise AssertionError("the stream is never empty")
+
+
+def rows_for(target: float, stream: Sequence[tuple[int, int]], config: DataConfig, unit: int) -> int:
+    """The multiple of `unit` rows whose batch shows as nearly as possible `target` frames."""
+    below, above = 1, 2
+    while frames_per_step(stream, config, above * unit) < target:
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        if frames_per_step(stream, config, middle * unit) < target:
+            below = middle
+        else:
+            above = middle
+    return unit * min((below, above), key=lambda rows: abs(frames_per_step(stream, config, rows * unit) - target))
+
+
+def count_parameters(model: ModelConfig, vocab: Vocab) -> int:
+    """Numbers in the parameters of a model, counted on shapes."""
+    with jax.set_mesh(sharding.single_device_mesh()):
+        shapes = jax.eval_shape(lambda: nnx.state(Transformer(model, vocab.size, nnx.Rngs(0)), nnx.Param))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def positions_per_second(grid: Grid, frame_rate: float, seconds: float = 10.0) -> float:
+    """Positions of the longest training row that one second of audio takes, in a segment of `seconds`."""
+    frames = round(seconds * frame_rate)
+    rows = cost.training_rows(grid, frames, prompt=1).values()
+    return max(work.positions - 1 for work in rows) * frame_rate / frames

@@ -1,0 +1,249 @@
+"""The numbers of the page: the tables of results and speed, and the bits of every codebook."""
+
+import html
+
+from audiolm_jax.compare.report.charts import marker
+
+NONE = '<span class="none">–</span>'
+
+
+def escape(text: str) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def count(value: float) -> str:
+    """1234567 -> "1.23 M"; below a thousand as it is."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}" if value != int(value) else f"{int(value)}"
+
+
+def flops(value: float) -> str:
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}FLOP"
+    return f"{value:.3g} FLOP"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def seconds(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+
+
+def key(index: int, hollow: bool = False) -> str:
+    """The marker that stands for strategy number `index` on the whole page."""
+    return f'<svg class="key" viewBox="-7 -7 14 14" aria-hidden="true">{marker(index, 0, 0, 5, hollow)}</svg>'
+
+
+def colours(results: dict) -> dict[str, int]:
+    """Name of an entry -> number of its strategy, which is its colour and marker in every size."""
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(one["strategy"] for one in results["strategies"]))}
+    return {one["name"]: numbers[one["strategy"]] for one in results["strategies"]}
+
+
+def _cer(cer: dict, best: bool = False) -> str:
+    value = f"{percent(cer['value'])}"
+    value = f'<span class="best">{value}</span>' if best else value
+    return f"{value}<br><small>{percent(cer['low'])}–{percent(cer['high'])}</small>"
+
+
+def _opinion(cer: dict) -> str:
+    return NONE if cer["second_opinion"] is None else percent(cer["second_opinion"])
+
+
+def _columns(seeds: bool) -> tuple:
+    """Of the results table; spread over seeds only where there are several."""
+    over = (("Seeds", "s.d., range"),) if seeds else ()
+    return (
+        ("Bits on held-out speech", (
+            ("Codes", "bits/s, 95 % interval"), *over, ("Below", "unigram, %"), ("End", "bits/utt."),
+            ("Length", "bits/utt."))),
+        ("Character errors", (("CER", "%, 95 % interval"), *over, ("2nd opinion", "%"))),
+    )  # fmt: skip
+
+
+_TRAINING = (
+    ("Model", (("Parameters", ""),)),
+    ("Training", (("Compute", ""), ("Steps", ""), ("Rows", "of a batch"), ("Audio", "hours"), ("Seconds", "mean"))),
+)
+_SPEED = (
+    ("Generation", (("RTF", "s per s of audio"), ("Positions", "per s of audio"))),
+    ("Sequential passes", (("Frames", ""), ("Predicted", ""), ("Measured", ""))),
+    ("First audio", (("Look-ahead", "frames"), ("Passes", "predicted"), ("Predicted", "s"), ("Measured", "s"))),
+)
+
+
+def results_table(results: dict) -> str:
+    """Likelihood and intelligibility: one row per strategy, then the baselines and the ceilings."""
+    strategies, base = results["strategies"], results["baselines"]
+    uniform, unigram = base["uniform_bits_per_second"], base["unigram_bits_per_second"]
+    best_bits = min(s["bits_per_second"] for s in strategies)
+    best_cer = min(s["cer"]["value"] for s in strategies)
+    seeds = any(len(s["seeds"]) > 1 for s in strategies)
+    symbols, rows = colours(results), []
+    for one in strategies:
+        bits = one["bits_per_second"]
+        cells = [
+            _bits(one, bits == best_bits),
+            *([_spread(one["spread"]["bits_per_second"], 1)] if seeds else []),
+            percent(1 - bits / unigram),
+            NONE if one["end_bits_per_utterance"] is None else f"{one['end_bits_per_utterance']:.2f}",
+            NONE if one["length_bits_per_utterance"] is None else f"{one['length_bits_per_utterance']:.2f}",
+            _cer(one["cer"], one["cer"]["value"] == best_cer),
+            *([_spread(one["spread"]["cer"], 100)] if seeds else []),
+            _opinion(one["cer"]),
+        ]
+        rows.append((_title(symbols[one["name"]], one), cells, False))
+    for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
+        below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
+        rows.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (4 + seeds), True))
+    for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
+        cer = results["ceilings"][ceiling]["cer"]
+        rows.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)], True))
+    return table(_columns(seeds), rows, "Likelihood and intelligibility")
+
+
+def also_table(results: dict) -> str:
+    """Likelihood on the further splits, "" if there are none."""
+    strategies, symbols, rows = results["strategies"], colours(results), []
+    splits = list(strategies[0]["also"])
+    if not splits:
+        return ""
+    for one in strategies:
+        rates = [one["also"][split] for split in splits]
+        cells = [
+            f"{_tag(one)} {rate['bits_per_second']:.1f}<br><small>{rate['low']:.1f}–{rate['high']:.1f}</small>"
+            for rate in rates
+        ]
+        rows.append((_title(symbols[one["name"]], one), cells, False))
+    columns = tuple((split, "bits/s, 95 % interval") for split in splits)
+    return table((("Bits on other held-out speech", columns),), rows, "Other held-out speech")
+
+
+def training_table(results: dict) -> str:
+    """What every strategy was given, and what it took: the budget that is equal, and the others that are not."""
+    symbols, rows = colours(results), []
+    for one in results["strategies"]:
+        shown = [run["training_frames"] for run in one["seeds"]]
+        cells = [
+            count(one["parameters"]),
+            flops(one["training_flops"]),
+            f"{one['training_steps']:,}",
+            f"{one['rows_per_step']:,}",
+            f"{sum(shown) / len(shown) / results['codec']['frame_rate'] / 3600:.3g}",
+            f"{one['training_seconds']:,.0f}",
+        ]
+        rows.append((_title(symbols[one["name"]], one), cells, False))
+    return table(_TRAINING, rows, "Training")
+
+
+def speed_table(results: dict) -> str:
+    """What generating takes: real-time factor, sequential passes and time to first audio, predicted and measured."""
+    strategies = results["strategies"]
+    best_rtf = min(s["speed"]["rtf"] for s in strategies)
+    best_first = min(s["speed"]["first_audio_seconds"] for s in strategies)
+    symbols, rows = colours(results), []
+    for one in strategies:
+        speed, cost = one["speed"], one["cost"]
+        cells = [
+            _best(f"{speed['rtf']:.3f}", speed["rtf"] == best_rtf),
+            f"{one['positions_per_second']:.4g}",
+            f"{cost['frames']}",
+            f"{cost['predicted_passes']:.5g}",
+            f"{cost['measured_passes']:.5g}",
+            f"{cost['lookahead_frames']:.4g}",
+            f"{cost['first_audio_passes']:.4g}",
+            seconds(speed["first_audio_predicted_seconds"]),
+            _best(seconds(speed["first_audio_seconds"]), speed["first_audio_seconds"] == best_first),
+        ]
+        rows.append((_title(symbols[one["name"]], one), cells, False))
+    return table(_SPEED, rows, "Speed")
+
+
+def _bits(one: dict, is_best: bool) -> str:
+    value = _best(f"{one['bits_per_second']:.1f}", is_best)
+    return f"{_tag(one)} {value}<br><small>{one['bits_per_second_low']:.1f}–{one['bits_per_second_high']:.1f}</small>"
+
+
+def _tag(one: dict) -> str:
+    """Whether bits are exact or a bound."""
+    return f'<span class="tag {one["likelihood"]}">{one["likelihood"]}</span>'
+
+
+def _spread(spread: dict, scale: float) -> str:
+    if spread["sd"] is None:
+        return NONE
+    low, high = (f"{scale * spread[end]:.1f}" for end in ("min", "max"))
+    return f"{scale * spread['sd']:.1f}<br><small>{low}–{high}</small>"
+
+
+def _title(index: int, one: dict) -> str:
+    return key(index, one["likelihood"] == "bound") + escape(one["name"])
+
+
+def _best(text: str, is_best: bool) -> str:
+    return f'<span class="best">{text}</span>' if is_best else text
+
+
+def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, of: str = "Strategy") -> str:
+    """`groups` of columns (name, unit); rows of (title, cells, whether it is only there to compare with), all HTML.
+
+    label: for those who cannot see it. of: what a row is.
+    """
+    starts, position = set(), 0
+    for _, columns in groups:
+        starts.add(position)
+        position += len(columns)
+    columns = [column for _, part in groups for column in part]
+    head = "".join(f'<th class="group" colspan="{len(part)}">{name}</th>' for name, part in groups)
+    names = "".join(
+        f'<th scope="col"{_group(i in starts)}>{name}<span class="unit">{unit}</span></th>'
+        for i, (name, unit) in enumerate(columns)
+    )
+    body = "".join(_row(title, cells, starts, reference) for title, cells, reference in rows)
+    return (
+        f'<div class="card scroll" tabindex="0" role="region" aria-label="{label}"><table class="results"><thead>'
+        f'<tr class="groups"><th class="first"></th>{head}</tr>'
+        f'<tr><th class="first" scope="col">{of}</th>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _group(starts: bool) -> str:
+    return ' class="group"' if starts else ""
+
+
+def _row(title: str, cells: list[str], starts: set[int], reference: bool) -> str:
+    columns = "".join(f"<td{_group(i in starts)}>{cell}</td>" for i, cell in enumerate(cells))
+    kind = ' class="reference"' if reference else ""
+    return f'<tr{kind}><th class="first" scope="row">{title}</th>{columns}</tr>'
+
+
+def codebook_bars(results: dict) -> str:
+    """Bits per second of every codebook, one bar per strategy, all on the scale of the unigram baseline."""
+    base = results["baselines"]
+    per_unigram = base["per_codebook_unigram_bits_per_second"]
+    symbols = colours(results)
+    rows = [
+        (escape(s["name"]), s["bits_per_second_per_codebook"], symbols[s["name"]], s["likelihood"] == "bound")
+        for s in results["strategies"]
+    ]
+    rows.append(("unigram", per_unigram, None, False))
+    scale = max(sum(values) for _, values, *_ in rows)
+    lines = []
+    for name, values, index, bound in rows:
+        kind = "reference" if index is None else f"s{index % 7}"
+        segments = "".join(
+            f'<i style="flex-grow:{value / scale:.5f};--mix:{70 - 46 * q / max(len(values) - 1, 1):.0f}%" '
+            f'title="codebook {q + 1}: {value:.1f} bits/s">{f"{value:.0f}" if value > 0.035 * scale else ""}</i>'
+            for q, value in enumerate(values)
+        )
+        rest = f'<i style="flex-grow:{max(1 - sum(values) / scale, 0):.5f};background:none"></i>'
+        lines.append(
+            f'<span class="name {kind}">{name}</span><span class="bar {kind}">{segments}{rest}</span>'
+            f'<span class="total">{"≤ " * bound}{sum(values):.0f}</span>'
+        )
+    return f'<div class="bars">{"".join(lines)}</div>'

@@ -1,0 +1,263 @@
+"""From the numbers of the cells to results.json (report/schema.py): means over seeds, intervals, differences, notes."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import itertools
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from audiolm_jax.compare import report
+from audiolm_jax.compare.cells import Cell
+from audiolm_jax.compare.stages import digest
+from audiolm_jax.evaluation import intervals, speed
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+KEYS = {"bits_per_second": ("utterance_bits", "utterance_seconds"), "cer": ("sentence_errors", "sentence_characters")}
+
+
+def assemble(
+    config: ConfigDict, command: str, about: dict, cells: Sequence[Cell], shares: Mapping, found: Mapping[str, dict]
+) -> dict:
+    """results.json.
+
+    Args:
+      about: "corpus", "codec", "recogniser", "baselines", "sentences" and "ceilings" of the results.
+      shares: of `shares.equal_shares`.
+      found: of every cell, by name, what `measures` found and how its training went.
+    """
+    groups = {entry: list(members) for entry, members in itertools.groupby(_by_entry(cells), lambda c: c.entry)}
+    strategies = [_entry(entry, members, shares, found) for entry, members in groups.items()]
+    first = found[cells[0].name]
+    return {
+        **environment(command),
+        "schema": report.schema.VERSION,
+        "title": "Orders on the codec grid, compared",
+        "question": "In which order should a language model predict the codes of speech?",
+        "config": config.to_dict(),
+        "config_hash": digest(config.to_dict()),
+        **about,
+        "equal": config.compare.equal,
+        "held_out": {key: first[key] for _, key in KEYS.values()},
+        "strategies": strategies,
+        "differences": differences(groups, found),
+        "notes": notes(config, strategies),
+    }
+
+
+def _by_entry(cells: Sequence[Cell]) -> list[Cell]:
+    order = list(dict.fromkeys(cell.entry for cell in cells))
+    return sorted(cells, key=lambda cell: order.index(cell.entry))
+
+
+def _numbers(members: Sequence[Cell], found: Mapping[str, dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numerators [S, U] and denominators [U] of a metric over the seeds of an entry."""
+    above, below = KEYS[metric]
+    return np.array([found[cell.name][above] for cell in members]), np.array(found[members[0].name][below])
+
+
+def _entry(entry: str, members: Sequence[Cell], shares: Mapping, found: Mapping[str, dict]) -> dict:
+    """One strategy of one size: means and intervals over its seeds; cost, speed, samples, curve of the first."""
+    runs = [found[cell.name] for cell in members]
+    first, cell = runs[0], members[0]
+    (bits_SU, seconds_U), (errors_SU, characters_U) = (_numbers(members, found, metric) for metric in KEYS)
+    bits, cer = intervals.ratio(bits_SU, seconds_U), intervals.ratio(errors_SU, characters_U)
+    error = intervals.standard_error(bits_SU.mean(axis=0), seconds_U)
+    opinions = [run["cer"]["second_opinion"] for run in runs]
+
+    def mean(key: str) -> Any:
+        return None if first[key] is None else np.mean([run[key] for run in runs], axis=0).tolist()
+
+    return {
+        "name": entry,
+        "strategy": cell.strategy,
+        "size": cell.size,
+        **shares[cell.size, cell.strategy],
+        "training_seconds": mean("training_seconds"),
+        "likelihood": first["likelihood"],
+        "bits_per_second": bits.value,
+        "bits_per_second_low": bits.low,
+        "bits_per_second_high": bits.high,
+        "bits_per_second_se": 0.0 if np.isnan(error) else error,
+        "bits_per_second_per_codebook": mean("bits_per_second_per_codebook"),
+        "end_bits_per_utterance": mean("end_bits_per_utterance"),
+        "length_bits_per_utterance": mean("length_bits_per_utterance"),
+        "cer": {
+            "value": cer.value,
+            "low": cer.low,
+            "high": cer.high,
+            "utterances": len(characters_U),
+            "second_opinion": None if None in opinions else float(np.mean(opinions)),
+        },
+        "also": {split: _also([run["also"][split] for run in runs]) for split in first["also"]},
+        "cost": first["cost"],
+        "speed": first["speed"],
+        "spread": {
+            "bits_per_second": intervals.spread(intervals.rates(bits_SU, seconds_U)),
+            "cer": intervals.spread(intervals.rates(errors_SU, characters_U)),
+        },
+        "seeds": [
+            {
+                "seed": cell.seed,
+                "run": cell.name,
+                "bits_per_second": run["bits_per_second"],
+                "cer": run["cer"]["value"],
+                "training_seconds": run["training_seconds"],
+                "training_frames": run["training_frames"],
+                "frames": run["cost"]["frames"],
+                "passes": run["cost"]["measured_passes"],
+                "speed": {key: run["speed"][key] for key in ("rtf", "first_audio_seconds")},
+                "hardware": run["hardware"],
+                "utterance_bits": run["utterance_bits"],
+                "sentence_errors": run["sentence_errors"],
+            }
+            for cell, run in zip(members, runs, strict=True)
+        ],
+        "training_curve": first["training_curve"],
+        "samples": first["samples"],
+    }
+
+
+def _also(runs: Sequence[dict]) -> dict:
+    """Likelihood on a further split, over seeds."""
+    bits_SU = np.array([run["utterance_bits"] for run in runs])
+    bits = intervals.ratio(bits_SU, np.array(runs[0]["utterance_seconds"]))
+    return {"bits_per_second": bits.value, "low": bits.low, "high": bits.high, "utterances": bits_SU.shape[1]}
+
+
+def differences(groups: Mapping[str, Sequence[Cell]], found: Mapping[str, dict]) -> list[dict]:
+    """Every pair of strategies of one size, a minus b, paired over utterances and seeds."""
+    pairs = []
+    for (a, of_a), (b, of_b) in itertools.combinations(groups.items(), 2):
+        if of_a[0].size != of_b[0].size:
+            continue
+        for metric in KEYS:
+            (above_a, below), (above_b, _) = (_numbers(members, found, metric) for members in (of_a, of_b))
+            between = intervals.difference(above_a, above_b, below)
+            tags = tuple(found[members[0].name]["likelihood"] for members in (of_a, of_b))
+            pairs.append(
+                {
+                    "a": a,
+                    "b": b,
+                    "size": of_a[0].size,
+                    "metric": metric,
+                    "difference": between.value,
+                    "low": between.low,
+                    "high": between.high,
+                    "bound": _bound(*tags) if metric == "bits_per_second" else None,
+                }
+            )
+    return pairs
+
+
+def _bound(a: str, b: str) -> str | None:
+    """What a difference of bits is where a side is an upper bound: of a, the true one is smaller; of b, larger."""
+    return {("exact", "exact"): None, ("bound", "exact"): "upper", ("exact", "bound"): "lower"}.get((a, b), "both")
+
+
+def environment(command: str) -> dict[str, Any]:
+    """With which command, code and machine."""
+    repository, commit = Path(__file__).resolve().parents[2], "unknown"
+    if (repository / ".git").exists():
+        describe = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "versions": versions,
+        "hardware": speed.hardware(),
+    }
+
+
+def notes(config: ConfigDict, strategies: Sequence[dict]) -> list[str]:
+    """What a reader must know to read the numbers."""
+    found = []
+    if config.compare.equal == "flops":
+        found.append(
+            "Equal training compute: every strategy takes the same number of steps on batches of the same shape. A "
+            "strategy that spends more positions on a second of speech has therefore seen fewer seconds of it."
+        )
+    else:
+        found.append(
+            "Equal speech: every strategy was shown the same frames of audio, per step (to whole rows of a batch) and "
+            "in all. A strategy that spends more positions on a second of speech has taken more training compute."
+        )
+        found += _unequal(strategies, config.compare.tolerance)
+    if config.corpus.name == "synthetic":
+        found.append(
+            "Synthetic speech is far easier than recordings of people: the numbers compare strategies under equal "
+            "conditions and say nothing about quality in the wild."
+        )
+    if any(one["likelihood"] == "bound" for one in strategies):
+        found.append(
+            "The likelihood of masked is an upper bound on its bits (any order of the cells within a codebook), with "
+            "its standard error: sampling by confidence has no likelihood that can be computed."
+        )
+    if len({(run["hardware"]["processor"], run["hardware"]["devices"]) for s in strategies for run in s["seeds"]}) > 1:
+        found.append("The runs were made on different machines: their times do not compare.")
+    return found
+
+
+def _unequal(strategies: Sequence[dict], tolerance: float) -> list[str]:
+    """A sentence for each size whose strategies saw frames that differ by more than the tolerance."""
+    found = []
+    for size in dict.fromkeys(one["size"] for one in strategies):
+        seen = {
+            one["name"]: np.mean([run["training_frames"] for run in one["seeds"]])
+            for one in strategies
+            if one["size"] == size
+        }
+        low, high = min(seen, key=seen.get), max(seen, key=seen.get)
+        if seen[high] > (1 + tolerance) * seen[low]:
+            found.append(
+                f"Not quite equal: {high} was in fact shown {seen[high]:.0f} frames and {low} {seen[low]:.0f}, which "
+                f"is more than the {tolerance:.0%} that compare.tolerance allows."
+            )
+    return found
+
+
+def budget_table(cells: Sequence[Cell], shares: Mapping, equal: str, frame_rate: float) -> str:
+    """What every entry will spend, printed before training."""
+    entries = {cell.entry: shares[cell.size, cell.strategy] for cell in cells}
+    lines = [
+        f"   {name:22s} {share['parameters'] / 1e6:.3f} M parameters, {share['training_steps']} steps of "
+        f"{share['rows_per_step']} rows, {share['training_flops']:.3e} training FLOPs, "
+        f"{share['training_frames_predicted'] / frame_rate / 3600:.3f} h of audio"
+        for name, share in entries.items()
+    ]
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(cell.seed for cell in cells))
+    return "\n".join([f"   equal: {report.schema.EQUAL[equal]}; seeds {seeds}; {len(cells)} runs", *lines])
+
+
+def table(results: dict) -> str:
+    """The main numbers as text."""
+    ceilings, rows = results["ceilings"], []
+    head = ("strategy", "bits per second (95 %)", "CER", "RTF", "passes", "first s")
+    for found in results["strategies"]:
+        sign = "<=" if found["likelihood"] == "bound" else "  "
+        interval = f"{found['bits_per_second_low']:.1f} .. {found['bits_per_second_high']:.1f}"
+        rows.append(
+            f"   {found['name']:22s} {sign}{found['bits_per_second']:7.1f} ({interval})".ljust(58)
+            + f" {found['cer']['value']:8.3f} {found['speed']['rtf']:8.3f} {found['cost']['measured_passes']:8d}"
+            + f" {found['speed']['first_audio_seconds']:10.3f}"
+        )
+    return "\n".join(
+        [
+            "   {:22s} {:31s} {:>8s} {:>8s} {:>8s} {:>10s}".format(*head),
+            *rows,
+            f"   {'unigram':22s}   {results['baselines']['unigram_bits_per_second']:7.1f}",
+            f"   {'uniform':22s}   {results['baselines']['uniform_bits_per_second']:7.1f}",
+            f"   {'recordings':22s} {'':31s} {ceilings['real']['cer']['value']:8.3f}",
+            f"   {'through codec':22s} {'':31s} {ceilings['codec']['cer']['value']:8.3f}",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Recordings -> tokens -> batches: corpora/, tokens, shards, encode, batches."""

@@ -1,0 +1,387 @@
+"""Token datasets to batches: documents, random training views, packing, the rows of a process, an exact position.
+
+    TokenSplit -> shuffled, endless stream of documents -> rows (serialization.documents) -> packed [B, L] batches
+
+A batch is a plain dict of numpy arrays, B rows of L positions in which several documents may follow each other:
+
+    tokens_BLS, targets_BLS, heads_BLS int32; weights_BLS float32; positions_BL, ahead_BL int32: see
+                 serialization/documents.py
+    segments_BL  int32, 0 = padding, 1.. = number of the document within its row
+    frames       int32 [], audio frames of the documents in the batch: frames / frame rate = seconds of audio
+    text_BE      int32, text_valid_BE bool: tokens of the text that a row attends to, for a model with a text encoder
+                 (finetune.py); a row is one document then, cut out of a recording that is longer than it
+
+A batch is that of all processes together and does not depend on how many there are. Documents are dealt out to
+`lanes` lanes, number i of the endless stream to lane i % lanes; each packs its share of the rows of a batch by
+itself and has a position of its own. A process takes the rows that its devices need and runs the lanes that make
+them: with one lane every process packs all rows (0.7 ms a document), with as many as there are processes each packs
+its own. Another number of processes goes on in the same order from the positions of all lanes.
+
+What is equal between runs with the same dataset, seed and `shuffle`, whatever the strategy: the stream of documents
+(document number i of the stream is the same recording), and for each whether its text is dropped. What is not: a
+strategy with longer rows fits fewer documents into a batch, so after the same number of steps it has seen a shorter
+beginning of the same stream; and with `drop_long` it may leave out more documents (`max_frames` leaves out the same
+ones for all). `num_workers` > 0 gives every worker a slice of the stream and takes batches from them in turn: the
+documents of a batch then depend on the number of workers too.
+"""
+
+import dataclasses
+import string
+from collections.abc import Callable
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from audiolm_jax import serialization
+from audiolm_jax.data.tokens import TokenSplit
+from audiolm_jax.errors import InputError
+from audiolm_jax.serialization import Grid, SerializationConfig, layout, text
+from audiolm_jax.serialization.documents import Document, causal_row, training_row
+from audiolm_jax.serialization.vocab import Vocab
+
+FIELDS = ("text", "speaker", "key")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Section `data` of the configuration."""
+
+    # L, positions in one row of a batch: the context of the model in training.
+    sequence_length: int = 1024
+    # B, rows in one batch, of all processes together.
+    batch_size: int = 16
+    # Parts of a batch that are packed apart: a multiple of the processes lets each pack only its own rows.
+    lanes: int = 1
+    # What the text segment says; {text}, {speaker} and {key} are filled in. Empty: audio without text.
+    template: str = "{text}"
+    # Weight of predicting text (and where audio begins) in the loss; a code has weight 1.
+    text_weight: float = 0.0
+    # Probability with which a training view leaves out the text: the unconditional model that guidance needs.
+    drop_text: float = 0.1
+    # Q, leading codebooks used; 0 takes all that the dataset has.
+    codebooks: int = 0
+    # Longest audio of a document in frames, and the number of length ids in the vocabulary.
+    max_frames: int = 750
+    # Several documents in one row; False gives every document a row of its own.
+    packing: bool = True
+    # Leave out documents longer than a row or than max_frames, and say how many; False refuses to train with them.
+    drop_long: bool = False
+    # Another order of the documents in every epoch; False keeps the order of the dataset.
+    shuffle: bool = True
+    # Processes that make the batches of a lane; 0 makes them in a thread of the training process.
+    num_workers: int = 0
+    # Batches made ahead of the training step.
+    prefetch: int = 4
+
+    def __post_init__(self):
+        for key in ("sequence_length", "batch_size", "lanes", "max_frames", "prefetch"):
+            if getattr(self, key) < 1:
+                raise InputError(f"data.{key} = {getattr(self, key)} must be 1 or more")
+        if self.batch_size % self.lanes:
+            raise InputError(f"data.lanes = {self.lanes} does not divide data.batch_size = {self.batch_size}")
+        for key in ("codebooks", "num_workers", "text_weight"):
+            if getattr(self, key) < 0:
+                raise InputError(f"data.{key} = {getattr(self, key)} must not be negative")
+        if not 0 <= self.drop_text <= 1:
+            raise InputError(f"data.drop_text = {self.drop_text} must be between 0 and 1")
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
+        except ValueError as error:
+            raise InputError(f"data.template = {self.template!r} is not a format string ({error})") from None
+        for field in fields:
+            if field not in FIELDS:
+                raise InputError(
+                    f"data.template = {self.template!r} names {{{field}}}; it may name "
+                    + ", ".join(f"{{{name}}}" for name in FIELDS)
+                )
+
+
+def make_vocab(metadata: dict, config: DataConfig) -> Vocab:
+    """The vocabulary for a token dataset (`tokens.info`) and the leading codebooks that `config` uses."""
+    available = metadata["codebooks"]
+    if config.codebooks > available:
+        raise InputError(f"data.codebooks = {config.codebooks}, but the token dataset has {available} codebooks")
+    return Vocab(config.codebooks or available, metadata["codebook_size"], config.max_frames)
+
+
+def prompt_text(config: DataConfig, text: str, speaker: str = "", key: str = "") -> str:
+    """The text segment for these words by this speaker, as it was in training."""
+    return config.template.format(text=text, speaker=speaker, key=key)
+
+
+def document(example: dict, config: DataConfig, vocab: Vocab) -> Document:
+    """An example of a token dataset as a document: its text (if any), then the first Q codebooks of its audio."""
+    codes_TQ = np.asarray(example["codes"])[:, : vocab.codebooks].astype(np.int32)
+    words = prompt_text(config, example["text"], example["speaker"], example["key"])
+    audio = (("audio", codes_TQ),)
+    return (("text", text.encode(words)), *audio) if words else audio
+
+
+def longest_row(text_ids: int, frames: int, grid: Grid) -> int:
+    """Positions of the longest training view of a document with one text and one audio segment."""
+    audio = len(layout.causal_cells(grid, frames)[0]) if grid.causal_levels else frames
+    return 2 + text_ids + audio  # BOS and <audio>
+
+
+def fitting(source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab) -> np.ndarray:
+    """Indices of the documents that fit into a row and into the length ids.
+
+    Raises:
+      InputError: some do not and config.drop_long is off (the longest is named); or none does.
+    """
+    if not len(source):
+        raise InputError(f"{source.path}: split {source.split!r} has no examples")
+    longest, kept = (0, 0, ""), []
+    for index in range(len(source)):
+        head = source.head(index)
+        words = prompt_text(config, head["text"], head["speaker"], head["key"])
+        frames = head["frames"]
+        length = longest_row(len(words.encode()), frames, grid)
+        if length <= config.sequence_length and frames <= vocab.max_frames:
+            kept.append(index)
+        else:
+            longest = max(longest, (length, frames, head["key"]))
+    dropped = len(source) - len(kept)
+    if dropped:
+        length, frames, key = longest
+        found = (
+            f"{source.path}: {dropped} of {len(source)} documents of split {source.split!r} are too long for "
+            f"data.sequence_length = {config.sequence_length} positions of strategy {grid.config.strategy!r} or "
+            f"data.max_frames = {vocab.max_frames}; the longest, {key!r}, has {length} positions and {frames} frames"
+        )
+        if not config.drop_long or not kept:
+            raise InputError(f"{found}; raise these, or leave such documents out with data.drop_long")
+        logging.warning("%s; they are left out", found)
+    return np.asarray(kept)
+
+
+def training_batches(
+    source: TokenSplit,
+    config: DataConfig,
+    serialization_config: SerializationConfig,
+    vocab: Vocab,
+    seed: int,
+    accumulate: int = 1,
+    columns: np.ndarray | None = None,
+    token_ids: Callable[[str], list[int]] | None = None,
+) -> "Batches":
+    """Endless batches (module docstring), prefetched on the host: all rows, or those of one process.
+
+    Document number i of the endless stream draws its training view from (seed, i): every epoch holds each document
+    once, with a new view.
+
+    Args:
+      accumulate: microbatches of a step: the rows of a batch lie as [accumulate, B / accumulate].
+      columns: the columns of these that are wanted (`distributed.columns`), None for all; a batch then has
+        accumulate * len(columns) rows.
+      token_ids: text -> tokens for a text encoder; the vocabulary is a special one then (vocab.py).
+
+    Raises:
+      InputError: see `fitting` and `_Captioned`; the vocabulary does not belong to the dataset; an unfit strategy;
+        rows that cannot be dealt out evenly to lanes and microbatches.
+    """
+    grid = serialization.bind(serialization_config, vocab.codebooks)
+    wanted = dataclasses.replace(make_vocab(source.metadata, config), special=token_ids is not None)
+    if vocab != wanted:
+        raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
+    unit = accumulate * config.lanes
+    if config.lanes > 1 and config.batch_size % unit:
+        raise InputError(
+            f"data.batch_size={config.batch_size} rows cannot be dealt out to data.lanes={config.lanes} in "
+            f"training.accumulate={accumulate} parts each; choose a multiple of {unit}"
+        )
+    if token_ids is None:
+        view = _View(config, grid, vocab, seed)
+        dataset = grain.MapDataset.source(_Kept(source, fitting(source, config, grid, vocab)))
+    else:
+        view = _Captioned(source, config, grid, vocab, seed, token_ids)
+        dataset = grain.MapDataset.source(_Kept(source, np.arange(len(source))))
+    if config.shuffle:
+        dataset = dataset.shuffle(seed=seed)
+    dataset = dataset.repeat().map_with_index(view)
+    rows = config.batch_size // config.lanes
+    if columns is None:
+        return Batches({n: _lane(dataset, view.lengths, config, n) for n in range(config.lanes)}, accumulate)
+    each = rows // accumulate  # columns of one lane
+    needed = {n: columns[columns // each == n] - n * each for n in range(config.lanes)}
+    needed = {n: local for n, local in needed.items() if len(local)}
+    return Batches({n: _lane(dataset, view.lengths, config, n) for n in needed}, accumulate, needed)
+
+
+def _lane(dataset: grain.MapDataset, lengths: dict[str, int], config: DataConfig, number: int) -> grain.DatasetIterator:
+    """The packed rows of one lane, batch_size / lanes at a time."""
+    rows = config.batch_size // config.lanes
+    packed = grain.experimental.FirstFitPackIterDataset(
+        dataset[number :: config.lanes].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+        length_struct=lengths,
+        meta_features=[key for key in lengths if key not in ("tokens", "text")],
+        num_packing_bins=rows,
+        shuffle_bins=False,
+        max_sequences_per_bin=None if config.packing else 1,
+    )
+    batches = packed.batch(rows, drop_remainder=True).map(_finish)
+    if config.num_workers:
+        if not flags.FLAGS.is_parsed():  # grain reads a flag of its own; in a notebook nobody has parsed any
+            flags.FLAGS.mark_as_parsed()
+        per_worker = -(-config.prefetch // config.num_workers)
+        options = grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=per_worker)
+        return iter(batches.mp_prefetch(options))
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
+
+
+class Batches:
+    """The lanes that one process runs, side by side.
+
+    `get_state()` is {"lanes": {number: position}}, plain JSON values: where each lane stood after the last batch
+    taken, not the last one prefetched. `set_state` takes the state of any process that ran the same lanes, or of all
+    of them joined, if dataset, configs and seed are the same.
+    """
+
+    def __init__(
+        self, lanes: dict[int, grain.DatasetIterator], parts: int, columns: dict[int, np.ndarray] | None = None
+    ):
+        self._lanes, self._parts, self._columns = lanes, parts, columns
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        found = [self._wanted(number, next(lane)) for number, lane in self._lanes.items()]
+        whole = {key: self._joined([batch[key] for batch in found]) for key in found[0]}
+        whole["frames"] = whole["frames"].sum(dtype=np.int32)
+        return whole
+
+    def _wanted(self, number: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._columns is None:
+            return batch
+        rows = np.arange(len(batch["frames"])).reshape(self._parts, -1)[:, self._columns[number]].ravel()
+        return {key: values[rows] for key, values in batch.items()}
+
+    def _joined(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """Arrays of [parts * columns, ...], side by side in each part."""
+        if len(arrays) == 1:
+            return arrays[0]
+        parted = [x.reshape(self._parts, -1, *x.shape[1:]) for x in arrays]
+        return np.concatenate(parted, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+    def get_state(self) -> dict:
+        return {"lanes": {str(number): lane.get_state() for number, lane in self._lanes.items()}}
+
+    def set_state(self, state: dict) -> None:
+        positions = state.get("lanes", {"0": state})  # without: kept by a run from before there were lanes
+        for number, lane in self._lanes.items():
+            if str(number) not in positions:
+                raise InputError(f"the position in the data is that of {len(positions)} lanes; set data.lanes to that")
+            lane.set_state(positions[str(number)])
+
+    def close(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+
+
+def evaluation_examples(source: TokenSplit, config: DataConfig, vocab: Vocab, limit: int = 0) -> list[dict]:
+    """Held-out examples, always the same: `limit` of them spread evenly over the split (0: all).
+
+    Each is an example of the token dataset with codes [T, Q] int32 of the leading codebooks, `frames` T and its
+    `document`. Recordings of more than vocab.max_frames frames are left out, for every strategy alike, and counted in
+    the log.
+    """
+    fits = [index for index in range(len(source)) if source.head(index)["frames"] <= vocab.max_frames]
+    if len(fits) < len(source):
+        logging.warning(
+            "%s: %d of %d examples of split %r have more than %d frames and are left out",
+            *(source.path, len(source) - len(fits), len(source), source.split, vocab.max_frames),
+        )
+    if not fits:
+        raise InputError(f"{source.path}: split {source.split!r} has no example of 1..{vocab.max_frames} frames")
+    count = min(limit or len(fits), len(fits))
+    examples = []
+    for number in range(count):
+        example = source[fits[number * len(fits) // count]]
+        whole = document(example, config, vocab)
+        examples.append({**example, "codes": whole[-1][1], "frames": len(whole[-1][1]), "document": whole})
+    return examples
+
+
+class _Kept:
+    """The documents of a split that are used, by number."""
+
+    def __init__(self, source: TokenSplit, indices: np.ndarray):
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[self._indices[index]]
+
+    def __repr__(self) -> str:
+        return f"{self._source!r}, {len(self)} documents"
+
+
+class _View:
+    """Number in the endless stream and example -> row: one training view, with `frames` at its first position."""
+
+    keys = ("tokens", "targets", "heads", "weights", "positions", "ahead", "frames")
+
+    def __init__(self, config: DataConfig, grid: Grid, vocab: Vocab, seed: int):
+        self._config, self._grid, self._vocab, self._seed = config, grid, vocab, seed
+        self.lengths = dict.fromkeys(self.keys, config.sequence_length)
+
+    def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self._seed, index))
+        whole = document(example, self._config, self._vocab)
+        row = training_row(whole, self._grid, self._vocab, rng, self._config.text_weight, self._config.drop_text)
+        frames_L = np.zeros(len(row["positions"]), np.int32)
+        frames_L[0] = len(example["codes"])
+        return {**row, "frames": frames_L}
+
+
+class _Captioned:
+    """The same in a special vocabulary, with the tokens of its text: from a recording that is longer than a row or than
+    vocab.max_frames a part of that length, drawn uniformly.
+
+    Raises InputError if no part fits into a row, or no recording has a text.
+    """
+
+    def __init__(
+        self, source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab, seed: int, token_ids: Callable
+    ):
+        self._config, self._grid, self._vocab, self._seed, self._token_ids = config, grid, vocab, seed, token_ids
+        before = longest_row(0, 1, grid) - 2  # positions that are not one for a frame
+        self._frames = min(vocab.max_frames, config.sequence_length - before)
+        if self._frames < 1:
+            raise InputError(
+                f"data.sequence_length = {config.sequence_length} positions hold no frame of this model; {before} are "
+                "taken by its delays"
+            )
+        longest = max((len(token_ids(source.head(index)["text"])) for index in range(len(source))), default=0)
+        if not longest:
+            raise InputError(
+                f"{source.path}: no recording of split {source.split!r} has a text; fine-tuning needs one for each "
+                "(audiolm prepare takes a .txt of the same name, a metadata.csv or a .jsonl manifest)"
+            )
+        # Few lengths, so that another data set finds the step compiled.
+        self.lengths = dict.fromkeys(_View.keys, config.sequence_length) | {"text": -(-longest // 16) * 16}
+
+    def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self._seed, index))
+        said = [] if rng.random() < self._config.drop_text else self._token_ids(example["text"])
+        codes_TQ = np.asarray(example["codes"])[:, : self._vocab.codebooks].astype(np.int32)
+        first = int(rng.integers(max(0, len(codes_TQ) - self._frames) + 1))
+        part_TQ = codes_TQ[first : first + self._frames]
+        row = causal_row((("audio", part_TQ),), self._grid, self._vocab)
+        frames_L = np.zeros(len(row["positions"]), np.int32)
+        frames_L[0] = len(part_TQ)
+        return {**row, "frames": frames_L, "text": np.asarray(said, np.int32)}
+
+
+def _finish(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    batch = {f"{key}_BLS": packed[key] for key in ("tokens", "targets", "heads", "weights")}
+    batch |= {f"{key}_BL": packed[key] for key in ("positions", "ahead")}
+    batch["segments_BL"] = packed["tokens_segment_ids"]
+    batch["frames"] = packed["frames"].sum(axis=1, dtype=np.int32)  # of each row
+    if "text" in packed:
+        batch |= {"text_BE": packed["text"], "text_valid_BE": packed["text_segment_ids"] > 0}
+    return batch

@@ -1,0 +1,366 @@
+"""The token dataset: recordings as codes, written once, read by every run.
+
+It is an ordinary tensorflow-datasets directory of array_record shards,
+
+    <directory>/<name>/1.0.0/<name>-<split>.array_record-00000-of-00003 ...
+                             features.json  metadata.json  dataset_info.json
+
+that anybody can open by name, `tfds.data_source("audio_tokens", data_dir=directory, split="train")`; neither writing
+nor reading needs tensorflow. One example is
+
+    key, speaker, text   str                          words      text, start, end (seconds), where times are known
+    codes                uint16 [T, Q]                duration   seconds of audio, T = ceil(samples / hop)
+
+`metadata.json` names the codec (fingerprint, rates, codebooks), the corpus and the totals of every split.
+
+Writing can be killed at any time. Shards are made one by one below `1.0.0.incomplete`, each under a temporary name;
+a finished one is noted, with its sha256, in `1.0.0.progress`; the whole is renamed at the end. Starting again keeps
+the finished shards. Any number of processes, also on several machines with one folder, may write at the same time:
+each claims shards that nobody else has (claims.py, in `1.0.0.locks`) and encodes them on its own devices. A shard is a
+function of its utterances and the codec alone, so the bytes are those of an undisturbed run of one process on the same
+machine.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from audiolm_jax import files
+from audiolm_jax import locks as claims
+from audiolm_jax.data import corpora, schema
+from audiolm_jax.data import encode as encoding
+from audiolm_jax.data import shards as token_shards
+from audiolm_jax.data.corpora import CorpusConfig, Rejects, Utterance
+from audiolm_jax.errors import InputError
+
+VERSION = "1.0.0"
+_REMEDY = "choose another folder, or delete this one"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensConfig:
+    """Section `tokens` of the configuration."""
+
+    # Name of the dataset: the one to give to tfds.data_source.
+    name: str = "audio_tokens"
+    # Recordings in one shard: what is lost at most when writing is interrupted, and the unit of parallel reading.
+    shard_utterances: int = 256
+    # Seconds of audio encoded at once; recordings are padded to 2, 4, 8, ... seconds, so that few shapes compile.
+    batch_seconds: float = 32.0
+    # Threads that load and resample recordings while the codec encodes.
+    workers: int = 2
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise InputError(f"tokens.name = {self.name!r} must be lower case letters, digits and underscores")
+        for key in ("shard_utterances", "workers"):
+            if getattr(self, key) < 1:
+                raise InputError(f"tokens.{key} = {getattr(self, key)} must be 1 or more")
+        if not self.batch_seconds > 0:
+            raise InputError(f"tokens.batch_seconds = {self.batch_seconds} must be above 0")
+
+
+def write(
+    utterances: Sequence[Utterance],
+    codec,
+    directory: str | Path,
+    config: TokensConfig,
+    corpus: CorpusConfig,
+    progress: bool = True,
+) -> Path:
+    """Encodes recordings into the token dataset below `directory`; continues or keeps what is there already.
+
+    Recordings that cannot be used are skipped and named, with the reason, in `directory/rejects.jsonl`. `corpus` says
+    where the utterances come from and which share of them may be rejected.
+
+    Returns:
+      The folder of the dataset (`directory/<name>/1.0.0`).
+
+    Raises:
+      InputError: there are no recordings, or none is usable; two have one key; more than corpus.max_reject_fraction
+        are rejected; the folder holds tokens of another codec or corpus; it cannot be written, or the disk is full.
+    """
+    identity = _identity(utterances, codec, config, corpus)
+    root = Path(directory)
+    final = root / config.name / VERSION
+    notes = final.with_name(VERSION + ".progress")
+    rejects = Rejects(root / "rejects.jsonl", len(utterances), corpus.max_reject_fraction)
+    if _done(final):
+        _refuse_another(final, info(final)["identity"], identity)
+        shutil.rmtree(notes, ignore_errors=True)
+        return final
+    unfinished = final.with_name(VERSION + ".incomplete")
+    locks = final.with_name(VERSION + ".locks")
+
+    def begin(_: str) -> None:
+        if not _done(final):
+            with token_shards.writing(root):
+                rejects.path.unlink(missing_ok=True)
+                _start(unfinished, notes, identity)
+
+    features = schema.features(codec.codebooks)
+    shards = {}
+    for split, number, count, members in token_shards.deal(utterances, config.shard_utterances):
+        shards[f"{config.name}-{split}.array_record-{number:05d}-of-{count:05d}"] = split, members
+
+    def encode(name: str) -> None:
+        path, note, members = unfinished / name, notes / f"{name}.json", shards[name][1]
+        finished = token_shards.finished(path, note)
+        if finished is None and not _done(final):
+            if _begun(notes) != identity:
+                raise InputError(f"{root}: another process began to write other recordings here; {_REMEDY}")
+            finished = token_shards.write(path, members, codec, features, config.batch_seconds, pool, bar)
+            with token_shards.writing(note):
+                files.write_text(note, json.dumps(finished))
+        else:
+            bar.update(len(members))
+        bad.update(source for source, _ in (finished or {"rejects": ()})["rejects"])
+        if len(bad) > rejects.max_fraction * rejects.total:
+            _tell(rejects, notes, shards)
+
+    def finish(_: str) -> None:
+        if _done(final):
+            return
+        done = _tell(rejects, notes, shards)
+        if not any(shard["examples"] for shards in done.values() for shard in shards):
+            raise InputError(f"{root}: none of the {len(utterances)} recordings can be used: see {rejects.path}")
+        with token_shards.writing(unfinished):
+            for left_over in unfinished.glob("*.tmp"):
+                left_over.unlink()
+            schema.describe(unfinished, config.name, VERSION, features, codec, identity, done)
+            os.replace(unfinished, final)
+            shutil.rmtree(notes, ignore_errors=True)
+
+    bad: set[str] = set()
+    with token_shards.writing(root):
+        claims.share({"start": locks / "start"}, begin)
+        with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
+            claims.share({name: locks / name.replace(".array_record", "") for name in shards}, encode)
+        claims.share({"finish": locks / "finish"}, finish)
+    for left in (locks, notes, unfinished):  # the latter two if somebody began again while another finished
+        shutil.rmtree(left, ignore_errors=True)
+    return final
+
+
+def _done(final: Path) -> bool:
+    return (final / "dataset_info.json").exists()
+
+
+def _tell(rejects: Rejects, notes: Path, shards: dict[str, tuple[str, list]]) -> dict[str, list[dict]]:
+    """The notes of the finished shards by split, all in order; what they rejected is written down in that order.
+
+    Raises InputError if it is too much; shards that have some are then made again: the recordings may be repaired.
+    """
+    done: dict[str, list[dict]] = {}
+    with token_shards.writing(rejects.path):
+        for name, (split, _) in shards.items():
+            note = notes / f"{name}.json"
+            if note.exists():
+                done.setdefault(split, []).append(json.loads(note.read_text()))
+        try:
+            for source, reason in (reject for found in done.values() for shard in found for reject in shard["rejects"]):
+                rejects.add(source, reason)
+        except InputError:
+            _forget_rejects(notes)
+            raise
+    return done
+
+
+def info(directory: str | Path) -> dict:
+    """The metadata of a token dataset: codec, codec_fingerprint, sample_rate, frame_rate, hop, codebooks,
+    codebook_size, rejects, fingerprint, identity, and per split `splits[name]` = utterances, seconds, frames,
+    max_frames.
+
+    `identity` is what decides the content: codec, recordings, and every key of the corpus under identity["corpus"].
+
+    Raises:
+      InputError: there is no token dataset at, or one or two folders below, `directory`.
+    """
+    metadata = json.loads((locate(directory) / "metadata.json").read_text())
+    if "codec_fingerprint" not in metadata:
+        raise InputError(f"{directory}: this dataset does not say which codec made it; make it with `audiolm prepare`")
+    return metadata
+
+
+def fingerprint(directory: str | Path) -> str:
+    """Sha256 that names the content of a token dataset: its codec, its corpus and the bytes of its shards."""
+    return info(directory)["fingerprint"]
+
+
+def locate(directory: str | Path) -> Path:
+    """The folder that holds the dataset: `directory` itself, or the only `<name>/<version>` below it."""
+    directory = Path(directory)
+    if (directory / "dataset_info.json").exists():
+        return directory
+    found = sorted(path.parent for path in directory.glob("*/*/dataset_info.json"))
+    if len(found) != 1:
+        names = ", ".join(map(str, found)) or "none (`audiolm prepare` makes one)"
+        raise InputError(f"{directory}: one finished token dataset was expected here, found {names}")
+    return found[0]
+
+
+def open_split(directory: str | Path, split: str, fingerprint: str | None = None) -> "TokenSplit":
+    """Random access to the examples of one split.
+
+    Args:
+      fingerprint: of the codec that the caller uses; None takes tokens of any codec.
+
+    Raises:
+      InputError: no dataset, tokens of another codec, no such split, or shards that are missing or cut off.
+    """
+    metadata, path = info(directory), locate(directory)
+    if fingerprint is not None and metadata["codec_fingerprint"] != fingerprint:
+        raise _of_another_codec(path, metadata, "a codec", fingerprint)
+    if split not in metadata["splits"]:
+        raise InputError(f"{path}: there is no split {split!r}; there are {', '.join(metadata['splits'])}")
+    return TokenSplit(path, split)
+
+
+class TokenSplit:
+    """`len(split)` examples; `split[i]` is a dict of str, float, words as (text, start, end) and codes_TQ uint16.
+
+    Opens its files on first use and after being sent to another process, so that loader processes can have a copy.
+    """
+
+    def __init__(self, path: Path, split: str):
+        self.path, self.split = path, split
+        self.metadata = info(path)
+        self._open()
+
+    def _open(self) -> None:
+        import tensorflow_datasets as tfds
+        from array_record.python import array_record_data_source
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        described = tfds.builder_from_directory(self.path).info
+        paths = [os.fspath(file) for file in described.splits[self.split].filepaths]
+        expected = described.splits[self.split].num_examples
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(paths)
+            found = len(self._records)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{self.path}: a shard of split {self.split!r} cannot be read ({error})") from None
+        if found != expected:
+            raise InputError(f"{self.path}: split {self.split!r} holds {found} examples instead of {expected}")
+        self._example = tf_example_pb2.Example
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "split": self.split, "metadata": self.metadata}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        feature = self._feature(index)
+        words = zip(
+            (word.decode() for word in feature["words/text"].bytes_list.value),
+            feature["words/start"].float_list.value,
+            feature["words/end"].float_list.value,
+            strict=True,
+        )
+        codes = np.array(feature["codes"].int64_list.value, np.uint16)
+        return {
+            **{key: feature[key].bytes_list.value[0].decode() for key in ("key", "speaker", "text")},
+            "words": tuple(words),
+            "codes": codes.reshape(-1, self.metadata["codebooks"]),
+            "duration": feature["duration"].float_list.value[0],
+        }
+
+    def head(self, index: int) -> dict:
+        """key, speaker, text and `frames` alone, which is fast enough to look through a whole split."""
+        feature = self._feature(index)
+        head = {key: feature[key].bytes_list.value[0].decode() for key in ("key", "speaker", "text")}
+        return {**head, "frames": len(feature["codes"].int64_list.value) // self.metadata["codebooks"]}
+
+    def _feature(self, index: int):
+        """The features of a record as stored, eight times as fast to read as through tensorflow-datasets."""
+        return self._example.FromString(self._records[int(index)]).features.feature
+
+    def __repr__(self) -> str:  # part of what a data loader compares when it resumes
+        return f"TokenSplit({self.split!r}, {self.metadata['fingerprint'][:16]})"
+
+
+def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> dict:
+    """What the content of the dataset depends on, as plain JSON values."""
+    if not utterances:
+        raise InputError("the corpus has no recordings; at least one is needed")
+    if codec.codebook_size > 2**16:
+        raise InputError(f"the codec has codebooks of {codec.codebook_size} codes; at most {2**16} can be stored")
+    digest, keys = hashlib.sha256(), set()
+    for item in utterances:
+        if not re.fullmatch(r"\w+", item.split):
+            raise InputError(f"{item.key}: split {item.split!r} must be letters, digits and underscores")
+        if (item.split, item.key) in keys:
+            raise InputError(f"two recordings of split {item.split!r} have the key {item.key!r}; keys must differ")
+        keys.add((item.split, item.key))
+        fields = (item.key, item.split, item.speaker, item.text, item.words)
+        digest.update(json.dumps(fields).encode() + b"\n")
+    identity = {
+        "codec": codec.name,
+        "codec_fingerprint": codec.fingerprint,
+        "codebooks": codec.codebooks,
+        "corpus": corpora.identity(corpus),
+        "utterances": digest.hexdigest(),
+        "shard_utterances": config.shard_utterances,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _start(unfinished: Path, notes: Path, identity: dict) -> None:
+    """Keeps what an interrupted run with this identity has finished; refuses what another codec has begun."""
+    begun = _begun(notes)
+    if begun and begun["codec_fingerprint"] != identity["codec_fingerprint"]:
+        _refuse_another(unfinished, begun, identity)
+    if begun != identity:  # the recordings were changed before any run could finish: start again
+        shutil.rmtree(notes, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    files.write_text(notes / "identity.json", json.dumps(identity, indent=1))
+
+
+def _begun(notes: Path) -> dict | None:
+    """The identity of what is being written."""
+    return json.loads((notes / "identity.json").read_text()) if (notes / "identity.json").exists() else None
+
+
+def _refuse_another(path: Path, found: dict, wanted: dict) -> None:
+    if found["codec_fingerprint"] != wanted["codec_fingerprint"]:
+        raise _of_another_codec(path, found, repr(wanted["codec"]), wanted["codec_fingerprint"])
+    for key, value in wanted["corpus"].items():
+        if found["corpus"].get(key) != value:
+            raise InputError(
+                f"{path}: these tokens were made with corpus.{key} = {found['corpus'].get(key)!r}, "
+                f"this run has {value!r}; {_REMEDY}"
+            )
+    if found["utterances"] != wanted["utterances"]:
+        raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {_REMEDY}")
+    for key in ("codebooks", "shard_utterances"):
+        if found[key] != wanted[key]:
+            raise InputError(
+                f"{path}: these tokens were made with {key} = {found[key]}, this run has {wanted[key]}; {_REMEDY}"
+            )
+
+
+def _of_another_codec(path: Path, found: dict, codec: str, fingerprint: str) -> InputError:
+    return InputError(
+        f"{path}: these tokens were made by the codec {found['codec']!r} with fingerprint "
+        f"{found['codec_fingerprint']}, this run uses {codec} with fingerprint {fingerprint}; {_REMEDY}"
+    )
+
+
+def _forget_rejects(notes: Path) -> None:
+    for note in notes.glob("*.json"):
+        if json.loads(note.read_text()).get("rejects"):
+            note.unlink()

@@ -1,0 +1,1 @@
+"""Text or audio -> states: t5, chroma, recogniser."""

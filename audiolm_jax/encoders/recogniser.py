@@ -1,0 +1,279 @@
+"""The yardstick of intelligibility: a small CTC character recogniser with frozen weights.
+
+It is trained on the synthetic corpus alone (`experiments/recogniser/`), so its error on anything else is an
+upper bound of the speech's own; the error on real and on codec-resynthesised speech belongs beside every
+number it gives. Connectionist temporal classification: Graves et al. 2006. Blocks: ConvNeXt (Liu et al. 2022)
+over time. Axis letters: B batch, F log-mel frames (10 ms), T network frames (`stack` log-mel frames),
+M mel bands, D width, C characters (0 is the CTC blank).
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax import files
+from audiolm_jax.audio import resample
+from audiolm_jax.errors import InputError
+
+WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
+LEVEL = 0.1  # every waveform is brought to this root mean square, so loudness cannot matter
+SHORTEST_SECONDS = 0.05  # nothing can be said in less
+_POWER_FLOOR = 1e-6
+_MEL_CENTRE, _MEL_SCALE = -9.0, 4.0  # brings log-mel energies of speech near mean 0, deviation 1
+
+
+@dataclass(frozen=True)
+class RecogniserConfig:
+    """Architecture; a recogniser is this plus its weights."""
+
+    alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
+    sample_rate: int = 16_000
+    window: int = 400  # samples
+    hop: int = 160  # samples between log-mel frames
+    bands: int = 64
+    stack: int = 3  # log-mel frames per network frame
+    emit: int = 2  # characters or blanks per network frame: quick voices say more than one in 30 ms
+    width: int = 144
+    layers: int = 7
+    kernel: int = 9  # network frames
+    expansion: int = 3
+
+
+def mel_matrix(config: RecogniserConfig) -> np.ndarray:
+    """Triangular mel filters float32 [window // 2 + 1, M] (O'Shaughnessy 1987), each summing to one."""
+
+    def mel(hertz):
+        return 2595 * np.log10(1 + hertz / 700)
+
+    edges = 700 * (10 ** (np.linspace(mel(50), mel(config.sample_rate / 2), config.bands + 2) / 2595) - 1)
+    bins = np.arange(config.window // 2 + 1) * config.sample_rate / config.window
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins[:, None] - lower) / (centre - lower)
+    falling = (upper - bins[:, None]) / (upper - centre)
+    filters = np.maximum(0, np.minimum(rising, falling))
+    for band in np.flatnonzero(filters.sum(0) == 0):  # a filter narrower than one bin: take its nearest bin
+        filters[np.argmin(np.abs(bins - centre[band])), band] = 1
+    return (filters / filters.sum(0)).astype(np.float32)
+
+
+def log_mel(waveform_BN: jax.Array, config: RecogniserConfig) -> jax.Array:
+    """Waveforms float32 [B, samples] to standardised log-mel energies [B, ceil(samples / hop), M]."""
+    samples = waveform_BN.shape[1]
+    frames = -(-samples // config.hop)
+    left = (config.window - config.hop) // 2
+    right = (frames - 1) * config.hop + config.window - left - samples
+    padded_BN = jnp.pad(waveform_BN, ((0, 0), (left, max(right, 0))))
+    index_FW = np.arange(frames)[:, None] * config.hop + np.arange(config.window)
+    hann_W = np.hanning(config.window + 1)[:-1].astype(np.float32)
+    spectrum_BFK = jnp.fft.rfft(padded_BN[:, index_FW] * hann_W)
+    power_BFK = (spectrum_BFK.real**2 + spectrum_BFK.imag**2) / np.sum(hann_W**2)
+    return (jnp.log(power_BFK @ mel_matrix(config) + _POWER_FLOOR) - _MEL_CENTRE) / _MEL_SCALE
+
+
+class Block(nnx.Module):
+    """Depthwise convolution over time, then a two-layer perceptron, with one residual connection."""
+
+    def __init__(self, config: RecogniserConfig, *, rngs: nnx.Rngs):
+        width, inner = config.width, config.width * config.expansion
+        normal = jax.random.normal
+        self.depthwise = nnx.Param(normal(rngs.params(), (config.kernel, width)) / np.sqrt(config.kernel))
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.bias = nnx.Param(jnp.zeros((inner,)))
+        self.up = nnx.Param(normal(rngs.params(), (width, inner)) / np.sqrt(width))
+        self.down = nnx.Param(normal(rngs.params(), (inner, width)) * 0.3 / np.sqrt(inner))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        kernel = self.depthwise.shape[0]
+        half = kernel // 2
+        padded_BTD = jnp.pad(x_BTD, ((0, 0), (half, kernel - 1 - half), (0, 0)))
+        # a sum of shifted products: XLA's grouped convolution is slower on a CPU
+        weights = self.depthwise[...]
+        h_BTD = sum(padded_BTD[:, k : k + x_BTD.shape[1]] * weights[k] for k in range(kernel))
+        h_BTD *= jax.lax.rsqrt(jnp.mean(jnp.square(h_BTD), -1, keepdims=True) + 1e-6) * self.scale[...]
+        return x_BTD + jax.nn.silu(h_BTD @ self.up[...] + self.bias[...]) @ self.down[...]
+
+
+class Network(nnx.Module):
+    """Log-mel energies [B, F, M] of so many frames [B] to log-probabilities of characters [B, T * emit, C]."""
+
+    def __init__(self, config: RecogniserConfig, *, rngs: nnx.Rngs):
+        fan_in = config.bands * config.stack
+        normal = jax.random.normal
+        self.stack = config.stack
+        self.embed = nnx.Param(normal(rngs.params(), (fan_in, config.width)) / np.sqrt(fan_in))
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
+        self.scale = nnx.Param(jnp.ones((config.width,)))
+        self.emit, self.classes = config.emit, len(config.alphabet) + 1
+        shape = (config.width, config.emit * self.classes)
+        self.head = nnx.Param(normal(rngs.params(), shape) / np.sqrt(config.width))
+
+    def __call__(self, mel_BFM: jax.Array, frames_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (log-probabilities [B, T * emit, C], how many of them are valid [B])."""
+        batch, frames, bands = mel_BFM.shape
+        inside_BF = jnp.arange(frames) < frames_B[:, None]
+        mel_BFM = jnp.where(inside_BF[..., None], mel_BFM, 0)
+        mel_BFM = jnp.pad(mel_BFM, ((0, 0), (0, -frames % self.stack), (0, 0)))
+        x_BTD = mel_BFM.reshape(batch, -1, self.stack * bands) @ self.embed[...]
+        lengths_B = -(-frames_B // self.stack)
+        # Right padding is kept at zero in every layer: a row says the same alone and in any batch.
+        inside_BT1 = (jnp.arange(x_BTD.shape[1]) < lengths_B[:, None])[..., None]
+        for block in self.blocks:
+            x_BTD = jnp.where(inside_BT1, block(x_BTD), 0)
+        x_BTD *= jax.lax.rsqrt(jnp.mean(jnp.square(x_BTD), -1, keepdims=True) + 1e-6) * self.scale[...]
+        logits_BTC = (x_BTD @ self.head[...]).reshape(batch, -1, self.classes)
+        return jax.nn.log_softmax(logits_BTC), lengths_B * self.emit
+
+
+def prepare(waveform: np.ndarray, sample_rate: int, config: RecogniserConfig) -> np.ndarray | None:
+    """A waveform [samples] at the recogniser's rate and level; None where there is nothing to hear.
+
+    Nothing to hear: shorter than `SHORTEST_SECONDS`, silent, or holding NaN or Inf.
+
+    Raises:
+      InputError: not one-dimensional, or a sample rate that is not positive.
+    """
+    waveform = np.asarray(waveform, np.float32)
+    if waveform.ndim != 1:
+        raise InputError(f"a waveform to transcribe must have shape [samples], got {waveform.shape}")
+    if sample_rate <= 0:
+        raise InputError(f"a sample rate must be positive, got {sample_rate}")
+    if len(waveform) < SHORTEST_SECONDS * sample_rate or not np.all(np.isfinite(waveform)):
+        return None
+    waveform = resample(waveform, sample_rate, config.sample_rate)
+    level = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+    if level < 1e-5:
+        return None
+    return (waveform * (LEVEL / level)).astype(np.float32)
+
+
+def greedy(characters_T: np.ndarray, alphabet: str) -> str:
+    """The best path of CTC: repeats merged, blanks (0) removed, spaces never doubled or at an end."""
+    characters_T = np.asarray(characters_T)
+    if not len(characters_T):
+        return ""
+    kept = characters_T[np.append(True, characters_T[1:] != characters_T[:-1]) & (characters_T != 0)]
+    return " ".join("".join(alphabet[c - 1] for c in kept).split())
+
+
+class Recogniser:
+    """Frozen weights behind one method. `fingerprint`: sha256 of the architecture and the weights."""
+
+    def __init__(self, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict | None = None):
+        self.config = config
+        self.card = card or {}
+        self.fingerprint = fingerprint(config, weights)
+        graph, state = nnx.split(nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0))))
+        self.state = from_weights(state, weights)
+
+        def best_path(state, waveform_BN, samples_B):
+            mel_BFM = log_mel(waveform_BN, config)
+            logp_BTC, lengths_B = nnx.merge(graph, state)(mel_BFM, -(-samples_B // config.hop))
+            return jnp.argmax(logp_BTC, -1), lengths_B
+
+        self._best_path = jax.jit(best_path)
+
+    def transcribe(self, waveforms: Sequence[np.ndarray], sample_rate: int, rows: int = 8) -> list[str]:
+        """Transcripts of waveforms [samples] in [-1, 1], in the given order; "" where nothing can be heard.
+
+        Waveforms are grouped into batches of `rows` padded to 2, 4, 8, ... seconds, so that few shapes are
+        compiled whatever the lengths.
+
+        Raises:
+          InputError: see `prepare`.
+        """
+        prepared = [prepare(waveform, sample_rate, self.config) for waveform in waveforms]
+        buckets: dict[int, list[int]] = {}
+        for index, waveform in enumerate(prepared):
+            if waveform is not None:
+                seconds = len(waveform) / self.config.sample_rate
+                bucket = 2 ** max(1, int(np.ceil(np.log2(seconds)))) * self.config.sample_rate
+                buckets.setdefault(bucket, []).append(index)
+        transcripts = [""] * len(prepared)
+        for bucket, indices in sorted(buckets.items()):
+            for start in range(0, len(indices), rows):
+                batch = indices[start : start + rows]
+                waveform_BN = np.zeros((rows, bucket), np.float32)
+                samples_B = np.zeros(rows, np.int32)
+                for row, index in enumerate(batch):
+                    samples_B[row] = len(prepared[index])
+                    waveform_BN[row, : samples_B[row]] = prepared[index]
+                best_BT, lengths_B = map(np.asarray, self._best_path(self.state, waveform_BN, samples_B))
+                for row, index in enumerate(batch):
+                    transcripts[index] = greedy(best_BT[row, : lengths_B[row]], self.config.alphabet)
+        return transcripts
+
+
+def to_weights(state: nnx.State) -> dict[str, np.ndarray]:
+    """Network parameters as {"blocks.0.up": array, ...}."""
+    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+
+
+def from_weights(state: nnx.State, weights: dict[str, np.ndarray]) -> nnx.State:
+    """The inverse of `to_weights`, float32; `state` gives the tree and the shapes.
+
+    Raises:
+      InputError: a name or a shape differs.
+    """
+    wanted = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    if set(wanted) != set(weights):
+        odd = sorted(set(wanted) ^ set(weights))[0]
+        raise InputError(f"recogniser weights do not fit their architecture: {odd!r} is on one side only")
+    filled = []
+    for path, leaf in nnx.to_flat_state(state):
+        name = ".".join(map(str, path))
+        if leaf.shape != weights[name].shape:
+            raise InputError(
+                f"recogniser weights do not fit: {name} has shape {weights[name].shape}, wanted {leaf.shape}"
+            )
+        filled.append((path, leaf.replace(jnp.asarray(weights[name], jnp.float32))))
+    return nnx.from_flat_state(filled)
+
+
+def fingerprint(config: RecogniserConfig, weights: dict[str, np.ndarray]) -> str:
+    """sha256 (hex) of the architecture and the weights."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
+    return digest.hexdigest()
+
+
+def save(path: Path, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict) -> None:
+    """Writes float16 weights to `path`; architecture and `card` (how it was made, scores) to the .json."""
+    from safetensors.numpy import save as to_bytes
+
+    weights = {name: value.astype(np.float16) for name, value in weights.items()}
+    text = {"config": asdict(config), "fingerprint": fingerprint(config, weights), **card}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Both are whole before either has its name.
+    with files.replacing(path) as binary, files.replacing(path.with_suffix(".json")) as described:
+        binary.write_bytes(to_bytes(weights))
+        described.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: str | Path = WEIGHTS) -> Recogniser:
+    """The recogniser shipped with the package, or one written by `save`.
+
+    Raises:
+      InputError: the files are missing, unreadable, or do not belong together.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(path)
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        weights = load_file(path)
+        config = RecogniserConfig(**card["config"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot load the recogniser {path} and the .json beside it: {error}") from error
+    recogniser = Recogniser(config, weights, card)
+    if recogniser.fingerprint != card.get("fingerprint"):
+        raise InputError(f"the recogniser {path} is damaged: the fingerprint in its .json is another")
+    return recogniser

@@ -1,0 +1,242 @@
+"""The encoder of T5 (arXiv 1910.10683) and of T5 1.1: text to states that a model attends to. Inference only.
+
+Reads the Hugging Face layout (t5-base, and the `text_encoder` of MusicGen); names of parameters are those of the file.
+Pre-norm blocks with RMS norm and no biases; the only positions are a bias on the scores, one table of buckets of
+distances that all layers share; scores are not scaled. The tokenizer is whatever `tokenizer.json` says.
+
+Axes: B texts, E tokens (M as keys), D width, H heads, K head width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax.codecs.layers import parameter
+from audiolm_jax.codecs.streaming import own_mesh
+from audiolm_jax.errors import InputError
+from audiolm_jax.hub import files
+from audiolm_jax.hub.files import Weights, named
+from audiolm_jax.model.attention import MASKED
+
+TOKENIZER = "tokenizer.json"
+TOKENS = 16  # texts are padded to a multiple of this, so that few shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The fields of a published `config.json` that matter here, with the defaults of `transformers` (t5-small)."""
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"  # relu | gated-gelu (T5 1.1)
+
+    def __post_init__(self) -> None:
+        if self.feed_forward_proj not in ("relu", "gated-gelu"):
+            raise InputError(
+                f"text encoder: feed_forward_proj={self.feed_forward_proj!r} is not known; known are relu, gated-gelu"
+            )
+
+
+class Linear(nnx.Module):
+    def __init__(self, inputs: int, outputs: int):
+        self.weight = parameter((inputs, outputs), 1, 0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.weight[...]
+
+
+class Table(nnx.Module):
+    def __init__(self, rows: int, width: int):
+        self.weight = parameter((rows, width), 0, 1)
+
+
+class Norm(nnx.Module):
+    def __init__(self, c: T5Config):
+        self.weight, self.epsilon = parameter((c.d_model,), 0), c.layer_norm_epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.weight[...] * (x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + self.epsilon))
+
+
+class Attention(nnx.Module):
+    def __init__(self, c: T5Config, first: bool):
+        self.heads, width = c.num_heads, c.num_heads * c.d_kv
+        self.q, self.k, self.v = (Linear(c.d_model, width) for _ in range(3))
+        self.o = Linear(width, c.d_model)
+        if first:
+            self.relative_attention_bias = Table(c.relative_attention_num_buckets, c.num_heads)
+
+    def __call__(self, x_BED: jax.Array, bias_BHEM: jax.Array) -> jax.Array:
+        q, k, v = (part(x_BED).reshape(*x_BED.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
+        weights_BHEM = jax.nn.softmax(jnp.einsum("BEHK,BMHK->BHEM", q, k) + bias_BHEM, axis=-1)
+        return self.o(jnp.einsum("BHEM,BMHK->BEHK", weights_BHEM, v).reshape(*x_BED.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+    def __init__(self, c: T5Config):
+        self.gated = c.feed_forward_proj == "gated-gelu"
+        if self.gated:
+            self.wi_0, self.wi_1 = Linear(c.d_model, c.d_ff), Linear(c.d_model, c.d_ff)
+        else:
+            self.wi = Linear(c.d_model, c.d_ff)
+        self.wo = Linear(c.d_ff, c.d_model)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.wo(jax.nn.gelu(self.wi_0(x)) * self.wi_1(x) if self.gated else jax.nn.relu(self.wi(x)))
+
+
+class Block(nnx.Module):
+    def __init__(self, c: T5Config, first: bool):
+        self.attention_norm, self.attention = Norm(c), Attention(c, first)
+        self.ffn_norm, self.ffn = Norm(c), FeedForward(c)
+
+    def __call__(self, x: jax.Array, bias_BHEM: jax.Array) -> jax.Array:
+        x = x + self.attention(self.attention_norm(x), bias_BHEM)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Encoder(nnx.Module):
+    """ids_BE and valid_BE -> states_BED float32; those of tokens that are not valid mean nothing."""
+
+    def __init__(self, config: T5Config):
+        self.config = config
+        self.embedding = Table(config.vocab_size, config.d_model)
+        self.blocks = nnx.List([Block(config, n == 0) for n in range(config.num_layers)])
+        self.norm = Norm(config)
+
+    def __call__(self, ids_BE: jax.Array, valid_BE: jax.Array) -> jax.Array:
+        c = self.config
+        index_E = np.arange(ids_BE.shape[1])
+        bucket_EM = buckets(
+            index_E[None, :] - index_E[:, None], c.relative_attention_num_buckets, c.relative_attention_max_distance
+        )
+        table_RH = self.blocks[0].attention.relative_attention_bias.weight[...]
+        bias_HEM = jnp.moveaxis(table_RH[bucket_EM], -1, 0)
+        bias_BHEM = jnp.where(valid_BE[:, None, None, :], bias_HEM, MASKED)
+        x_BED = self.embedding.weight[...][ids_BE]
+        for block in self.blocks:
+            x_BED = block(x_BED, bias_BHEM)
+        return self.norm(x_BED)
+
+
+def buckets(distance: np.ndarray, count: int, furthest: int) -> np.ndarray:
+    """The bucket of key position minus query position: half of them for keys after the query; of each half the first
+    half for single distances, the others growing in size up to `furthest` (arXiv 1910.10683, section 2.1)."""
+    half = count // 2
+    exact = half // 2
+    far = np.abs(distance)
+    # In float32, as in the reference: which side of a bucket's edge a distance falls on.
+    ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact)) / np.float32(np.log(furthest / exact))
+    grown = exact + (ratio * np.float32(half - exact)).astype(np.int32)
+    return half * (distance > 0) + np.where(far < exact, far, np.minimum(grown, half - 1))
+
+
+NAMES = {  # part of a path here -> part of the name in the file, below "encoder."
+    "attention_norm.": "layer.0.layer_norm.",
+    "attention.": "layer.0.SelfAttention.",
+    "ffn_norm.": "layer.1.layer_norm.",
+    "ffn.": "layer.1.DenseReluDense.",
+    "blocks.": "block.",
+}
+
+
+def renamed(path: str) -> str:
+    """The name in a file of the parameter at `path` of an Encoder."""
+    for ours, theirs in (("embedding.", "shared."), ("norm.", "encoder.final_layer_norm.")):
+        if path.startswith(ours):
+            return theirs + path.removeprefix(ours)
+    for ours, theirs in NAMES.items():
+        path = path.replace(ours, theirs)
+    return f"encoder.{path}"
+
+
+def take(config: T5Config, weights: Weights) -> Encoder:
+    """The encoder of a file; `weights` collects what is wrong with its tensors."""
+    # The table stands under either name, or both: they are one tensor in torch.
+    found = weights.tensors.pop("encoder.embed_tokens.weight", None)
+    if found is not None:
+        weights.tensors.setdefault("shared.weight", found)
+    with own_mesh():
+        return weights.fill(nnx.eval_shape(lambda: Encoder(config)), renamed)
+
+
+def load(folder: Path) -> Encoder:
+    """The encoder of a folder with config.json ("model_type": "t5") and weights. Raises InputError."""
+    what = "text encoder"
+    given, weights = files.read_folder(folder, ("t5",), what)
+    encoder = take(files.config_of(given, T5Config, what=what), weights)
+    weights.finish()
+    return encoder
+
+
+def save(folder: Path, encoder: Encoder) -> None:
+    """Writes what `load` and `transformers.T5EncoderModel` open."""
+    given = {"model_type": "t5", "is_encoder_decoder": False, **dataclasses.asdict(encoder.config)}
+    files.write(folder, given, tensors_of(encoder))
+
+
+def tensors_of(encoder: Encoder) -> dict[str, np.ndarray]:
+    """The parameters under their names in a file."""
+    return named(encoder, renamed)
+
+
+class TextEncoder:
+    """Texts -> states: a tokenizer (of the library `tokenizers`) and an Encoder."""
+
+    def __init__(self, encoder: Encoder, tokenizer: Any):
+        self.encoder, self.tokenizer = encoder, tokenizer
+        graph, params = nnx.split(encoder)
+        self._params = params
+        self._run = jax.jit(lambda params, ids, valid: nnx.merge(graph, params)(ids, valid))
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """float32 [tokens, D] of every text; [0, D] of one that is empty. Raises InputError for ids out of range."""
+        rows = [token_ids(self.tokenizer, self.encoder.config.vocab_size, text) for text in texts]
+        longest = max(map(len, rows))
+        if not longest:
+            return [np.zeros((0, self.encoder.config.d_model), np.float32) for _ in texts]
+        ids_BE = np.zeros((len(rows), -(-longest // TOKENS) * TOKENS), np.int32)
+        length_B = np.array([len(row) for row in rows])
+        for row, ids in zip(rows, ids_BE, strict=True):
+            ids[: len(row)] = row
+        with own_mesh():
+            states = np.asarray(self._run(self._params, ids_BE, np.arange(ids_BE.shape[1]) < length_B[:, None]))
+        return [states[b, :n] for b, n in enumerate(length_B)]
+
+
+def token_ids(tokenizer: Any, vocabulary: int, text: str) -> list[int]:
+    """The ids of a text, none of one that is empty. Raises InputError for ids that a `vocabulary` of so many lacks."""
+    ids = tokenizer.encode(text).ids if text.strip() else []
+    if ids and max(ids) >= vocabulary:
+        raise InputError(
+            f"text {text!r}: its tokenizer gives id {max(ids)}, the text encoder has {vocabulary}; the {TOKENIZER} "
+            "belongs to another model"
+        )
+    return ids
+
+
+def read_tokenizer(path: Path) -> Any:
+    """A tokenizer.json. Raises InputError if it is missing or cannot be read."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; the tokenizer of the text encoder is needed in that format")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain exceptions of its own
+        raise InputError(f"{path} cannot be read as a tokenizer ({' '.join(str(error).split())[:200]})") from None
+    tokenizer.no_padding()
+    return tokenizer

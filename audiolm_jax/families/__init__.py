@@ -1,0 +1,1 @@
+"""Published models, one file per family; fine-tuning."""

@@ -1,0 +1,211 @@
+"""Fine-tuning: a run that begins with the weights of an imported checkpoint (musicgen.py) and trains them on own audio.
+
+    audiolm import facebook/musicgen-small@main runs/base
+    audiolm prepare --config finetune_musicgen --data data/mine --config.corpus.path=recordings
+    audiolm train --config finetune_musicgen --data data/mine --workdir runs/tuned
+
+`finetune.base` names the imported run. Model, vocabulary, order, codec and sample rate are those of it (`configured`).
+All weights of the decoder are trained, or A and B of LoRA (lora.py); codec and text encoder stay as they are, and are
+copied into the new workdir, so that it is used like the imported one, and without it. Only training that goes on reads
+the imported run again, which must have the same weights then.
+
+The text of a recording reaches a batch as the ids of the tokenizer. The step computes the states of the text encoder
+from them: that costs little beside the decoder, needs no second data set that could be out of date, and keeps batches
+small. Its weights are an argument of the step, whole on every device. A row without text attends to nothing, as in the
+half of a guided batch that generation leads away from (`sampling.plan.encoded`).
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from audiolm_jax import codecs, files
+from audiolm_jax import config as configs
+from audiolm_jax.encoders import t5
+from audiolm_jax.errors import InputError
+from audiolm_jax.families import musicgen
+from audiolm_jax.model import checkpoints, lora, sharding
+from audiolm_jax.model.sharding import Rules
+from audiolm_jax.model.transformer import Encoded, ModelConfig
+from audiolm_jax.serialization.vocab import Vocab
+
+FREE = ("dtype", "remat", "dropout")  # keys of the section model that a run chooses by itself
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Section `finetune` of the configuration."""
+
+    base: str = ""  # the workdir that `audiolm import` made
+
+
+def configured(config: ConfigDict) -> ConfigDict:
+    """The configuration with everything that the checkpoint `finetune.base` decides; unchanged if there is none.
+
+    Raises InputError for a base that was not imported, or keys that were set to something else (all of them named).
+    """
+    if not config.finetune.base:
+        if config.lora.rank:
+            raise InputError(
+                f"lora.rank={config.lora.rank} needs weights to start from; name an imported run in finetune.base"
+            )
+        return config
+    base, about = Path(config.finetune.base), imported(config.finetune.base)
+    vocab, codec = Vocab(**about["vocab"]), about["codec"]
+    opened = codecs.load(codec["name"], base / codec["path"])
+    decided = {f"model.{key}": value for key, value in about["model"].items() if key not in FREE}
+    decided |= {f"serialization.{key}": value for key, value in about["serialization"].items()}
+    decided |= {
+        "codec.name": codec["name"],
+        "codec.path": str(base / codec["path"]),
+        "codec.codebooks": codec["codebooks"],
+        "corpus.sample_rate": opened.sample_rate,
+        "data.max_frames": vocab.max_frames,
+        "data.codebooks": 0,
+        "data.packing": False,  # a row attends to one text
+        "data.text_weight": 0.0,
+        "data.template": "{text}",
+    }
+    made, defaults, wrong = ConfigDict(config.to_dict()), configs.flat(configs.load("default")), []
+    for key, value in decided.items():
+        section, _, name = key.partition(".")
+        value = tuple(value) if isinstance(value, list) else value
+        given = config[section][name]
+        if given != value and given != defaults[key]:
+            wrong.append(f"{key} is {given!r} here and {value!r} there")
+        made[section][name] = value
+    if wrong:
+        raise InputError(
+            f"finetune.base={base} is another model than the configuration says: {'; '.join(wrong)}; leave such keys "
+            "at their defaults"
+        )
+    return made.lock()
+
+
+def imported(base: str | Path) -> dict:
+    """What the checkpoint of an imported run says of itself. Raises InputError for any other folder."""
+    base = Path(base)
+    given = base / musicgen.GIVEN
+    about = checkpoints.about(base) if given.is_file() else {}
+    if "weights" not in about:
+        raise InputError(
+            f"finetune.base={base}: was not made by `audiolm import`; import a published checkpoint, or one that "
+            "`audiolm export` wrote to a folder, and name that workdir"
+        )
+    kind = json.loads(given.read_text()).get("model_type")
+    if kind != "musicgen":
+        raise InputError(f"finetune.base={base}: models of type {kind!r} cannot be fine-tuned; 'musicgen' can")
+    return about
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """An imported run as the start of another one: what training.py needs of it."""
+
+    folder: Path
+    about: dict  # to keep with the weights, and to compare when the run goes on
+    vocab: Vocab
+    lora: lora.LoraConfig
+    encoder: t5.Encoder
+    tokenizer: Any
+
+    @property
+    def token_ids(self) -> Callable[[str], list[int]]:
+        """Text -> its tokens, none of an empty one; goes to the processes that make batches."""
+        return functools.partial(t5.token_ids, self.tokenizer, self.encoder.config.vocab_size)
+
+    @property
+    def text_encoder(self) -> t5.TextEncoder:
+        """What generation encodes texts with."""
+        return t5.TextEncoder(self.encoder, self.tokenizer)
+
+    @property
+    def partly(self) -> bool:
+        """Whether what is trained is not the whole model."""
+        return self.lora.rank > 0
+
+    def settle(self, workdir: Path) -> None:
+        """Copies what does not change into the workdir (one process does)."""
+        if jax.process_index():
+            return
+        found = [self.folder / musicgen.GIVEN]
+        for part in (musicgen.TEXT, musicgen.CODEC):
+            found += [path for path in sorted((self.folder / part).rglob("*")) if path.is_file()]
+        with checkpoints.readable_errors(workdir):
+            for path in found:
+                copy = workdir / path.relative_to(self.folder)
+                if not copy.exists():
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    with files.replacing(copy) as temporary:
+                        shutil.copyfile(path, temporary)
+
+    def params(self, model: ModelConfig, rules: Rules, needed: bool) -> dict:
+        """The weights of the decoder on the mesh that is entered; shapes, if they are not `needed`."""
+        if needed:
+            return checkpoints.params_of(checkpoints.restore_params(self.folder, rules=rules)[0])
+        shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, self.vocab, rules))[1])
+        return sharding.on_mesh(shapes, jax.sharding.get_mesh())
+
+    def frozen(self, params: dict) -> dict:
+        """What a step reads and does not change: {"text": the encoder's weights, "params": the decoder's or {}}."""
+        everywhere = NamedSharding(jax.sharding.get_mesh(), P())
+
+        def whole(x: jax.Array) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
+
+        return {"text": jax.tree.map(whole, nnx.state(self.encoder)), "params": params if self.partly else {}}
+
+    def trained(self, params: dict, key: jax.Array) -> dict:
+        """What is trained, at first."""
+        return lora.init(self.lora, params, key) if self.partly else params
+
+    def whole(self, trained: dict, frozen: dict) -> dict:
+        """The parameters of the model."""
+        return lora.merged(self.lora, frozen["params"], trained) if self.partly else trained
+
+    def encoded(self, frozen: dict, batch: dict[str, jax.Array], rules: Rules) -> Encoded:
+        """What the rows of a batch attend to: states_BEW of their texts, zero where there is no token, and valid_BE."""
+        graph = nnx.split(self.encoder)[0]
+
+        def states(weights: Any, ids_BE: jax.Array, valid_BE: jax.Array) -> jax.Array:
+            return jnp.where(valid_BE[..., None], nnx.merge(graph, weights)(ids_BE, valid_BE), 0)
+
+        rows = rules.spec("batch", None)
+        ids_BE, valid_BE = (jax.sharding.reshard(batch[name], rows) for name in ("text_BE", "text_valid_BE"))
+        # Every device encodes the texts of its own rows, with plain arrays.
+        run = jax.shard_map(states, in_specs=(P(), rows, rows), out_specs=rules.spec("batch", None, None))
+        return run(frozen["text"], ids_BE, valid_BE), valid_BE
+
+
+def open_base(config: ConfigDict) -> Base | None:
+    """The imported run that a configuration (`configured`) starts from; None if it starts from random weights.
+
+    Raises InputError for a codec or a rank that does not fit.
+    """
+    if not config.finetune.base:
+        return None
+    folder, section = Path(config.finetune.base), configs.section(config, "lora")
+    about = imported(folder)
+    vocab, model = Vocab(**about["vocab"]), ModelConfig(**about["model"])
+    with jax.set_mesh(sharding.single_device_mesh()):
+        shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, vocab))[1])
+    if section.rank:
+        lora.check(section, shapes)
+    encoder = t5.load(folder / about["text_encoder"])
+    tokenizer = t5.read_tokenizer(folder / about["text_encoder"] / t5.TOKENIZER)
+    kept = {key: about[key] for key in ("codec", "text_encoder")}
+    more = {"finetune": {"weights": about["weights"]}, "lora": dataclasses.asdict(section)}
+    return Base(folder, kept | more, vocab, section, encoder, tokenizer)

@@ -1,0 +1,384 @@
+"""MusicGen (arXiv 2306.05284): its published checkpoints in and out, without torch.
+
+Reads and writes the Hugging Face layout of `facebook/musicgen-small`, `-medium`, `-large`, `-melody` and their stereo
+versions: `config.json`, `model.safetensors` (or shards), `tokenizer.json`. Nothing here is a network: the decoder is
+the Transformer of `model.py` with LayerNorm, exact GELU and sinusoidal positions, in a special vocabulary (vocab.py),
+with the delay order; the text encoder is `t5.py`, the codec EnCodec at 32 kHz. The text is what its layers attend to;
+in `-melody` chroma (chroma.py) and text stand before the first token instead, causal like all else, at positions of
+their own. Without a melody every chroma frame is the first class; the unconditional half of guidance has that, and
+zeros in the text's place.
+
+    generator = musicgen.load("facebook/musicgen-small@main")
+    result = generator.generate("slow jazz with a loud piano", seconds=8)
+
+`import_run` makes a workdir of a checkpoint, with the text encoder and the codec as folders of their own:
+
+    WORKDIR/checkpoints/0       the decoder          WORKDIR/text_encoder    config.json, weights, tokenizer.json
+    WORKDIR/published.json      its config.json      WORKDIR/codec           a path that --config.codec.path takes
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from audiolm_jax import codecs, files, serialization
+from audiolm_jax.codecs import encodec
+from audiolm_jax.codecs.stereo import Stereo
+from audiolm_jax.data import batches
+from audiolm_jax.encoders import chroma, t5
+from audiolm_jax.errors import InputError
+from audiolm_jax.hub import files as huggingface
+from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
+from audiolm_jax.sampling import SamplingConfig, windows
+from audiolm_jax.sampling import generator as generate
+from audiolm_jax.serialization import SerializationConfig
+from audiolm_jax.serialization.vocab import CODE_START, Vocab
+
+WHAT = "MusicGen"  # begins a message
+MELODY = "musicgen_melody"  # the type of model that has chroma and text before its tokens and attends to nothing else
+CODEC, TEXT, GIVEN = "codec", "text_encoder", "published.json"  # in a workdir
+SECONDS = 30  # what the published models were trained on
+PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generates
+GELU = {"gelu": "exact", "gelu_new": "plain", "gelu_pytorch_tanh": "plain"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter of the Transformer and the tensors that it holds.
+
+    path: in the tree of parameters; those of "layers" have a leading axis of layers. names: of the tensors, `{}` being
+    the layer. shape: of each of them. pack: list of tensors -> the parameter (of one layer). unpack: the inverse.
+    """
+
+    path: tuple[str, ...]
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    pack: Callable[[list[np.ndarray]], np.ndarray]
+    unpack: Callable[[np.ndarray], list[np.ndarray]]
+
+
+def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
+    """Every parameter of the decoder, and the tensors that it comes from and goes to."""
+    D, F, H, K = c.width, c.ffn, c.heads, c.head_width
+    Q, V = vocab.codebooks, vocab.codebook_size
+
+    def plain(path: str, name: str, *shape: int) -> Entry:
+        """The tensor as it is; a matrix turned, as torch has outputs first."""
+        return Entry(tuple(path.split("/")), (name,), shape, lambda x: x[0].T, lambda x: [x.T])
+
+    def norm(path: str, name: str) -> list[Entry]:
+        pairs = (("scale", "weight"), ("bias", "bias"))
+        return [plain(f"{path}/{ours}", f"{name}.{theirs}", D) for ours, theirs in pairs]
+
+    def into_heads(path: str, *names: str) -> Entry:
+        """Matrices [H*K, D] side by side as [D, H, parts, K]."""
+        return Entry(
+            tuple(path.split("/")),
+            names,
+            (H * K, D),
+            lambda parts: np.stack([x.T.reshape(D, H, K) for x in parts], axis=2),
+            lambda x: [x[:, :, n].reshape(D, H * K).T for n in range(len(names))],
+        )
+
+    def out_of_heads(path: str, name: str) -> Entry:
+        """A matrix [D, H*K] as [H, 1, K, D]."""
+        return Entry(
+            tuple(path.split("/")),
+            (name,),
+            (D, H * K),
+            lambda x: x[0].T.reshape(H, 1, K, D),
+            lambda x: [x.reshape(H * K, D).T],
+        )
+
+    layer, rows = "decoder.model.decoder.layers.{}", table_rows(vocab.size)
+    code_ids = CODE_START + np.arange(Q * V)
+    special_ids = vocab.special_start + np.arange(Q)
+
+    def pack_embedding(tables: list[np.ndarray]) -> np.ndarray:
+        """Q tables of V codes and the special token; the rows of ids that MusicGen has not are zero."""
+        embedding_VD = np.zeros((rows, D), np.float32)
+        embedding_VD[code_ids] = np.concatenate([x[:V] for x in tables])
+        embedding_VD[special_ids] = [x[V] for x in tables]
+        return embedding_VD
+
+    def unpack_embedding(embedding_VD: np.ndarray) -> list[np.ndarray]:
+        codes_QVD = embedding_VD[code_ids].reshape(Q, V, D)
+        return [np.concatenate([codes_QVD[q], embedding_VD[special_ids[q], None]]) for q in range(Q)]
+
+    def pack_heads(heads: list[np.ndarray]) -> np.ndarray:
+        unembedding_DV = np.zeros((D, rows), np.float32)
+        unembedding_DV[:, code_ids] = np.concatenate(heads).T
+        return unembedding_DV
+
+    def unpack_heads(unembedding_DV: np.ndarray) -> list[np.ndarray]:
+        return list(unembedding_DV[:, code_ids].T.reshape(Q, V, D))
+
+    tables = tuple(f"decoder.model.decoder.embed_tokens.{q}.weight" for q in range(Q))
+    heads = tuple(f"decoder.lm_heads.{q}.weight" for q in range(Q))
+    entries = [
+        Entry(("embedding_VD",), tables, (V + 1, D), pack_embedding, unpack_embedding),
+        *norm("layers/attention_norm", f"{layer}.self_attn_layer_norm"),
+        into_heads("layers/qkv_DHAK", *(f"{layer}.self_attn.{part}_proj.weight" for part in "qkv")),
+        out_of_heads("layers/out_HGKD", f"{layer}.self_attn.out_proj.weight"),
+        *norm("layers/ffn_norm", f"{layer}.final_layer_norm"),
+        Entry(
+            ("layers", "up_DCF"),
+            (f"{layer}.fc1.weight",),
+            (F, D),
+            lambda x: x[0].T.reshape(D, 1, F),
+            lambda x: [x.reshape(D, F).T],
+        ),
+        plain("layers/down_FD", f"{layer}.fc2.weight", D, F),
+        *norm("norm", "decoder.model.decoder.layer_norm"),
+        Entry(("unembedding_DV",), heads, (V, D), pack_heads, unpack_heads),
+    ]
+    if c.cross_width:
+        entries += [
+            *norm("layers/cross/norm", f"{layer}.encoder_attn_layer_norm"),
+            into_heads("layers/cross/q_DHGK", f"{layer}.encoder_attn.q_proj.weight"),
+            into_heads("layers/cross/kv_DHCK", *(f"{layer}.encoder_attn.{part}_proj.weight" for part in "kv")),
+            out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight"),
+        ]
+    # States of another width are projected: those of the text alone, or of chroma and text.
+    states = [("states", "enc_to_dec_proj", c.cross_width)]
+    if c.given_widths:
+        pairs = (("given0", "audio_enc_to_dec_proj"), ("given1", "enc_to_dec_proj"))
+        states = [(*pair, width) for pair, width in zip(pairs, c.given_widths, strict=True)]
+    for ours, theirs, width in states:
+        if width != D:
+            entries.append(plain(f"{ours}_WD", f"{theirs}.weight", D, width))
+            entries.append(plain(f"{ours}_bias_D", f"{theirs}.bias", D))
+    return entries
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A checkpoint: its config.json, the decoder as ours, and what stands around it."""
+
+    given: dict
+    model: Transformer
+    vocab: Vocab
+    serialization: SerializationConfig
+    codec: Any
+    encoder: t5.Encoder
+    tokenizer: Path
+    source: str = ""  # the repository that it was downloaded from, owner/name@commit
+
+    def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
+        """What makes music of it."""
+        grid = serialization.bind(self.serialization, self.vocab.codebooks)
+        common = (self.model, grid, self.vocab, self.codec, batches.DataConfig(max_frames=self.vocab.max_frames))
+        return generate.Generator(
+            *common,
+            sampling or PUBLISHED,
+            text_encoder=self.text_encoder,
+            melody=melody(self.given, self.codec.sample_rate),
+            windows=windows.Windows(self.vocab.max_frames, round(windows.STRIDE * self.codec.frame_rate)),
+        )
+
+    @property
+    def text_encoder(self) -> t5.TextEncoder:
+        return t5.TextEncoder(self.encoder, t5.read_tokenizer(self.tokenizer))
+
+
+def melody(given: dict, sample_rate: int) -> chroma.Melody | None:
+    """No melody, of a config.json whose model can follow one."""
+    if given["model_type"] != MELODY:
+        return None
+    return chroma.Melody(given.get("chroma_length", 235), given.get("num_chroma", 12), sample_rate)
+
+
+def load(source: str | Path, sampling: SamplingConfig | None = None, dtype: str = "auto") -> generate.Generator:
+    """The generator of a published checkpoint: a folder, or a repository owner/name or owner/name@revision.
+
+    dtype: as `model.dtype`. Raises InputError for what is neither, or does not fit.
+    """
+    return read(source, dtype).generator(sampling)
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder looks like a checkpoint in the Hugging Face layout."""
+    return (folder / huggingface.CONFIG).is_file() and not (folder / checkpoints.FOLDER).is_dir()
+
+
+def read(source: str | Path, dtype: str = "auto") -> Published:
+    """Raises one InputError that names everything missing, unexpected or of a wrong shape."""
+    folder, repository = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
+    given, weights = huggingface.read_folder(folder, ("musicgen", MELODY), WHAT)
+    if not (folder / t5.TOKENIZER).is_file():
+        weights.problems.append(f"the file {t5.TOKENIZER} is missing")
+    # A table that follows from its size, which older files hold.
+    weights.ignore(r"^decoder\.model\.decoder\.embed_positions\.weights$")
+    with weights.below("audio_encoder.") as part:
+        codec = encodec.take(given.get("audio_encoder") or {}, part)
+    with weights.below("text_encoder.") as part:
+        text = huggingface.config_of(given.get("text_encoder") or {}, t5.T5Config, what=WHAT)
+        encoder = t5.take(text, part)
+    config, order, codec = described(given, codec, text)
+    vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), special=True)
+    model = fill(dataclasses.replace(config, dtype=dtype), vocab, weights)
+    weights.finish()
+    return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER, repository)
+
+
+def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, SerializationConfig, Any]:
+    """(sizes of the decoder, its order, its codec) of a config.json. Raises InputError for what does not fit."""
+    decoder = given.get("decoder") or {}
+    needed = ("vocab_size", "num_hidden_layers", "ffn_dim", "num_attention_heads", "hidden_size", "num_codebooks")
+    wrong = [name for name in needed if not isinstance(decoder.get(name), int)]
+    if wrong:
+        raise InputError(f"{WHAT}: {huggingface.CONFIG} lacks decoder.{', decoder.'.join(wrong)}")
+    if decoder.get("activation_function", "gelu") not in GELU:
+        raise InputError(
+            f"{WHAT}: decoder.activation_function={decoder['activation_function']!r} is not known; known are "
+            f"{', '.join(GELU)}"
+        )
+    width, heads = decoder["hidden_size"], decoder["num_attention_heads"]
+    if width % heads:
+        raise InputError(f"{WHAT}: decoder.hidden_size={width} is no multiple of num_attention_heads={heads}")
+    classes = 0
+    if given.get("model_type") == MELODY:
+        classes, frames = (given.get(name, size) for name, size in (("num_chroma", 12), ("chroma_length", 235)))
+        if not all(isinstance(n, int) and n > 0 for n in (classes, frames)):
+            raise InputError(f"{WHAT}: num_chroma={classes!r}, chroma_length={frames!r} must be positive integers")
+    codec = Stereo(codec) if decoder.get("audio_channels", 1) == 2 else codec
+    found = decoder["num_codebooks"], decoder["vocab_size"]
+    if found != (codec.codebooks, codec.codebook_size):
+        raise InputError(
+            f"{WHAT}: the decoder has {found[0]} codebooks of {found[1]} codes, its audio encoder {codec.codebooks} of "
+            f"{codec.codebook_size}"
+        )
+    # Left and right of a codebook come at the same step.
+    delays = tuple(q // 2 for q in range(codec.codebooks)) if codec.channels == 2 else ()
+    config = ModelConfig(
+        layers=decoder["num_hidden_layers"],
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        head_width=width // heads,
+        ffn=decoder["ffn_dim"],
+        norm="layernorm",
+        norm_eps=1e-5,
+        mlp=GELU[decoder.get("activation_function", "gelu")],
+        positions="sinusoidal",
+        **({"given_widths": (classes, text.d_model)} if classes else {"cross_width": text.d_model}),
+    )
+    return config, SerializationConfig(strategy="delay", delays=delays), codec
+
+
+def fill(config: ModelConfig, vocab: Vocab, weights: huggingface.Weights) -> Transformer:
+    """The decoder from the tensors of a file; `weights` collects what is wrong with them."""
+    mesh, params = sharding.single_device_mesh(), {}
+    with jax.set_mesh(mesh):
+        graph, abstract = nnx.split(checkpoints.abstract_model(config, vocab))
+        shapes = nnx.to_pure_dict(abstract)
+        for entry in table(config, vocab):
+            node, like = params, shapes
+            for part in entry.path[:-1]:
+                node, like = node.setdefault(part, {}), like[part]
+            layers = range(config.layers) if entry.path[0] == "layers" else (None,)
+            packed = [entry.pack([weights.take(name.format(n), entry.shape) for name in entry.names]) for n in layers]
+            value = packed[0] if layers == (None,) else np.stack(packed)
+            # One by one, so that a large checkpoint is in memory once and not twice.
+            at = jax.NamedSharding(mesh, like[entry.path[-1]].sharding.spec)
+            node[entry.path[-1]] = jax.device_put(value, at)
+        return nnx.merge(graph, params)
+
+
+def import_run(source: str | Path, workdir: str | Path) -> str:
+    """A published checkpoint as the workdir of a run; returns what was imported, of a repository its commit.
+
+    Raises InputError if there is a run already.
+    """
+    workdir = Path(workdir)
+    if (workdir / checkpoints.FOLDER).is_dir():
+        raise InputError(f"{workdir}: there is a run already; give another folder")
+    p = read(source)
+    encodec.save(workdir / CODEC, *mono(p.codec).config)
+    t5.save(workdir / TEXT, p.encoder)
+    files.write_text(workdir / TEXT / t5.TOKENIZER, p.tokenizer.read_text(encoding="utf-8"))
+    files.write_json(workdir / GIVEN, p.given)
+    codec = {"name": p.codec.name, "path": CODEC, "codebooks": None, "fingerprint": p.codec.fingerprint}
+    params = checkpoints.params_of(p.model)
+    about = checkpoints.describe(
+        p.model.config,
+        p.vocab,
+        serialization=dataclasses.asdict(p.serialization),
+        codec=codec,
+        text_encoder=TEXT,
+        data=dataclasses.asdict(batches.DataConfig(max_frames=p.vocab.max_frames)),
+        weights=checkpoints.digest(params, t5.tensors_of(p.encoder)),
+        source=p.source,
+    )
+    checkpoints.save_weights(workdir, params, about)
+    return p.source or str(source)
+
+
+def of_run(workdir: Path, model: Transformer, about: dict) -> Published:
+    """The weights of a run that began with `import_run`, and what stands around them. Raises InputError."""
+    workdir = workdir if workdir.is_dir() else workdir.parent
+    given = json.loads((workdir / GIVEN).read_text())
+    order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
+    codec = codecs.load(about["codec"]["name"], workdir / about["codec"]["path"])
+    if codec.fingerprint != about["codec"]["fingerprint"]:
+        raise InputError(f"{workdir / CODEC}: is not the codec that the model was trained with")
+    encoder, tokenizer = t5.load(workdir / about["text_encoder"]), workdir / about["text_encoder"] / t5.TOKENIZER
+    vocab = Vocab(**about["vocab"])
+    return Published(given, model, vocab, SerializationConfig(**order), codec, encoder, tokenizer)
+
+
+def export_run(workdir: str | Path, folder: str | Path, step: int | None = None) -> None:
+    """The weights of such a run in the layout that they were published in. Raises InputError for any other run."""
+    model, about = checkpoints.restore_params(workdir, step)
+    if "text_encoder" not in about:
+        raise InputError(f"{workdir}: was not imported from a published checkpoint; give a name ending in .safetensors")
+    write(folder, of_run(Path(workdir), model, about))
+
+
+def mono(codec: Any) -> Any:
+    """The codec of one channel."""
+    return codec.mono if isinstance(codec, Stereo) else codec
+
+
+def tensors_of(model: Transformer, vocab: Vocab) -> dict[str, np.ndarray]:
+    """The decoder under its published names, float32."""
+    params, tensors = checkpoints.params_of(model), {}
+    for entry in table(model.config, vocab):
+        value = params
+        for part in entry.path:
+            value = value[part]
+        value = np.asarray(value, np.float32)
+        layers = enumerate(value) if entry.path[0] == "layers" else [(0, value)]
+        for n, x in layers:
+            for name, tensor in zip(entry.names, entry.unpack(x), strict=True):
+                tensors[name.format(n)] = np.ascontiguousarray(tensor)
+    return tensors
+
+
+def write(folder: str | Path, published: Published) -> None:
+    """Saves a checkpoint as it was read, so that `transformers` opens it."""
+    folder = Path(folder)
+    tensors = tensors_of(published.model, published.vocab)
+    for prefix, part in (
+        ("audio_encoder.", encodec.described(*mono(published.codec).config)[1]),
+        ("text_encoder.", t5.tensors_of(published.encoder)),
+    ):
+        tensors |= {prefix + name: tensor for name, tensor in part.items()}
+    huggingface.write(folder, published.given, tensors)
+    special = published.vocab.codebook_size
+    generation = {
+        **{f"{name}_token_id": special for name in ("pad", "bos", "decoder_start")},
+        "do_sample": True,
+        "guidance_scale": PUBLISHED.guidance,
+        "top_k": PUBLISHED.top_k[0],
+        "max_length": published.vocab.max_frames,
+    }
+    files.write_json(folder / "generation_config.json", generation)
+    files.write_text(folder / t5.TOKENIZER, published.tokenizer.read_text(encoding="utf-8"))

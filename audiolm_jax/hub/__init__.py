@@ -1,0 +1,1 @@
+"""Other people's checkpoints without torch: download, read, write."""

@@ -1,0 +1,59 @@
+"""A trained run, a safetensors file exported from one, or a published checkpoint -> a Generator."""
+
+from pathlib import Path
+from typing import Any
+
+from audiolm_jax import codecs, files, serialization
+from audiolm_jax.data import batches
+from audiolm_jax.errors import InputError
+from audiolm_jax.families import musicgen
+from audiolm_jax.hub import files as hub
+from audiolm_jax.model import checkpoints
+from audiolm_jax.sampling import SamplingConfig
+from audiolm_jax.sampling.generator import Generator
+from audiolm_jax.serialization import Grid, SerializationConfig
+from audiolm_jax.serialization.vocab import Vocab
+
+
+def load(
+    source: str | Path,
+    sampling: SamplingConfig | None = None,
+    step: int | None = None,
+    codec: Any = None,
+    dtype: str | None = None,
+) -> Generator:
+    """The generator of a run (its folder, or a safetensors file exported from it) or of a published checkpoint (a
+    folder in the Hugging Face layout, or a repository owner/name or owner/name@revision; see musicgen.py).
+
+    sampling: None is the default, of a published checkpoint what it was published with. step: which checkpoint of a run
+    (None: the latest). codec: an open codec instead of the one the run names. dtype: `model.dtype` instead of what the
+    run was trained with.
+    Raises InputError if there is no checkpoint, or the codec is not the one the model was trained on.
+    """
+    path, changes = files.place(source), {} if dtype is None else {"dtype": dtype}
+    if musicgen.is_published(path) or hub.is_repository(source):
+        return musicgen.load(source, sampling, dtype or "auto")
+    if path.is_file():
+        model, about = checkpoints.load_safetensors(path, **changes)
+    else:
+        model, about = checkpoints.restore_params(path, step, **changes)
+    if "text_encoder" in about:
+        return musicgen.of_run(path, model, about).generator(sampling)
+    vocab, grid, data_config = described(about)
+    named = dict(about["codec"])
+    fingerprint = named.pop("fingerprint")
+    codec = codec or codecs.load(**named)
+    if codec.fingerprint != fingerprint:
+        raise InputError(
+            f"{path}: the model was trained on codes of codec {named['name']!r} with fingerprint {fingerprint[:12]}, "
+            f"this one has {codec.fingerprint[:12]}; give the weights it was trained on (codec.path)"
+        )
+    return Generator(model, grid, vocab, codec, data_config, sampling, data_config.sequence_length)
+
+
+def described(about: dict) -> tuple[Vocab, Grid, batches.DataConfig]:
+    """Vocabulary, order and data section of a run, from what its checkpoint says about itself."""
+    vocab = Vocab(**about["vocab"])
+    order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
+    grid = serialization.bind(SerializationConfig(**order), vocab.codebooks)
+    return vocab, grid, batches.DataConfig(**about["data"])

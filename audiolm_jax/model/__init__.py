@@ -1,0 +1,1 @@
+"""The transformer and what it stands on: layers, attention, losses, LoRA, sharding, checkpoints, kernels/."""

@@ -1,0 +1,279 @@
+"""Checkpoints of a run (orbax), its parameters for inference, and safetensors in and out.
+
+    WORKDIR/config.json                  the run's whole configuration
+    WORKDIR/checkpoints/STEP/params      parameters for inference: the moving average if there is one
+    WORKDIR/checkpoints/STEP/state       all else that training needs: optimizer, key, counters
+    WORKDIR/checkpoints/STEP/position    where the data iterator of each process stood, seconds trained
+    WORKDIR/checkpoints/STEP/about       model and vocabulary, and whatever the caller wants with the weights
+
+A checkpoint is written under a temporary name and renamed, so that a run killed while writing resumes from the one
+before. The latest one wins.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from audiolm_jax import files
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import sharding
+from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.serialization.vocab import Vocab
+
+FOLDER = "checkpoints"
+FREE_AFTER = 2 << 20  # bytes that must be left on the disk beside a checkpoint
+
+
+def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
+    arrays, plain = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+    handlers = {"params": arrays(), "state": arrays(), "position": plain(), "about": plain()}
+    options = ocp.CheckpointManagerOptions(**options)
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+
+
+def _folder(workdir: str | Path) -> Path:
+    """Where the checkpoints of a run are: below a folder of this machine, or an address such as gs://bucket/run."""
+    where = files.place(workdir)
+    return (where if files.remote(where) else where.resolve()) / FOLDER
+
+
+@contextlib.contextmanager
+def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
+    """The orbax manager of a run; pending writes are finished at the end of the block."""
+    directory = _folder(workdir)
+    with _open(directory, max_to_keep=keep, cleanup_tmp_directories=True) as opened:
+        yield opened
+        with readable_errors(directory):
+            opened.wait_until_finished()
+
+
+def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, position: dict, about: dict) -> None:
+    """Writes checkpoint `step`; returns when the arrays are copied, not yet written. An existing one is kept.
+
+    Raises InputError if the disk refuses (full, or not writable); the earlier checkpoint is untouched then.
+    """
+    if step in opened.all_steps():
+        return
+    needed = sum(x.nbytes for x in jax.tree.leaves((params, state)))
+    free = math.inf if files.remote(opened.directory) else shutil.disk_usage(opened.directory).free
+    if free < needed + FREE_AFTER:  # told here: orbax notices in threads of its own, after the training went on
+        raise InputError(
+            f"{opened.directory}: the disk is full, {free / 1e6:.1f} MB are free and checkpoint {step} takes "
+            f"{needed / 1e6:.1f} MB; nothing written before is lost: make room and run the same command again"
+        )
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        state=ocp.args.StandardSave(state),
+        position=ocp.args.JsonSave(position),
+        about=ocp.args.JsonSave(about),
+    )
+    with readable_errors(opened.directory):
+        opened.save(step, args=items)
+
+
+def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -> tuple[Any, Any, dict]:
+    """Checkpoint `step` -> (params, state, position), laid out like the given abstract trees; params None is not read.
+
+    Raises InputError naming every array that is missing, unexpected or of another shape.
+    """
+    where = opened.directory / str(step)
+    metadata = opened.item_metadata(step)
+    if "state" not in metadata:
+        raise InputError(f"{where} holds weights alone, to be used as they are: no training can go on from it")
+    trees = {"state": state} if params is None else {"params": params, "state": state}
+    for name, tree in trees.items():
+        check_tree(tree, metadata[name], f"{where}/{name}")
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+    restored = opened.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **items))
+    return restored.get("params"), restored["state"], restored["position"]
+
+
+def save_weights(workdir: Path, params: Any, about: dict) -> None:
+    """A checkpoint 0 of weights alone: for inference, not for a training to go on with.
+
+    Raises InputError if there is a checkpoint already.
+    """
+    with manager(workdir) as opened:
+        if opened.all_steps():
+            raise InputError(f"{workdir} has a checkpoint already; give another folder")
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about))
+        with readable_errors(opened.directory):
+            opened.save(0, args=items)
+
+
+def check_tree(expected: Any, found: Any, where: str) -> None:
+    """Compares two trees of things with a shape, by key path. Raises one InputError that lists all differences."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(x.shape) for p, x in leaves}
+
+    want, have = shapes(expected), shapes(found)
+    problems = [f"{key} is missing" for key in sorted(want.keys() - have.keys())]
+    problems += [f"{key} is unexpected" for key in sorted(have.keys() - want.keys())]
+    problems += [
+        f"{key} is {have[key]} where {want[key]} is needed"
+        for key in sorted(want.keys() & have.keys())
+        if want[key] != have[key]
+    ]
+    if problems:
+        raise InputError(f"{where} holds another model: {'; '.join(problems)}; give the config it was trained with")
+
+
+def describe(config: ModelConfig, vocab: Vocab, **more: Any) -> dict:
+    """What must be known to use weights: model, vocabulary, and e.g. serialization=..., codec=..., as JSON gives it."""
+    about = {"model": dataclasses.asdict(config), "vocab": dataclasses.asdict(vocab), **more}
+    return json.loads(json.dumps(about))
+
+
+def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
+    """The model as shapes with shardings (a mesh must be entered)."""
+    return jax.eval_shape(lambda: Transformer(config, vocab.size, nnx.Rngs(0), rules))
+
+
+def digest(*trees: Any) -> str:
+    """Sha256 over the arrays of trees, by their key paths."""
+    found = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(trees):
+        found.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+        found.update(np.ascontiguousarray(x).data)
+    return found.hexdigest()
+
+
+def params_of(model: Transformer) -> dict:
+    """The parameters as a plain nested dict of arrays."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+@contextlib.contextmanager
+def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.CheckpointManager, int, dict]]:
+    """The manager of a run, the number of a checkpoint (None: the latest) and what it says about itself.
+
+    Raises InputError if there is none.
+    """
+    directory = _folder(workdir)
+    if not directory.is_dir():
+        raise InputError(f"{workdir} is not the folder of a training run: it has no folder {FOLDER}")
+    with _open(directory, create=False) as m:
+        steps = m.all_steps()
+        step = m.latest_step() if step is None else step
+        if step not in steps:
+            raise InputError(
+                f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}"
+            )
+        yield m, step, m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+
+
+def about(workdir: str | Path, step: int | None = None) -> dict:
+    """What a checkpoint of a run says about itself. Raises InputError if there is none."""
+    with _opened(workdir, step) as (_, _, found):
+        return found
+
+
+def restore_params(
+    workdir: str | Path,
+    step: int | None = None,
+    rules: sharding.Rules = sharding.PRESETS["data"],
+    **model_changes: Any,
+) -> tuple[Transformer, dict]:
+    """The trained model of a run on the mesh that is entered (or else one device), and its description.
+
+    step: None for the latest. rules: how it lies there. model_changes: fields of ModelConfig that do not change the
+    weights (dtype). Raises InputError if there is no checkpoint or it does not fit.
+    """
+    with _opened(workdir, step) as (m, step, about):
+        where = f"{_folder(workdir) / str(step)}/params"
+        found = m.item_metadata(step)["params"]
+
+        def load(abstract: dict) -> dict:
+            check_tree(abstract, found, where)
+            args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+            return m.restore(step, args=args)["params"]
+
+        return _build(about, load, model_changes, rules), about
+
+
+def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None) -> None:
+    """The parameters for inference of a run -> one file: `/`-joined key paths, description as metadata."""
+    from safetensors.numpy import save as serialize
+
+    model, about = restore_params(workdir, step)
+    leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
+    tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
+    with readable_errors(Path(path).parent), files.replacing(path) as temporary:
+        temporary.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
+
+
+def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, dict]:
+    """A file of `export_safetensors` -> (model, description); see `restore_params`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {}).get("about", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+    if about is None:
+        raise InputError(f"{path} has no description of its model (metadata key 'about'); export it with this package")
+
+    def load(abstract: dict) -> dict:
+        found: dict = {}
+        for key, tensor in tensors.items():
+            *parents, leaf = key.split("/")
+            node = found
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = tensor
+        check_tree(abstract, found, str(path))
+        return jax.tree.map(lambda like, x: jax.device_put(x, like.sharding), abstract, found)
+
+    return _build(about, load, model_changes), about
+
+
+def _build(
+    about: dict, load: Any, model_changes: dict, rules: sharding.Rules = sharding.PRESETS["data"]
+) -> Transformer:
+    """The described model with the parameters that `load(abstract parameters)` gives."""
+    config = dataclasses.replace(ModelConfig(**about["model"]), **model_changes)
+    vocab = Vocab(**about["vocab"])
+    entered = not jax.sharding.get_abstract_mesh().empty
+    with contextlib.nullcontext() if entered else jax.set_mesh(sharding.single_device_mesh()):
+        mesh = jax.sharding.get_mesh()
+        graph, abstract = nnx.split(abstract_model(config, vocab, rules))
+        return nnx.merge(graph, load(sharding.on_mesh(nnx.to_pure_dict(abstract), mesh)))
+
+
+def pack_position(iterator_state: Any) -> str:
+    """A data iterator's state (plain JSON values or bytes) as text."""
+    if isinstance(iterator_state, bytes):
+        return json.dumps({"bytes": base64.b64encode(iterator_state).decode()})
+    return json.dumps({"json": iterator_state})
+
+
+def unpack_position(text: str) -> Any:
+    value = json.loads(text)
+    return base64.b64decode(value["bytes"]) if "bytes" in value else value["json"]
+
+
+@contextlib.contextmanager
+def readable_errors(where: Any) -> Iterator[None]:
+    """Turns what the file system says into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {where}: {error.strerror or error}; nothing written before is lost"
+        ) from error

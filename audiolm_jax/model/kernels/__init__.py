@@ -1,0 +1,1 @@
+"""Attention and loss kernels per platform: cpu, tpu (splash attention), gpu (cuDNN)."""

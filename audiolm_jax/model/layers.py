@@ -1,0 +1,174 @@
+"""The parts that blocks of the transformer are put together from. Axes as in `model.py`; E states of an encoder."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax.model import attention, sharding
+from audiolm_jax.model.attention import MASKED
+from audiolm_jax.model.sharding import Rules, gather
+
+Cross = tuple[dict[str, jax.Array], jax.Array]  # {"cross_k": [B, H, E, K], "cross_v": same}, valid_BE
+
+
+def row_axes(axes: int) -> tuple[str | None, ...]:
+    """Logical names of the leading axes of an input: rows `[B]` of a decoding step, positions `[B, L]` of a pass."""
+    return ("batch", "length", *(None,) * axes)[:axes]
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
+    """A float32 weight born with its sharding."""
+    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
+
+
+def product(
+    subscripts: str, x: jax.Array, weight: jax.Array, spec: jax.sharding.PartitionSpec, dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """einsum of x and a weight, summed in float32 whatever their dtype, in `dtype` (None: that of x).
+
+    On a CPU this is said in so many words: XLA has kernels for products of 16 bits with results of 32 and at least two
+    rows, and writes a float32 copy of the weights for any other. Accelerators sum in float32 by themselves.
+    """
+    dtype = dtype or x.dtype
+    if x.dtype == jnp.float32 or sharding.platform() != "cpu":
+        return jnp.einsum(subscripts, x, weight, preferred_element_type=dtype, out_sharding=spec)
+    terms, result = subscripts.split("->")
+    letters = terms.split(",")[1]
+    summed = math.prod(size for letter, size in zip(letters, weight.shape, strict=True) if letter not in result)
+    alone = x.size == summed  # one row: another beside it is next to free
+    if alone:
+        x = jnp.pad(x, ((0, 1), *((0, 0),) * (x.ndim - 1)))
+    y = jnp.einsum(subscripts, x, weight, preferred_element_type=jnp.float32, out_sharding=spec)
+    return (y[:1] if alone else y).astype(dtype)
+
+
+def bias(shape: tuple[int, ...], axes: tuple, rules: Rules) -> nnx.Param:
+    """A bias, at first zero, sharded like the axes of the weight that it goes with."""
+    return nnx.Param(jnp.zeros(shape, out_sharding=rules.spec(*axes)))
+
+
+def biased(y: jax.Array, module: nnx.Module, name: str) -> jax.Array:
+    """y plus the bias of that name, if the module has one."""
+    return y + getattr(module, name)[...].astype(y.dtype) if hasattr(module, name) else y
+
+
+def projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> None:
+    """A matrix and a bias that bring states of another model to the width of this one; none where they have it."""
+    c = module.config
+    if width != c.width:
+        setattr(module, f"{name}_WD", normal(rngs, (width, c.width), (None, "embed"), module.rules, width**-0.5))
+        setattr(module, f"{name}_bias_D", bias((c.width,), (None,), module.rules))
+
+
+def projected(states_BEW: jax.Array, module: nnx.Module, name: str, rows: tuple[str | None, ...]) -> jax.Array:
+    """States times the matrix of that name, plus its bias; as they are if there is none. rows: their first axes."""
+    if not hasattr(module, f"{name}_WD"):
+        return states_BEW
+    weight_WD = gather(getattr(module, f"{name}_WD")[...], (None, "embed"), module.rules, states_BEW.dtype)
+    spec = module.rules.spec(*rows, None)
+    return biased(product("BEW,WD->BED", states_BEW, weight_WD, spec), module, f"{name}_bias_D")
+
+
+def with_given(x_BLD: jax.Array, given: tuple[jax.Array, ...], module: nnx.Module) -> jax.Array:
+    """x plus the states of every kind `[B, L, W]`, projected; a row of zeros adds nothing, not even its bias."""
+    for n, states_BLW in enumerate(given):
+        states_BLW = jax.sharding.reshard(states_BLW, module.rules.spec(*row_axes(2), None))
+        there_BL1 = jnp.any(states_BLW != 0, axis=-1, keepdims=True)
+        x_BLD += jnp.where(there_BL1, projected(states_BLW, module, f"given{n}", row_axes(2)), 0)
+    return x_BLD
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, in float32."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.scale = nnx.Param(jnp.ones((config.width,)))
+        if config.norm == "layernorm":
+            self.bias = nnx.Param(jnp.zeros((config.width,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layernorm":
+            y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_eps)
+        y *= self.scale[...]
+        if self.config.norm == "layernorm":
+            y += self.bias[...]
+        return y.astype(x.dtype)
+
+
+def activation(h: jax.Array, mlp: str) -> jax.Array:
+    """h `[..., C, F]` -> `[..., F]`: C is gate and value of "gated", or 1."""
+    if mlp == "gated":
+        return jax.nn.silu(h[..., 0, :]) * h[..., 1, :]
+    return jax.nn.gelu(h[..., 0, :], approximate=mlp == "plain")
+
+
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """Rows `[..., D]` float32 to add at int32 positions `[...]`: all cosines, then all sines; 0 in an odd last channel.
+
+    The table of tensor2tensor, whose frequencies go from 1 to 1/10000 inclusive (not that of arXiv 1706.03762).
+    """
+    half = width // 2
+    step = np.float32(-np.log(10000.0) / max(half - 1, 1))
+    angle = positions.astype(jnp.float32)[..., None] * np.exp(np.arange(half, dtype=np.float32) * step)
+    rows = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return jnp.pad(rows, ((0, 0),) * (rows.ndim - 1) + ((0, width % 2),))
+
+
+class CrossAttention(nnx.Module):
+    """What x reads from the states of an encoder; every query head has a key/value head of its own (G = 1 or more).
+
+    Keys and values depend on the states alone: decoding computes them once per request and then only reads them.
+    """
+
+    def __init__(self, config: Any, rules: Rules, rngs: nnx.Rngs):
+        c = config
+        self.config, self.rules = config, rules
+        group = c.heads // c.kv_heads
+        self.norm = Norm(c)
+        heads = ("heads", None, None)
+        self.q_DHGK = normal(rngs, (c.width, c.kv_heads, group, c.head_width), ("embed", *heads), rules, c.width**-0.5)
+        self.kv_DHCK = normal(rngs, (c.width, c.kv_heads, 2, c.head_width), ("embed", *heads), rules, c.width**-0.5)
+        self.out_HGKD = normal(
+            rngs,
+            (c.kv_heads, group, c.head_width, c.width),
+            (*heads, "embed"),
+            rules,
+            (2 * c.layers * c.heads * c.head_width) ** -0.5,
+        )
+        if c.bias:
+            self.q_bias_HGK = bias((c.kv_heads, group, c.head_width), heads, rules)
+            self.kv_bias_HCK = bias((c.kv_heads, 2, c.head_width), heads, rules)
+            self.out_bias_D = bias((c.width,), (None,), rules)
+
+    def keys_values(self, states_BED: jax.Array) -> dict[str, jax.Array]:
+        """The keys and values of states."""
+        kernel = gather(self.kv_DHCK[...], ("embed", "heads", None, None), self.rules, states_BED.dtype)
+        spec = self.rules.spec("batch", None, "heads", None, None)
+        kv = biased(product("BED,DHCK->BEHCK", states_BED, kernel, spec), self, "kv_bias_HCK")
+        return {name: kv[..., c, :].swapaxes(1, 2) for c, name in enumerate(("cross_k", "cross_v"))}
+
+    def __call__(self, x: jax.Array, cross: Cross) -> jax.Array:
+        """x `[B, ..., D]` -> what is to be added to it. A row without a valid state reads zeros."""
+        states, valid_BE = cross
+        rows = row_axes(x.ndim - 1)
+        kernel = gather(self.q_DHGK[...], ("embed", "heads", None, None), self.rules, x.dtype)
+        spec = self.rules.spec(*rows, "heads", None, None)
+        q = biased(product("...D,DHGK->...HGK", self.norm(x), kernel, spec), self, "q_bias_HGK")
+        group = q.shape[-2]
+        q = attention.two_rows(q * self.config.head_width**-0.5)
+        k, v = states["cross_k"], states["cross_v"]
+        scores = jnp.einsum("B...HGK,BHEK->B...HGE", q.astype(k.dtype), k, preferred_element_type=jnp.float32)
+        valid = valid_BE.reshape(len(valid_BE), *(1,) * x.ndim, -1)
+        weights = jax.nn.softmax(jnp.where(valid, scores, MASKED), axis=-1)
+        weights = jnp.where(valid, weights, 0).astype(v.dtype)
+        heads = jnp.einsum("B...HGE,BHEK->B...HGK", weights, v)[..., :group, :].astype(x.dtype)
+        kernel = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
+        stream = self.rules.spec(*rows, None)
+        return biased(product("...HGK,HGKD->...D", heads, kernel, stream), self, "out_bias_D")

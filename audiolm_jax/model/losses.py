@@ -1,0 +1,245 @@
+"""Log-probabilities over legal sets, the training loss, and its sums per kind of prediction.
+
+A prediction's `head` (see `vocab.py`) says which ids are legal; every other id has probability zero. The output
+matrix is read as three blocks (text and structure, codebooks, lengths), each block's log-normaliser is computed
+once per position, and a prediction picks its own. Logits are float32 and live for `chunk` positions at a time.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from audiolm_jax.model.kernels import cpu
+from audiolm_jax.model.sharding import PRESETS, Rules
+from audiolm_jax.serialization.vocab import (
+    AUDIO,
+    CODE_START,
+    END_AUDIO,
+    EOS,
+    HEAD_CODE,
+    HEAD_LENGTH,
+    HEAD_TEXT,
+    TEXT_SIZE,
+    TEXT_START,
+    Vocab,
+)
+
+# Logits of at most this many float32 numbers per device exist at once.
+CHUNK_LOGITS = 1 << 25
+
+
+def output_blocks(out_DV: jax.Array, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+    """The output matrix cut into "text" [D, X], "codes" [D, Q, K], "length" [D, M] and gathered over "embed".
+
+    K keeps the vocabulary's mesh axis if that divides it; the small blocks are replicated. The cut comes first, so
+    that the gradient of each block is reduced and scattered before the blocks are put together.
+    """
+    stored = jax.sharding.reshard(out_DV, rules.spec("embed", None))
+    codes_DQK = stored[:, CODE_START : vocab.length_start].reshape(-1, vocab.codebooks, vocab.codebook_size)
+    even = vocab.codebook_size % rules.parts("vocab", jax.sharding.get_abstract_mesh()) == 0
+    last = "vocab" if even else None
+    return {
+        "text": jax.sharding.reshard(stored[:, :CODE_START], rules.spec(None, None)),
+        "codes": jax.sharding.reshard(codes_DQK, rules.spec(None, None, last)),
+        "length": jax.sharding.reshard(stored[:, vocab.length_start : vocab.size], rules.spec(None, None)),
+    }
+
+
+def _text_legal() -> np.ndarray:
+    legal = np.zeros(CODE_START, bool)
+    legal[TEXT_START : TEXT_START + TEXT_SIZE] = True
+    legal[[AUDIO, EOS]] = True
+    return legal
+
+
+def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
+    """values `[..., n]` at index `[..., S]` -> `[..., S]` as a masked sum (0 where the index is not in 0..n-1)."""
+    hit = index[..., None] == jnp.arange(values.shape[-1], dtype=jnp.int32)
+    return jnp.sum(jnp.where(hit, values[..., None, :], 0), axis=-1)
+
+
+def _either(lse_BLS, code_BLS, end_BL, targets_BLS, heads_BLS, vocab: Vocab) -> dict[str, jax.Array]:
+    """From log-normalisers and target logits of the codes alone to the result, end of audio included."""
+    either = heads_BLS == vocab.head_code_or_end
+    is_end = either & (targets_BLS == END_AUDIO)
+    end_BLS = jnp.broadcast_to(end_BL[..., None], heads_BLS.shape)
+    lse_either_BLS = jnp.logaddexp(lse_BLS, end_BLS)
+    logprob_BLS = jnp.where(is_end, end_BLS, code_BLS) - jnp.where(either, lse_either_BLS, lse_BLS)
+    split_BLS = jnp.where(is_end, end_BLS, lse_BLS) - lse_either_BLS
+    nothing = heads_BLS == 0
+    return {
+        "logprob_BLS": jnp.where(nothing, 0.0, logprob_BLS),
+        "end_BLS": jnp.where(either, split_BLS, 0.0),
+        "lse_BLS": jnp.where(nothing, 0.0, jnp.where(either, lse_either_BLS, lse_BLS)),
+    }
+
+
+def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+    """Every block's logits at every position; layouts of any kind."""
+
+    def logits(block: str, spec: tuple) -> jax.Array:
+        weight = cut[block].astype(hidden_BLD.dtype)
+        axes = "QK" if weight.ndim == 3 else "K"
+        return jnp.einsum(
+            f"BLD,D{axes}->BL{axes}",
+            hidden_BLD,
+            weight,
+            preferred_element_type=jnp.float32,
+            out_sharding=rules.spec("batch", None, *spec),
+        )
+
+    sharded = jax.typeof(cut["codes"]).sharding.spec[2] is not None
+    text = logits("text", (None,))
+    codes = logits("codes", (None, "vocab" if sharded else None))
+    length = logits("length", (None,))
+    lse_text = jax.nn.logsumexp(jnp.where(_text_legal(), text, -jnp.inf), axis=-1)
+    lse_codes = jax.nn.logsumexp(codes, axis=-1)
+    lse_length = jax.nn.logsumexp(length, axis=-1)
+    lse_BLH = jnp.concatenate(
+        [
+            jnp.zeros_like(lse_text)[..., None],
+            lse_text[..., None],
+            lse_length[..., None],
+            lse_codes,
+            lse_codes[..., :1],
+        ],
+        axis=-1,
+    )
+    relative = targets_BLS[..., None, None] - CODE_START
+    index_QK = jnp.arange(vocab.codebooks * vocab.codebook_size, dtype=jnp.int32).reshape(vocab.codebooks, -1)
+    target = jnp.sum(jnp.where(relative == index_QK, codes[:, :, None], 0), axis=(-2, -1))
+    target += _pick(text, targets_BLS) + _pick(length, targets_BLS - vocab.length_start)
+    return _either(_pick(lse_BLH, heads_BLS), target, text[..., END_AUDIO], targets_BLS, heads_BLS, vocab)
+
+
+def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+    """Only the legal logits of every prediction; on one CPU device (see `blocks.py`)."""
+    stream = rules.spec("batch", "length", None)
+    sets_XWD = [cut["text"].T, cut["length"].T, *cut["codes"].transpose(1, 2, 0)]
+    sizes = [len(weight_WD) for weight_WD in sets_XWD]
+    widest = max(sizes)
+    legal_XW = np.arange(widest) < np.array(sizes)[:, None]
+    legal_XW[0, :CODE_START] = _text_legal()
+    weight_XWD = jnp.stack([jnp.pad(w, ((0, widest - len(w)), (0, 0))) for w in sets_XWD])
+    starts_X = np.array([0, vocab.length_start, *vocab.code_offsets], np.int32)
+    sets_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, HEAD_CODE, heads_BLS) - HEAD_TEXT
+    start_BLS = _pick(jnp.broadcast_to(starts_X, (1, 1, len(starts_X))), sets_BLS)
+    # </audio> as the target of a code comes out negative: it is not in the codebook, `_either` adds it.
+    lse, target = cpu.normalisers(
+        hidden_BLD.reshape(-1, hidden_BLD.shape[-1], out_sharding=P()),
+        weight_XWD.astype(hidden_BLD.dtype),
+        legal_XW,
+        sets_BLS.reshape(-1, sets_BLS.shape[-1], out_sharding=P()),
+        (targets_BLS - start_BLS).reshape(-1, sets_BLS.shape[-1], out_sharding=P()),
+    )
+    lse_BLS, target_BLS = (jax.sharding.reshard(x.reshape(heads_BLS.shape), stream) for x in (lse, target))
+    end_D = cut["text"][:, END_AUDIO].astype(hidden_BLD.dtype)
+    end_BL = jnp.einsum("BLD,D->BL", hidden_BLD, end_D, preferred_element_type=jnp.float32)
+    return _either(lse_BLS, target_BLS, end_BL, targets_BLS, heads_BLS, vocab)
+
+
+def target_logprobs(
+    hidden_BLD: jax.Array,
+    out_DV: jax.Array,
+    targets_BLS: jax.Array,
+    heads_BLS: jax.Array,
+    vocab: Vocab,
+    rules: Rules = PRESETS["data"],
+    chunk: int | None = None,
+) -> dict[str, jax.Array]:
+    """log p(target | legal set) in nats, float32, 0 where head is 0.
+
+    Returns `logprob_BLS`; `end_BLS`, the part of it that belongs to the end of audio where the head offers
+    it (log p(end) if the target is the end, else log p(not the end); 0 elsewhere), so that
+    `logprob - end` is the code's own conditional log-probability; and `lse_BLS`, the log-normaliser.
+    `chunk`: positions whose logits exist at once (None: by size, or in blocks on one CPU). Targets must be legal.
+    """
+    cut = output_blocks(out_DV, vocab, rules)
+    stream = rules.spec("batch", "length", None)
+    args = [jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS)]
+    if chunk is None and cpu.applies():
+        return _blocked(*args, cut, vocab, rules)
+    # Each device takes its own rows and positions in pieces; the gradients of the output matrix are summed over the
+    # devices once, after the last piece. The vocabulary's axis stays as it is inside.
+    logits = sum(math.prod(jax.typeof(x).sharding.shard_shape(x.shape)[1:]) for x in cut.values())
+    compute = functools.partial(_pieces, vocab=vocab, rules=Rules(vocab=rules.vocab), chunk=chunk, logits=logits)
+    apart = {*rules.axes("batch"), *rules.axes("length")}
+    if apart:
+        compute = jax.shard_map(compute, in_specs=(stream, stream, stream, P()), out_specs=stream, axis_names=apart)
+    return compute(*args, cut)
+
+
+def _pieces(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules, chunk: int | None, logits: int):
+    """`_dense` in pieces of `chunk` positions (None: by size, `logits` of each position being here)."""
+    rows, positions = hidden_BLD.shape[:2]
+    if chunk is None:
+        chunk = max(1, CHUNK_LOGITS // (rows * logits))
+        # As equal as possible, so that little is padded.
+        chunk = -(-positions // -(-positions // chunk))
+    compute = functools.partial(_dense, vocab=vocab, rules=rules)
+    if chunk >= positions:
+        return compute(hidden_BLD, cut, targets_BLS, heads_BLS)
+    count = -(-positions // chunk)
+
+    def pieces(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, count * chunk - positions)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
+
+    # Without the checkpoint the backward pass would keep the logits of all chunks.
+    piece = jax.checkpoint(lambda xs: compute(xs[0], cut, xs[1], xs[2]), prevent_cse=False)
+    parts = jax.lax.map(piece, (pieces(hidden_BLD), pieces(targets_BLS), pieces(heads_BLS)))
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * chunk, *x.shape[3:])[:, :positions], parts
+    )
+
+
+def loss_and_sums(
+    hidden_BLD: jax.Array,
+    out_DV: jax.Array,
+    batch: dict[str, jax.Array],
+    vocab: Vocab,
+    rules: Rules = PRESETS["data"],
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Unnormalised loss sum(weights * nll) + z_loss * sum(weights * lse^2), and the sums behind the metrics.
+
+    Divide by `sums["weight"]` for the loss (kept apart so that gradient accumulation weighs every prediction
+    alike, whatever microbatch it fell into). `sums`: weight (scalar), and per class of prediction
+    `nll_X` (nats, unweighted) and `count_X` with X = text, length, Q codebooks, end: `[3 + Q]`. A prediction
+    of codebook 0 that could have been the end counts in both: its end part under `end`, the rest under its
+    codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311, section 5).
+    """
+    targets, heads, weights = (
+        jax.sharding.reshard(batch[name], rules.spec("batch", "length", None))
+        for name in ("targets_BLS", "heads_BLS", "weights_BLS")
+    )
+    out = target_logprobs(hidden_BLD, out_DV, targets, heads, vocab, rules)
+    total = -jnp.sum(weights * out["logprob_BLS"])
+    if z_loss:
+        total += z_loss * jnp.sum(weights * jnp.square(out["lse_BLS"]))
+    either = heads == vocab.head_code_or_end
+    is_end = either & (targets == END_AUDIO)
+    scored = weights > 0
+    kind = jnp.where(either, HEAD_CODE, heads) - HEAD_TEXT  # text, length, codebooks: 0, 1, 2..
+    own = jnp.where(either, out["logprob_BLS"] - out["end_BLS"], out["logprob_BLS"])
+    classes = jnp.arange(HEAD_LENGTH + vocab.codebooks, dtype=jnp.int32)
+    member = (kind[..., None] == classes) & (scored & ~is_end)[..., None]
+    nll = -jnp.sum(jnp.where(member, own[..., None], 0), axis=(0, 1, 2))
+    count = jnp.sum(member, axis=(0, 1, 2), dtype=jnp.float32)
+    end_nll = -jnp.sum(jnp.where(scored, out["end_BLS"], 0))
+    end_count = jnp.sum(scored & either, dtype=jnp.float32)
+    sums = {
+        "weight": jnp.sum(weights),
+        "nll_X": jnp.append(nll, end_nll),
+        "count_X": jnp.append(count, end_count),
+    }
+    return total, jax.lax.stop_gradient(sums)
+
+
+def class_names(vocab: Vocab) -> list[str]:
+    """Names of the classes X of `loss_and_sums`."""
+    return ["text", "length", *(f"codebook_{q}" for q in range(vocab.codebooks)), "end"]

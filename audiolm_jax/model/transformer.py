@@ -1,0 +1,387 @@
+"""The transformer. It knows tokens, positions and visibility, and no serialization strategy.
+
+Axes: B batch, L positions, S streams, V vocabulary, D model width, H key/value heads, G query heads per
+key/value head, K head width, F feed-forward width, N layers, P prompt positions, E states of an encoder. Pre-norm
+blocks, one embedding table whose rows are summed over the streams of a position, one output matrix. Rotary or other
+positions, biases, and cross-attention to an encoder's states are choices of `ModelConfig`; their parts are `layers.py`.
+
+- Training: `Transformer.__call__`, layers stacked on a leading axis and scanned.
+- Decoding: `unstack` once, then `prefill` and `step`. The keys and values of the prompt (rows of any length)
+  and of the encoder's states are computed once and only read; those of generated positions live in a cache of their
+  own whose slot index all rows share, a leaf per layer, read first and written last.
+
+A mesh must be entered (`jax.set_mesh`), also on one device; see `sharding.py`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import attention, layers, sharding
+from audiolm_jax.model.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, product, row_axes
+from audiolm_jax.model.sharding import PRESETS, Rules, gather
+
+# Per layer {"k": [B, H, slots, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
+Cache = tuple[dict[str, jax.Array], ...]
+Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
+Given = tuple[jax.Array, ...]  # per width of given_widths states [B, L, width], zeros at positions without one
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of the backbone; `heads` counts query heads, `kv_heads` divides it."""
+
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    kv_heads: int = 2
+    head_width: int = 64
+    ffn: int = 704
+    norm: str = "rmsnorm"  # rmsnorm | layernorm
+    norm_eps: float = 1e-6
+    mlp: str = "gated"  # gated (SwiGLU) | plain (GELU, its tanh form) | exact (GELU itself)
+    bias: bool = False  # on every matrix of a block
+    positions: str = "rotary"  # rotary | sinusoidal | learned
+    max_positions: int = 0  # learned: rows of the table
+    rope_base: float = 10000.0
+    cross_width: int = 0  # width of the encoder's states that every block attends to; 0: none
+    given_widths: tuple[int, ...] = ()  # widths of states that stand at positions like tokens, each kind by itself
+    dropout: float = 0.0  # on the output of each attention and feed-forward part, in training only
+    tied: bool = False  # the output matrix is the embedding table
+    # auto (float32 on CPU at any batch, so that a row is the same alone and among others; else bfloat16) | float32 |
+    # bfloat16 (on a CPU faster from four rows up); parameters are float32
+    dtype: str = "auto"
+    remat: bool = False  # recompute a layer's activations in the backward pass
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "kv_heads", "head_width", "ffn"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.heads % self.kv_heads:
+            raise InputError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
+        if self.head_width % 2 and self.positions == "rotary":
+            raise InputError(f"model.head_width={self.head_width} must be even (rotary positions pair channels)")
+        if self.norm_eps <= 0:
+            raise InputError(f"model.norm_eps={self.norm_eps} must be greater than 0")
+        for name, least in (("cross_width", 0), ("max_positions", int(self.positions == "learned"))):
+            if getattr(self, name) < least:
+                raise InputError(f"model.{name}={getattr(self, name)} must be at least {least}")
+        if self.max_positions and self.positions != "learned":
+            raise InputError(
+                f"model.max_positions={self.max_positions} has no use without model.positions='learned'; leave it at 0"
+            )
+        object.__setattr__(self, "given_widths", tuple(self.given_widths))  # a list, read from JSON
+        if any(width < 1 for width in self.given_widths):
+            raise InputError(f"model.given_widths={self.given_widths}: each must be at least 1")
+        if self.rope_base <= 1:
+            raise InputError(f"model.rope_base={self.rope_base} must be greater than 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout={self.dropout} must be in [0, 1)")
+        choices = {
+            "norm": ("rmsnorm", "layernorm"),
+            "mlp": ("gated", "plain", "exact"),
+            "positions": ("rotary", "sinusoidal", "learned"),
+            "dtype": ("auto", "float32", "bfloat16"),
+        }
+        for name, accepted in choices.items():
+            if getattr(self, name) not in accepted:
+                raise InputError(f"model.{name}={getattr(self, name)!r} is unknown; choose one of {accepted}")
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        if self.dtype == "auto":
+            return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
+        return jnp.dtype(self.dtype)
+
+    @property
+    def cache_dtype(self) -> jnp.dtype:
+        """Of keys and values that decoding keeps. float32 on a CPU: XLA has no product of a row and a matrix of 16 bits
+        there, and would write a float32 copy of the cache in every step."""
+        return jnp.dtype("float32") if sharding.platform() == "cpu" else self.compute_dtype
+
+    def sharded_sizes(self, vocab_size: int) -> dict[str, tuple[str, int]]:
+        """What mesh axes may have to divide, for `sharding.check_sizes`."""
+        names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
+        sizes = {logical: (f"model.{name}", getattr(self, name)) for logical, name in names.items()}
+        return sizes | {"vocab": ("the number of rows of the vocabulary", table_rows(vocab_size))}
+
+
+def table_rows(vocab_size: int) -> int:
+    """Rows of the embedding table and columns of the output matrix: a multiple of 128, which meshes divide."""
+    return -(-vocab_size // 128) * 128
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then + cross(x) if there is an encoder, then + feed-forward(norm(x)). One fused matrix
+    for queries, keys and values (per key/value head: G queries, the key, the value) and one for gate and up."""
+
+    def __init__(self, config: ModelConfig, rules: Rules, rngs: nnx.Rngs):
+        c = config
+        self.config, self.rules = config, rules
+        group, parts = c.heads // c.kv_heads, 2 if c.mlp == "gated" else 1
+        # The two matrices that write into the residual stream start smaller with depth (GPT-2, section 2.3).
+        depth = (2 * c.layers) ** -0.5
+        self.attention_norm = Norm(c)
+        self.qkv_DHAK = normal(
+            rngs, (c.width, c.kv_heads, group + 2, c.head_width), ("embed", "heads", None, None), rules, c.width**-0.5
+        )
+        self.out_HGKD = normal(
+            rngs,
+            (c.kv_heads, group, c.head_width, c.width),
+            ("heads", None, None, "embed"),
+            rules,
+            depth * (c.heads * c.head_width) ** -0.5,
+        )
+        self.ffn_norm = Norm(c)
+        self.up_DCF = normal(rngs, (c.width, parts, c.ffn), ("embed", None, "ffn"), rules, c.width**-0.5)
+        self.down_FD = normal(rngs, (c.ffn, c.width), ("ffn", "embed"), rules, depth * c.ffn**-0.5)
+        if c.cross_width:
+            self.cross = CrossAttention(c, rules, rngs)
+        if c.bias:
+            self.qkv_bias_HAK = bias((c.kv_heads, group + 2, c.head_width), ("heads", None, None), rules)
+            self.out_bias_D = bias((c.width,), (None,), rules)
+            self.up_bias_CF = bias((parts, c.ffn), (None, "ffn"), rules)
+            self.down_bias_D = bias((c.width,), (None,), rules)
+
+    def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x `[B, ..., D]` -> scaled q `[B, ..., H, G, K]`, k and v `[B, ..., H, K]`; rope turns q and k, if given."""
+        weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
+        y = self.attention_norm(x)
+        spec = self.rules.spec(*row_axes(x.ndim - 1), "heads", None, None)
+        qkv = biased(product("...D,DHAK->...HAK", y, weight, spec), self, "qkv_bias_HAK")
+        qk = qkv[..., :-1, :]
+        if rope is not None:
+            cos, sin = (table[..., None, None, :] for table in rope)
+            # Queries and keys turn together: they are neighbours on axis A.
+            qk = attention.rope(qk, cos, sin)
+        return qk[..., :-1, :] * self.config.head_width**-0.5, qk[..., -1, :], qkv[..., -1, :]
+
+    def finish(
+        self, x: jax.Array, heads: jax.Array, key: jax.Array | None = None, cross: Cross | None = None
+    ) -> jax.Array:
+        """Residual x `[B, ..., D]` and attention output `[B, ..., H, G, K]` -> the block's output."""
+        rows = row_axes(x.ndim - 1)
+        stream = self.rules.spec(*rows, None)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 2 if cross is None else 3)
+        weight = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
+        read = product("...HGK,HGKD->...D", heads, weight, stream)
+        x += self._drop(biased(read, self, "out_bias_D"), keys[0])
+        if cross is not None:
+            x += self._drop(self.cross(x, cross), keys[2])
+        weight = gather(self.up_DCF[...], ("embed", None, "ffn"), self.rules, x.dtype)
+        h = product("...D,DCF->...CF", self.ffn_norm(x), weight, self.rules.spec(*rows, None, "ffn"))
+        h = activation(biased(h, self, "up_bias_CF"), self.config.mlp)
+        weight = gather(self.down_FD[...], ("ffn", "embed"), self.rules, x.dtype)
+        down = product("...F,FD->...D", h, weight, stream)
+        return x + self._drop(biased(down, self, "down_bias_D"), keys[1])
+
+    def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None or self.config.dropout == 0:
+            return x
+        keep = 1 - self.config.dropout
+        mask = jax.random.bernoulli(key, keep, x.shape, out_sharding=jax.typeof(x).sharding)
+        return jnp.where(mask, x / keep, 0)
+
+    def __call__(self, x_BLD, rope, sight, key=None, encoded: Encoded | None = None) -> jax.Array:
+        q, k, v = self.qkv(x_BLD, rope)
+        # Every query meets all keys of its row: they are gathered where positions are shared by devices.
+        keys = self.rules.spec("batch", None, "heads", None)
+        k, v = (jax.sharding.reshard(x, keys) for x in (k, v))
+        cross = None if encoded is None else (self.cross.keys_values(encoded[0]), encoded[1])
+        return self.finish(x_BLD, attention.attend(q, k, v, sight), key, cross)
+
+
+class Transformer(nnx.Module):
+    """Tokens of any number of streams -> hidden states -> logits over the unified vocabulary.
+
+    The rows of the table beyond `vocab_size` (to a multiple of 128) are never read or predicted; they make
+    the vocabulary axis divisible by any mesh.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
+        self.config, self.vocab_size, self.rules = config, vocab_size, rules
+        rows = table_rows(vocab_size)
+        self.embedding_VD = normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)
+        self.norm = Norm(config)
+        if not config.tied:
+            self.unembedding_DV = normal(
+                rngs, (config.width, rows), ("embed", "vocab"), rules, 0.5 * config.width**-0.5
+            )
+        if config.positions == "learned":
+            shape = (config.max_positions, config.width)
+            self.positions_PD = normal(rngs, shape, (None, "embed"), rules, config.width**-0.5)
+        if config.cross_width:
+            layers.projection(self, "states", config.cross_width, rngs)
+        for n, width in enumerate(config.given_widths):
+            layers.projection(self, f"given{n}", width, rngs)
+
+    def embed(self, tokens: jax.Array, given: Given = ()) -> jax.Array:
+        """Rows of tokens `[B, ..., S]`, summed over streams, and given states -> `[B, ..., D]`; id 0 (PAD) is zero."""
+        tokens = jax.sharding.reshard(tokens, self.rules.spec(*row_axes(tokens.ndim - 1), None))
+        table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
+        spec = self.rules.spec(*row_axes(tokens.ndim - 1), None, None)
+        rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
+        summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
+        return layers.with_given(summed, given, self).astype(self.config.compute_dtype)
+
+    def rows(self, x: jax.Array | None) -> jax.Array | None:
+        """An input `[B]` or `[B, L]` laid out as `rules` say, whatever layout it came in."""
+        return None if x is None else jax.sharding.reshard(x, self.rules.spec(*row_axes(jnp.ndim(x))))
+
+    def place(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Embedded tokens `[B, ..., D]` at positions `[B, ...]` -> (x with its positions, tables of the rotation)."""
+        c, positions = self.config, self.rows(positions)
+        if c.positions == "rotary":
+            return x, attention.rope_table(positions, c.head_width, c.rope_base)
+        if c.positions == "sinusoidal":
+            return x + layers.sinusoids(positions, c.width).astype(x.dtype), None
+        table_PD = gather(self.positions_PD[...], (None, "embed"), self.rules)
+        return x + table_PD.at[positions].get(out_sharding=jax.typeof(x).sharding, mode="clip").astype(x.dtype), None
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """An input of an encoder, laid out with its rows over the batch axis alone."""
+        return jax.sharding.reshard(x, self.rules.spec("batch", *(None,) * (jnp.ndim(x) - 1)))
+
+    def project(self, encoded: Encoded | None) -> Encoded | None:
+        """States of an encoder as the blocks read them: of this width, in the compute dtype, whole on every row."""
+        if encoded is None:
+            return None
+        states, valid_BE = map(self.whole, encoded)
+        return layers.projected(states.astype(self.config.compute_dtype), self, "states", ("batch", None)), valid_BE
+
+    def __call__(
+        self,
+        tokens_BLS: jax.Array,
+        positions_BL: jax.Array,
+        segments_BL: jax.Array,
+        ahead_BL: jax.Array | None = None,
+        key: jax.Array | None = None,
+        encoded: Encoded | None = None,
+        given: Given = (),
+    ) -> jax.Array:
+        """hidden_BLD after the last norm, in the compute dtype.
+
+        positions: position inside the document. segments: packed document of each position, 0 for
+        padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None. encoded: what
+        the blocks attend to besides (model.cross_width); None adds nothing. given: inputs that are no tokens.
+        """
+        x_BLD, rope = self.place(self.embed(tokens_BLS, given), positions_BL)
+        encoded = self.project(encoded)
+        sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL))
+        keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
+
+        def layer(x_BLD: jax.Array, block_and_key: tuple) -> tuple[jax.Array, None]:
+            block, key = block_and_key
+            return block(x_BLD, rope, sight, key, encoded), None
+
+        stacked = isinstance(self.layers, Block)
+        if self.config.remat:
+            layer = jax.checkpoint(layer, prevent_cse=not stacked)
+        elif self.rules.embed is not None:
+            # Weights are gathered again in the backward pass: kept, they would be a whole copy of the model.
+            layer = jax.checkpoint(layer, policy=sharding.all_but_gathered, prevent_cse=not stacked)
+        if stacked:
+            x_BLD, _ = jax.lax.scan(layer, x_BLD, (self.layers, keys_N))
+        else:
+            for n, block in enumerate(self.layers):
+                x_BLD, _ = layer(x_BLD, (block, None if keys_N is None else keys_N[n]))
+        return self.norm(x_BLD)
+
+    def output_DV(self) -> jax.Array:
+        """The output matrix as stored, float32, with its padding columns."""
+        return self.embedding_VD[...].T if self.config.tied else self.unembedding_DV[...]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden `[B, ..., D]` -> logits `[B, ..., vocab_size]` float32, not sharded over the vocabulary."""
+        rows = ("batch", *(None,) * (hidden.ndim - 2))
+        weight_DV = gather(self.output_DV(), ("embed", "vocab"), self.rules, hidden.dtype)
+        spec = self.rules.spec(*rows, "vocab")
+        logits = product("...D,DV->...V", hidden, weight_DV, spec, jnp.dtype("float32"))
+        # Gathered when they are logits, which are few, not as a matrix in every step.
+        return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.vocab_size]
+
+    def _blocks(self) -> list[Block]:
+        """One Block per layer. Slicing a stacked tree inside a decode loop copies every weight: `unstack` first."""
+        if not isinstance(self.layers, Block):
+            return list(self.layers)
+        return [jax.tree.map(lambda x, n=n: x[n], self.layers) for n in range(self.config.layers)]
+
+    def prefill(
+        self,
+        tokens_BPS: jax.Array,
+        positions_BP: jax.Array,
+        segments_BP: jax.Array,
+        ahead_BP: jax.Array | None = None,
+        encoded: Encoded | None = None,
+        given: Given = (),
+    ) -> tuple[jax.Array, Cache]:
+        """The prompt in one pass -> (hidden_BPD, prompt cache, read-only from then on).
+
+        Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end. The keys and
+        values of `encoded` are in the cache; which of them are valid is told to every step again.
+        """
+        x_BPD, rope = self.place(self.embed(tokens_BPS, given), positions_BP)
+        encoded = self.project(encoded)
+        sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP))
+        cache = []
+        for block in self._blocks():
+            q, k, v = block.qkv(x_BPD, rope)
+            states = {} if encoded is None else block.cross.keys_values(encoded[0])
+            cross = None if encoded is None else (states, encoded[1])
+            x_BPD = block.finish(x_BPD, attention.attend(q, k, v, sight), cross=cross)
+            kept = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2), **states}
+            cache.append({name: x.astype(self.config.cache_dtype) for name, x in kept.items()})
+        return self.norm(x_BPD), tuple(cache)
+
+    def init_cache(self, batch: int, slots: int) -> Cache:
+        """An empty cache for `slots` generated positions."""
+        c = self.config
+        spec = self.rules.spec("batch", "heads", None, None)
+
+        def zeros() -> jax.Array:
+            return jnp.zeros((batch, c.kv_heads, slots, c.head_width), c.cache_dtype, out_sharding=spec)
+
+        return tuple({"k": zeros(), "v": zeros()} for _ in range(c.layers))
+
+    def step(
+        self,
+        tokens_BS: jax.Array,
+        positions_B: jax.Array,
+        i: jax.Array,
+        prompt_cache: Cache,
+        prompt_valid_BP: jax.Array,
+        cache: Cache,
+        encoded_valid_BE: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """One more position for every row -> (hidden_BD, cache with slot `i` written).
+
+        i: slot shared by all rows (slots below it are filled), int32 scalar. positions: position per row.
+        prompt_valid: True where a row's prompt has a token. encoded_valid: as given to `prefill`. Donate the cache,
+        carry it through `lax.scan`/`fori_loop` with a static trip count, and compile with
+        `decoding.compiler_options()`.
+        """
+        x_BD, rope = self.place(self.embed(tokens_BS), positions_B)
+        prompt_valid_BP = self.rows(prompt_valid_BP)
+        encoded_valid_BE = None if encoded_valid_BE is None else self.whole(encoded_valid_BE)
+        written = []
+        for block, prompt, old in zip(self._blocks(), prompt_cache, cache, strict=True):
+            q, k, v = block.qkv(x_BD, rope)
+            heads = attention.attend_step(q, k, v, prompt, prompt_valid_BP, old, i)
+            x_BD = block.finish(x_BD, heads, cross=None if encoded_valid_BE is None else (prompt, encoded_valid_BE))
+            new = {name: x[:, :, None].astype(old[name].dtype) for name, x in (("k", k), ("v", v))}
+            written.append({x: jax.lax.dynamic_update_slice_in_dim(old[x], new[x], i, axis=2) for x in new})
+        return self.norm(x_BD), tuple(written)
+
+
+def unstack(model: Transformer) -> Transformer:
+    """The same model with one Block per layer instead of stacked weights: what decode loops want."""
+    if not isinstance(model.layers, Block):
+        return model
+    unstacked = nnx.clone(model)
+    unstacked.layers = nnx.List(model._blocks())
+    return unstacked

@@ -1,0 +1,187 @@
+"""Chips and slices: what a chip has, which shapes are sold, and the devices that a compiler without them takes.
+
+Sources of the numbers:
+  [docs]  cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: capacity, bandwidth, peak and the tables of slice shapes
+  [book]  "How to scale your model" (jax-ml.github.io/scaling-book), tables of chapter 2 (TPU) and 12 (GPU): links
+  [xla]   the limit at which libtpu 0.0.42 refuses a program ("exceeds available HBM"), which is what fits in practice
+  [nv]    data sheets of the A100 80GB SXM, H100 SXM and H200 SXM
+
+A mesh axis over a whole torus dimension (16 chips of v5e and v6e, multiples of 4 of v4 and v5p) has wrap-around
+links, so both directions of every link carry a collective; elsewhere one of them does [book].
+"""
+
+import dataclasses
+import importlib.util
+import math
+import re
+from typing import Any
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.plan import gpus, libtpu
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Per chip: bytes of memory that a program may use, FLOP/s (dense bfloat16), bytes/s of the memory and of one link
+    in one direction; shapes of slices; chips of one virtual machine; cores that a name such as v5p-512 counts."""
+
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+    shapes: tuple[str, ...] = ()
+    per_host: int = 4
+    cores: int = 1
+    torus: int = 4  # a dimension that is a multiple of this closes to a ring
+    network: float = 0.0  # GPUs: bytes/s of each to other machines
+
+
+# Most common shapes; larger ones of v4 and v5p have dimensions that are multiples of 4 (see `legal`).
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+
+TPUS = {
+    # memory [xla], flops and bandwidth [docs], link [book], shapes [docs]
+    "v4": Chip(30.75 * GIB, 275e12, 1.2e12, 4.5e10, CUBES, cores=2),
+    "v5e": Chip(15.75 * GIB, 197e12, 8.1e11, 5e10, FLAT, torus=16),
+    "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 1e11, (*CUBES, "16x16x24"), cores=2),
+    "v6e": Chip(31.25 * GIB, 918e12, 1.638e12, 1e11, FLAT, torus=16),
+}
+# Three quarters of the memory: what jax takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. The link
+# is NVLink in one direction, the network one card of 200 or 400 Gbit/s per GPU, as in DGX machines.
+GPUS = {
+    "a100": Chip(0.75 * 85.1e9, 312e12, 2.04e12, 3e11, per_host=8, network=2.5e10),  # [nv]
+    "h100": Chip(0.75 * 84.9e9, 989e12, 3.35e12, 4.5e11, per_host=8, network=5e10),
+    "h200": Chip(0.75 * 151.4e9, 989e12, 4.8e12, 4.5e11, per_host=8, network=5e10),
+}
+CHIPS = TPUS | GPUS
+LARGEST = {"v4": 4096, "v5p": 6144}  # chips [docs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Chips of one kind that are wired together; `shape` is their torus, (count,) of GPUs."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind in GPUS
+
+    @property
+    def hosts(self) -> int:
+        """Processes of a run. Slices of v5e and v6e up to 8 chips are one machine [docs]."""
+        whole = 8 if self.kind in ("v5e", "v6e") and self.chips <= 8 else self.chip.per_host
+        return -(-self.chips // whole)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def sold_as(self) -> str:
+        """The accelerator type, as gcloud takes it: v5e and v6e count chips, v4 and v5p cores."""
+        if self.is_gpu:
+            return self.name
+        name = "v5litepod" if self.kind == "v5e" else self.kind
+        return f"{name}-{self.chips * self.chip.cores}"
+
+    def link_bandwidth(self, group: int) -> float:
+        """Bytes/s that a chip sends and receives in a collective of `group` chips: over the fewest dimensions of the
+        torus that hold so many, two directions of a link where the dimension is a ring."""
+        if self.is_gpu:
+            return self.chip.link if group <= self.chip.per_host else self.chip.network
+        total, held = 0.0, 1
+        for size in sorted(self.shape, reverse=True):
+            if held >= group and total:
+                break
+            if size > 1:
+                ring = size % self.chip.torus == 0 and group >= size
+                total, held = total + self.chip.link * (2 if ring else 1), held * size
+        return total or self.chip.link
+
+
+def parse(text: str) -> Slice:
+    """A slice by shape ("v5e:16x16"), by accelerator type ("v5e-256", "v5p-512": 256 chips) or GPUs ("h100:8").
+
+    Raises InputError naming what there is for an unknown chip, a shape or a size that is not sold.
+    """
+    found = re.fullmatch(r"(v5litepod|[a-z]\w*?)([:-])(\d+(?:x\d+)*)", text.strip().lower())
+    kind = {"v5litepod": "v5e"}.get(found[1], found[1]) if found else text
+    if not found or kind not in CHIPS:
+        raise InputError(
+            f"--topology={text}: not known; write a TPU slice such as v5e:16x16, v5e-256, v5p-512 or v6e-8 "
+            f"(chips: {', '.join(TPUS)}), or GPUs by count such as h100:8 ({', '.join(GPUS)})"
+        )
+    numbers = tuple(int(n) for n in found[3].split("x"))
+    if kind in GPUS:
+        if len(numbers) != 1 or not numbers[0]:
+            raise InputError(f"--topology={text}: GPUs are given by count, such as {kind}:8")
+        if numbers[0] > GPUS[kind].per_host and numbers[0] % GPUS[kind].per_host:
+            raise InputError(f"--topology={text}: more than {GPUS[kind].per_host} GPUs are whole machines of so many")
+        return Slice(kind, numbers)
+    if len(numbers) == 1 and found[2] == "-":
+        return _by_size(text, kind, numbers[0])
+    if not legal(kind, numbers):
+        raise InputError(f"--topology={text}: {kind} has no such slice; its shapes are {', '.join(TPUS[kind].shapes)}")
+    return Slice(kind, numbers)
+
+
+def legal(kind: str, shape: tuple[int, ...]) -> bool:
+    """Whether there is such a slice: one of the table or, of v4 and v5p, whole cubes of 4x4x4 in rising order."""
+    if "x".join(map(str, shape)) in TPUS[kind].shapes:
+        return True
+    cubes = len(shape) == 3 and all(n > 0 and n % 4 == 0 for n in shape) and list(shape) == sorted(shape)
+    return kind in LARGEST and cubes and math.prod(shape) <= LARGEST[kind]
+
+
+def _by_size(text: str, kind: str, size: int) -> Slice:
+    cores = TPUS[kind].cores
+    by_size = {}
+    for shape in TPUS[kind].shapes:
+        numbers = tuple(int(n) for n in shape.split("x"))
+        by_size[math.prod(numbers) * cores] = numbers
+    if size not in by_size:
+        counted = "cores, two of a chip" if cores == 2 else "chips"
+        raise InputError(
+            f"--topology={text}: {kind} is sold in {', '.join(map(str, by_size))} {counted}; "
+            f"or give a shape, such as {kind}:{TPUS[kind].shapes[-1]}"
+        )
+    return Slice(kind, by_size[size])
+
+
+def devices(of: Slice) -> list[Any]:
+    """Descriptions of the chips of a slice, made by libtpu or by jax's CUDA plugin; no chip is needed.
+
+    Raises InputError if that is not installed, or refuses the shape.
+    """
+    if of.is_gpu:
+        return gpus.devices(of.kind, of.hosts, min(of.chips, of.chip.per_host))
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            f"--topology={of.name}: compiling for a TPU needs libtpu, which is not installed; "
+            "pip install 'audiolm-jax[tpu]' (it needs no TPU)"
+        )
+    from jax.experimental import topologies
+
+    options = {}
+    if TPUS[of.kind].cores == 2:  # both cores of a chip are one device, as on the chips themselves
+        options["chip_config_name"] = "megacore"
+    if of.hosts == 1:  # libtpu takes a machine to have 2x2 chips
+        options["chips_per_host_bounds"] = (*of.shape, 1)[:3]
+    with libtpu.quiet(of.sold_as):
+        try:
+            return list(topologies.get_topology_desc(of.name, platform="tpu", **options).devices)
+        except Exception as error:
+            raise InputError(f"--topology={of.name}: libtpu refuses it: {error}") from error

@@ -1,6 +1,0 @@
-"""One self-contained HTML page and one results.json per comparison, holding the same numbers."""
-
-from audiolm_jax.report.html import write_report
-from audiolm_jax.report.schema import strip_times, validate, write_results
-
-__all__ = ["strip_times", "validate", "write_report", "write_results"]

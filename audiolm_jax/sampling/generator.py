@@ -1,0 +1,319 @@
+"""From text and voice to audio: what a person, a notebook, the command line and the evaluation call.
+
+    generator = audiolm_jax.load("runs/delay")
+    result = generator.generate("three one four")
+    soundfile.write("three.wav", result.waveform, result.sample_rate)
+
+    [one, two] = generator.generate(["three one", "four"], audio=[None, voice], seconds=3)
+
+    for [samples] in generator.stream(["three one four"]):    # the same samples, while they are being made
+        play(samples)
+
+`generate` drains `stream`: both run the same executables on the same shapes, so their samples are equal bit for bit.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from audiolm_jax.data import batches
+from audiolm_jax.encoders import chroma
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import sharding
+from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.sampling import SamplingConfig, causal, masked, performance
+from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling.requests import Request
+from audiolm_jax.sampling.windows import Windows
+from audiolm_jax.serialization import Grid, text
+from audiolm_jax.serialization.vocab import Vocab
+
+# Frames go through the codec in multiples of this (but for the last ones), so that it compiles few shapes.
+DECODE_FRAMES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One finished row. The frames of the prompt are its first ones; `waveform` holds them only if asked for."""
+
+    codes_TQ: np.ndarray  # int32, prompt included
+    prompt_frames: int
+    waveform: np.ndarray  # float32 [samples], [2, samples] from a stereo codec
+    sample_rate: int  # Hz
+    ended: bool  # the model ended it; False: it was cut at the limit, or the length was given
+    passes: int  # sequential passes of the network that this row took, the prompt's included
+    seconds: float  # of computing, the whole batch, codec included
+
+
+@dataclasses.dataclass
+class Progress:
+    """What exists after a chunk: the grid, how many leading frames of each row are final, and the passes so far."""
+
+    codes_BFQ: np.ndarray
+    complete_B: np.ndarray
+    frames_B: np.ndarray  # the number of frames once it is known, the limit before
+    done_B: np.ndarray
+    passes_B: np.ndarray
+
+
+class Generator:
+    """A trained model with its order, codec and text template.
+
+    text_encoder: texts -> states [tokens, width] of each, for a model that reads them (musicgen.py); its text is no
+    part of the sequence then. melody: none, of a model that can follow one (chroma.py). context: positions the model
+    was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever the model was trained); the
+    weights are copied there, so training may go on. windows: how pieces are made that are longer than those.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        grid: Grid,
+        vocab: Vocab,
+        codec: Any,
+        data_config: batches.DataConfig | None = None,
+        sampling: SamplingConfig | None = None,
+        context: int | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        text_encoder: Callable[[Sequence[str]], list[np.ndarray]] | None = None,
+        melody: chroma.Melody | None = None,
+        windows: Windows | None = None,
+    ):
+        if codec.codebooks < vocab.codebooks or codec.codebook_size != vocab.codebook_size:
+            raise InputError(
+                f"the codec has {codec.codebooks} codebooks of {codec.codebook_size} codes; "
+                f"this model needs {vocab.codebooks} of {vocab.codebook_size}"
+            )
+        if (text_encoder is None) != (model.config.cross_width == 0 and not model.config.given_widths):
+            raise InputError(
+                f"model.cross_width is {model.config.cross_width} with{'out' if text_encoder is None else ''} a text "
+                "encoder; a model attends to the states of one, or there is none"
+            )
+        self.grid, self.vocab, self.codec = grid, vocab, codec
+        self.text_encoder, self.melody, self.windows = text_encoder, melody, windows
+        # MusicGen's training cut every codebook at the same step, so it has never seen the end of an audio segment,
+        # where codebook 0 has run out and the others have not. Codebook 0 goes on until the last one has its frames,
+        # and what is beyond them is dropped. 0 is what the reference does.
+        self.overrun = max(int(grid.order(0, q, 1)) for q in range(grid.codebooks)) if vocab.special else 0
+        self.mesh = mesh or sharding.single_device_mesh()
+        self.data_config = data_config or batches.DataConfig()
+        self.sampling, self.context = sampling or SamplingConfig(), context
+        self.model = performance.for_decoding(model, self.mesh)
+
+    def requests(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[np.ndarray | None] | None = None,
+        prompt_texts: Sequence[str] | None = None,
+        speakers: Sequence[str] | str = "",
+        frames: Sequence[int | None] | int | None = None,
+        seconds: Sequence[float | None] | float | None = None,
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+        seeds: Sequence[int] | None = None,
+        melodies: Sequence[Any] | None = None,
+    ) -> list[Request]:
+        """Checked requests, one per text; a single value stands for all of them.
+
+        prompts: per row None, codes (integers [frames, Q]) or a waveform (floats [samples], at the codec's rate) to
+        continue, and whose voice to take. prompt_texts: what is said in it; the text follows it. frames, seconds:
+        length of the whole segment, prompt included (None: the model ends it). seeds: sampling.seed + row number.
+        melodies: per row None or what to follow, a waveform at the codec's rate or (waveform, Hz).
+
+        Raises InputError for an empty text without a prompt, no or too many frames, a prompt that leaves no room,
+        codes out of range, lists of unequal lengths.
+        """
+        count = len(texts)
+        if count == 0:
+            raise InputError("no text was given; at least one is needed (an empty one, with an audio prompt)")
+
+        def rows(name: str, values: Any) -> list:
+            if values is None or isinstance(values, (str, int, float, SamplingConfig)):
+                return [values] * count
+            if len(values) != count:
+                raise InputError(
+                    f"{len(values)} {name} were given for {count} texts; give one for each, or one for all"
+                )
+            return list(values)
+
+        if frames is not None and seconds is not None:
+            raise InputError("both frames and seconds were given; give one of them")
+        lengths = rows("lengths", frames) if seconds is None else rows("lengths", seconds)
+        if seconds is not None:
+            lengths = [None if s is None else self.frames_of(s) for s in lengths]
+        spoken = rows("prompt texts", "" if prompt_texts is None else prompt_texts)
+        voices, options = rows("prompts", prompts), rows("sampling configs", sampling or self.sampling)
+        numbers = rows("seeds", seeds) if seeds is not None else [o.seed + b for b, o in enumerate(options)]
+        full = [f"{before} {said}".strip() for before, said in zip(spoken, texts, strict=True)]
+        encoded = [None] * count if self.text_encoder is None else self.text_encoder(full)
+        made = []
+        if melodies is not None and self.melody is None:
+            raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
+        tunes = [self.melody and self.melody.of(given) for given in rows("melodies", melodies)]
+        for said, states, prompt, speaker, length, option, seed, tune in zip(
+            full, encoded, voices, rows("speakers", speakers), lengths, options, numbers, tunes, strict=True
+        ):
+            document = self._document(said, speaker, prompt is not None) if self.text_encoder is None else ()
+            request = Request(document, self._prompt(prompt), length, seed, option, states, tune)
+            first = self.windows.first(request) if self.windows else request
+            plan.check(first, self.grid, self.vocab, self.context)
+            made.append(request)
+        return made
+
+    def frames_of(self, seconds: float) -> int:
+        """Frames of so many seconds. Raises InputError for less than one frame."""
+        frames = round(seconds * self.codec.frame_rate) if np.isfinite(seconds) else 0
+        if frames < 1:
+            raise InputError(
+                f"{seconds} seconds were asked for; one frame, {1 / self.codec.frame_rate} s, is the least"
+            )
+        return frames
+
+    def generate(
+        self,
+        text: str | Sequence[str] = "",
+        audio: Any = None,
+        include_prompt: bool = False,
+        melody: Any = None,
+        **options: Any,
+    ) -> Result | list[Result]:
+        """A Result for a text, or a list of them for several.
+
+        audio: what to continue, melody: what to follow; for one text a waveform (or codes), for several a list. They
+        are `prompts` and `melodies` of `requests`, whose other arguments are `options` (seconds, sampling, ...).
+        """
+        if isinstance(text, str):
+            audio, melody = (None if one is None else [one] for one in (audio, melody))
+            return self.generate([text], audio, include_prompt, melody, **options)[0]
+        for name, values in (("prompts", audio), ("melodies", melody)):
+            if values is not None:
+                options[name] = values
+        return self.run(self.requests(text, **options), include_prompt)
+
+    def stream(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> Iterator[list[np.ndarray]]:
+        """Yields what became final, a list of float32 [samples] (perhaps none) per text; returns the Results.
+
+        Flat, parallel and delay yield while they are made; the other orders complete their first frame late.
+        """
+        return self.run_stream(self.requests(texts, **options), include_prompt)
+
+    def run(self, requests: Sequence[Request], include_prompt: bool = False) -> list[Result]:
+        """`generate` for requests, which may hold whole documents."""
+        stream = self.run_stream(requests, include_prompt)
+        while True:
+            try:
+                next(stream)
+            except StopIteration as finished:
+                return finished.value
+
+    def run_stream(self, requests: Sequence[Request], include_prompt: bool = False) -> Iterator[list[np.ndarray]]:
+        """`stream` for requests."""
+        started = time.perf_counter()
+        Q = self.vocab.codebooks
+        states = [self.codec.decode_init(1) for _ in requests]
+        made: list[list[np.ndarray]] = [[] for _ in requests]
+        decoded_B = np.zeros(len(requests), int)
+        nothing = np.zeros((0,) if self.codec.channels == 1 else (self.codec.channels, 0), np.float32)
+        # Samples of the prompts that are still to come out of the codec, and are left away.
+        skip_B = [0 if include_prompt else self.codec.samples(len(request.prompt_TQ)) for request in requests]
+        parts = self.windows and self.windows.progress(self.progress, requests, self.codec.hop)
+        progress = None
+        for progress in parts or self.progress(requests):
+            fresh = []
+            for b in range(len(requests)):
+                until, done = int(progress.complete_B[b]), states[b] is not None and bool(progress.done_B[b])
+                if not progress.done_B[b]:
+                    until -= until % DECODE_FRAMES
+                samples = []
+                if until > decoded_B[b]:
+                    codes_1TQ = progress.codes_BFQ[b : b + 1, decoded_B[b] : until, :Q]
+                    more, states[b] = self.codec.decode_step(states[b], codes_1TQ)
+                    samples, decoded_B[b] = [more[0]], until
+                if done:
+                    rest, states[b] = self.codec.decode_end(states[b]), None
+                    samples += [] if rest is None else [rest[0]]
+                new = np.concatenate(samples, axis=-1) if samples else nothing
+                new, skip_B[b] = new[..., skip_B[b] :], max(0, skip_B[b] - new.shape[-1])
+                made[b].append(new)
+                fresh.append(new)
+            if any(new.size for new in fresh):
+                yield fresh
+        seconds = time.perf_counter() - started
+        return [
+            Result(
+                progress.codes_BFQ[b, : progress.frames_B[b], :Q].copy(),
+                len(request.prompt_TQ),
+                np.concatenate(made[b], axis=-1),
+                self.codec.sample_rate,
+                request.frames is None
+                and bool(progress.frames_B[b] < plan.limits(request, self.grid, self.vocab, self.context)[0]),
+                int(progress.passes_B[b]),
+                seconds,
+            )
+            for b, request in enumerate(requests)
+        ]
+
+    def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
+        """Codes alone, chunk by chunk; the last one holds the finished grid."""
+        grid, count = self.grid, len(requests)
+        if self.overrun:
+            requests = [dataclasses.replace(r, frames=r.frames + self.overrun) for r in requests]
+        # The last request fills up, and what it makes is left away.
+        requests = [*requests, *[requests[-1]] * performance.missing_rows(requests, self.model, grid, self.mesh)]
+        common = (self.model, grid, self.vocab, requests)
+        coarse, passes_B = None, np.ones(len(requests), int)
+        if grid.causal_levels:
+            chunks = causal.generate(*common, context=self.context)
+            first_B = np.array([plan.prefilled_steps(len(request.prompt_TQ), grid) for request in requests])
+            while (coarse_now := self._next(chunks)) is not None:
+                coarse, state = coarse_now, coarse_now[1]
+                # The prompt's pass predicts the first step, so steps and passes are equal in number.
+                passes_B = np.asarray(state.step_B) - first_B
+                if grid.causal_levels == grid.codebooks:
+                    complete_B = causal.complete_frames(state, grid)
+                    arrays = (np.asarray(x) for x in (state.codes_BFQ, state.frames_B, state.done_B))
+                    codes_BFQ, frames_B, done_B = arrays
+                    if self.overrun:
+                        frames_B = frames_B - self.overrun
+                        complete_B = np.minimum(complete_B, frames_B)
+                        done_B = complete_B == frames_B
+                    yield Progress(*(x[:count] for x in (codes_BFQ, complete_B, frames_B, done_B, passes_B)))
+        if grid.causal_levels < grid.codebooks:
+            with jax.set_mesh(self.mesh):
+                codes_BFQ, frames_B = masked.generate(*common, coarse=coarse, context=self.context)
+            passes_B = passes_B + sum(grid.iterations)
+            codes_BFQ, frames_B, passes_B = (x[:count] for x in (codes_BFQ, frames_B, passes_B))
+            yield Progress(codes_BFQ, frames_B, frames_B, np.ones(count, bool), passes_B)
+
+    def _next(self, chunks: Iterator) -> Any:
+        # Entered for each chunk: between them this thread is the caller's.
+        with jax.set_mesh(self.mesh):
+            return next(chunks, None)
+
+    def _document(self, said: str, speaker: str, has_prompt: bool) -> tuple:
+        if not said.strip():
+            if self.data_config.template and not has_prompt:
+                raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
+            return ()
+        if not self.data_config.template:
+            raise InputError(f"a text was given, {said!r}, but this model was trained without text (data.template)")
+        return (("text", text.encode(batches.prompt_text(self.data_config, said, speaker))),)
+
+    def _prompt(self, prompt: np.ndarray | None) -> np.ndarray:
+        Q = self.vocab.codebooks
+        if prompt is None:
+            return np.zeros((0, Q), np.int32)
+        prompt = np.asarray(prompt)
+        if np.issubdtype(prompt.dtype, np.integer):
+            return prompt.astype(np.int32)
+        if prompt.ndim == 1 and self.codec.channels == 2:
+            prompt = np.stack([prompt, prompt])
+        if prompt.ndim != (1 if self.codec.channels == 1 else 2):
+            wanted = "[samples]" if self.codec.channels == 1 else "[samples] or [2, samples]"
+            raise InputError(
+                f"a prompt has shape {prompt.shape}; a waveform is {wanted}, codes are integers [frames, {Q}]"
+            )
+        return np.asarray(self.codec.encode(prompt))[:, :Q]

@@ -1,0 +1,265 @@
+"""Requests -> the fixed-shape arrays that the loops take. Everything here is numpy, on the host, once per request.
+
+Axes: B rows asked for; M rows of the model, B or, with guidance, 2B (the second half without its text); P positions
+of the prompt; F frames of the grid. P and F are rounded up to buckets, so that few shapes are ever compiled.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from audiolm_jax.encoders.chroma import Melody
+from audiolm_jax.errors import InputError
+from audiolm_jax.sampling import SamplingConfig
+from audiolm_jax.sampling.rules import LogitRules
+from audiolm_jax.serialization import Grid, documents, layout
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.vocab import Vocab
+
+# Random numbers of a row are drawn from fold_in(key of (stage, seed), step): never one key for two draws.
+CAUSAL, LEVELS, LENGTH = range(3)
+
+# Smallest buckets of positions, frames and states: below a smaller shape saves less than its compilation costs.
+PROMPT, FRAMES, STATES = 32, 64, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One row: what stands before the audio segment, its first frames, and how it goes on.
+
+    document: segments before it, () for none. prompt_TQ: int32 [frames, Q], the frames to continue (0 or more).
+    frames: how many the finished segment has, prompt included; None leaves the end to the model. sampling may differ
+    between the rows of a batch, but for its `chunk`: that of the first row counts.
+    """
+
+    document: documents.Document
+    prompt_TQ: np.ndarray
+    frames: int | None = None
+    seed: int = 0
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    encoded_EW: np.ndarray | None = None  # states of the text that the model attends to (model.cross_width), or none
+    melody: Melody | None = None  # of models that have it before the text, and both before the rest (given_widths)
+
+
+class Prompts(NamedTuple):
+    """Padded rows of the prompt: tokens [M, P, S], positions, segments (1 or 0 after the end), ahead, all [M, P]."""
+
+    tokens_MPS: np.ndarray
+    positions_MP: np.ndarray
+    segments_MP: np.ndarray
+    ahead_MP: np.ndarray
+    length_M: np.ndarray
+
+
+def bucket(size: int, smallest: int) -> int:
+    """The next of 16, 24, 32, 48, 64, 96, ... that holds `size`, from the power of two `smallest` up."""
+    rounded = smallest
+    while rounded < size:
+        rounded = rounded * 3 // 2 if rounded & (rounded - 1) == 0 else rounded * 4 // 3
+    return rounded
+
+
+def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> None:
+    """Raise InputError for what cannot be continued: no room after the prompt, codes out of range, zero frames.
+
+    `context` is the number of positions that the model was trained on; None leaves it unchecked.
+    """
+    if request.prompt_TQ.ndim != 2 or request.prompt_TQ.shape[1] != grid.codebooks:
+        raise InputError(
+            f"a prompt of codes has shape {request.prompt_TQ.shape}; it must be [frames, {grid.codebooks}]"
+        )
+    vocab.code_ids(request.prompt_TQ)
+    if vocab.special and request.frames is None:
+        raise InputError("this model predicts no end of audio: the length is needed, in seconds or frames")
+    prompt, most = len(request.prompt_TQ), longest(request, vocab)
+    if request.frames is not None and not 1 <= request.frames <= most:
+        raise InputError(f"{request.frames} frames were asked for; a segment has 1..{most}")
+    limit = most if request.frames is None else request.frames
+    if prompt >= limit:
+        raise InputError(f"the prompt has {prompt} frames and the segment {limit}; it must leave room for 1 more")
+    if context is None:
+        return
+    needed = positions(request, prompt + 1, grid, vocab)
+    if needed > context:
+        raise InputError(
+            f"the prompt (text, earlier audio and {prompt} frames) and one frame more take {needed} positions; "
+            f"the context of this model has {context}: shorten the prompt or the text"
+        )
+    if request.frames is not None and positions(request, request.frames, grid, vocab) > context:
+        raise InputError(
+            f"{request.frames} frames and their prompt take {positions(request, request.frames, grid, vocab)} "
+            f"positions; the context of this model has {context}"
+        )
+
+
+def longest(request: Request, vocab: Vocab) -> int:
+    return min(request.sampling.max_frames or vocab.max_frames, vocab.max_frames)
+
+
+def positions(request: Request, frames: int, grid: Grid, vocab: Vocab) -> int:
+    """Positions of the longest row that makes so many frames."""
+    counts = [0]
+    if grid.causal_levels:
+        before = len(documents.prompt_row(request.document, grid, vocab, causal=True)["tokens"])
+        before += sum(map(len, before_tokens(request)))
+        counts.append(before + steps_of(frames, grid))
+    if grid.causal_levels < grid.codebooks:
+        counts.append(len(documents.prompt_row(request.document, grid, vocab, causal=False)["tokens"]) + frames)
+    return max(counts)
+
+
+def limits(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> tuple[int, int]:
+    """(frames at which the end is forced, first frame at which it is legal); what fits the context, if not given."""
+    if request.frames is not None:
+        return request.frames, request.frames
+    low, high = len(request.prompt_TQ) + 1, longest(request, vocab)
+    if context is not None:
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if positions(request, middle, grid, vocab) <= context else (low, middle - 1)
+    return high, max(1, len(request.prompt_TQ))
+
+
+def steps_of(frames, grid: Grid):
+    """Steps of the causal pass over so many frames, the end of audio included; elementwise, also for jax arrays."""
+    steps = grid.order(frames, 0, frames)
+    for q in range(grid.causal_levels):
+        last = grid.order(frames - 1, q, frames)
+        steps = jnp.maximum(steps, last) if isinstance(steps, jax.Array) else np.maximum(steps, last)
+    return steps + 1
+
+
+def prefilled_steps(frames: int, grid: Grid) -> int:
+    """Steps that hold nothing but the first `frames` frames: the causal prompt. Later ones are forced in the loop."""
+    return int(min(grid.order(frames, q, frames + 1) for q in range(grid.causal_levels)))
+
+
+def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
+    """The row of given states, the document, <audio>, and the steps that lie wholly in the prompt."""
+    row = documents.prompt_row(request.document, grid, vocab, causal=True)
+    before = sum(map(len, before_tokens(request)))
+    row = {name: np.pad(value, ((before, 0), (0, 0))[: value.ndim]) for name, value in row.items()}
+    steps = prefilled_steps(len(request.prompt_TQ), grid)
+    if steps == 0:
+        return row
+    frame_LS, book_LS = layout.causal_cells(grid, len(request.prompt_TQ) + 1)
+    frame_LS, book_LS = frame_LS[:steps], book_LS[:steps]
+    code_ids_LS = vocab.code_ids(request.prompt_TQ)[frame_LS, book_LS]
+    tokens_LS = np.where(frame_LS >= 0, code_ids_LS, vocab.silent_S(grid.streams)).astype(np.int32)
+    return {
+        "tokens": np.concatenate([row["tokens"], tokens_LS]),
+        "ahead": np.concatenate([row["ahead"], np.zeros(steps, np.int32)]),
+    }
+
+
+def unconditional(request: Request) -> Request:
+    """The same request without text: the model that guidance leads away from (trained by `drop_text`)."""
+    document = tuple(segment for segment in request.document if segment[0] != "text")
+    request = dataclasses.replace(request, document=document)
+    if request.melody is None:
+        return request
+    # The text's positions stay, with nothing at them.
+    nothing_EW = np.zeros_like(before_tokens(request)[1])
+    return dataclasses.replace(request, melody=request.melody.of(None), encoded_EW=nothing_EW)
+
+
+def before_tokens(request: Request) -> list[np.ndarray]:
+    """The states `[positions, width]` of every kind that stand before the tokens: melody and text, or none at all.
+
+    A missing text has one position, as in the reference, where its end is masked.
+    """
+    if request.melody is None:
+        return []
+    text_EW = request.encoded_EW
+    return [request.melody.chroma_CW, text_EW if len(text_EW) else np.zeros((1, text_EW.shape[1]), np.float32)]
+
+
+def given(requests: Sequence[Request], positions: int, guided: bool) -> tuple[np.ndarray, ...]:
+    """For every kind of states [M, positions, width]: each where it stands in the prompt, zeros elsewhere."""
+    rows = [before_tokens(r) for r in [*requests, *(unconditional(r) for r in requests if guided)]]
+    made = tuple(np.zeros((len(rows), positions, states.shape[1]), np.float32) for states in rows[0])
+    for m, row in enumerate(rows):
+        start = 0
+        for kind, states in zip(made, row, strict=True):
+            kind[m, start : start + len(states)] = states
+            start += len(states)
+    return made
+
+
+def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool, guided: bool) -> Prompts:
+    """The padded prompt rows of all requests, those without text after them if `guided`."""
+    every = [*requests, *(unconditional(request) for request in requests)] if guided else requests
+    rows = [
+        causal_prompt(request, grid, vocab) if causal else documents.prompt_row(request.document, grid, vocab, False)
+        for request in every
+    ]
+    length_M = np.array([len(row["tokens"]) for row in rows], np.int32)
+    width = bucket(int(length_M.max()), PROMPT)
+    tokens_MPS = np.full((len(rows), width, grid.streams), ids.PAD, np.int32)
+    ahead_MP = np.zeros((len(rows), width), np.int32)
+    for m, row in enumerate(rows):
+        tokens_MPS[m, : length_M[m]] = row["tokens"]
+        ahead_MP[m, : length_M[m]] = row["ahead"]
+    positions_MP = np.tile(np.arange(width, dtype=np.int32), (len(rows), 1))
+    segments_MP = (positions_MP < length_M[:, None]).astype(np.int32)
+    return Prompts(tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M)
+
+
+def encoded(requests: Sequence[Request], width: int, guided: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """(states [M, E, width], valid_ME) that the model attends to, none in the rows without text; None if width is 0."""
+    if not width:
+        return None
+    states = [np.zeros((0, width)) if request.encoded_EW is None else request.encoded_EW for request in requests]
+    return padded([*states, *[np.zeros((0, width))] * (len(requests) if guided else 0)])
+
+
+def padded(states: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """States [tokens, width] of every row -> (states [M, E, width], valid_ME)."""
+    states_MEW = np.zeros((len(states), bucket(max(map(len, states)), STATES), states[0].shape[1]), np.float32)
+    for m, row_EW in enumerate(states):
+        states_MEW[m, : len(row_EW)] = row_EW
+    length_M = np.array([len(row_EW) for row_EW in states])
+    return states_MEW, np.arange(states_MEW.shape[1]) < length_M[:, None]
+
+
+def prompt_grid(requests: Sequence[Request], frames: int, codebooks: int) -> np.ndarray:
+    """codes [B, frames, Q]: the prompts, -1 elsewhere."""
+    codes_BFQ = np.full((len(requests), frames, codebooks), -1, np.int32)
+    for b, request in enumerate(requests):
+        codes_BFQ[b, : len(request.prompt_TQ)] = request.prompt_TQ
+    return codes_BFQ
+
+
+def place(tree: Any) -> Any:
+    """Host arrays -> the mesh that is entered, whole on every device: as the loops give them back, so that the
+    second chunk finds the executable of the first."""
+    return jax.tree.map(lambda x: jax.device_put(x, P(*(None,) * np.ndim(x))), tree)
+
+
+def keys(requests: Sequence[Request], stage: int) -> jax.Array:
+    """[B] keys, each from the seed of its own row: the two words of a Threefry key are stage and seed."""
+    data_B2 = np.array([(stage, request.seed % 2**32) for request in requests], np.uint32)
+    return jax.random.wrap_key_data(place(data_B2), impl="threefry2x32")
+
+
+def guidance(requests: Sequence[Request]) -> np.ndarray | None:
+    """[B] coefficients, or None if no row has any: then there is no second half of the batch."""
+    guidance_B = np.array([request.sampling.guidance for request in requests], np.float32)
+    return None if (guidance_B == 1).all() else guidance_B
+
+
+def rules(requests: Sequence[Request], codebooks: int) -> LogitRules:
+    """The rules [B, Q] of all requests; a filter that no row uses is None."""
+
+    def table(name: str, dtype: type, off: float) -> np.ndarray | None:
+        values_BQ = np.array([request.sampling.per_codebook(name, codebooks) for request in requests], dtype)
+        return None if (values_BQ == off).all() else values_BQ
+
+    return LogitRules(
+        table("temperature", np.float32, np.nan), table("top_k", np.int32, 0), table("top_p", np.float32, 1)
+    )

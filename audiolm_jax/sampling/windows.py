@@ -1,0 +1,89 @@
+"""Pieces longer than a model was trained on: windows, each of which goes on from the end of the one before.
+
+As audiocraft extends MusicGen (`_generate_tokens` of its musicgen.py): a window is as long as the pieces of training,
+the next one begins a stride later, and the frames that both hold are its prompt. The codes of all are one grid, decoded
+once. A melody moves along with the windows and begins again at its end.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.sampling.requests import Request
+
+STRIDE = 18.0  # seconds, of the 30 of a window (audiocraft's extend_stride): 12 s are heard before what is made
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """frames: of a window. stride: by how many frames the next one begins later; more is quicker, and forgets more."""
+
+    frames: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride < self.frames:
+            raise InputError(f"windows of {self.frames} frames: a stride of {self.stride} must be 1..{self.frames - 1}")
+
+    def starts(self, prompt: int, frames: int) -> list[int]:
+        """The first frames of the windows of a piece of `frames` frames, of which the first `prompt` are there."""
+        start = 0
+        while start + self.frames <= prompt:  # nothing would be made in it
+            start += self.stride
+        starts = [start]
+        while starts[-1] + self.frames < frames:
+            starts.append(starts[-1] + self.stride)
+        return starts
+
+    def part(self, request: Request, n: int, codes_TQ: np.ndarray, hop: int) -> Request:
+        """Window n of a request, whose frames so far are `codes_TQ`. hop: samples of a frame."""
+        starts = self.starts(len(request.prompt_TQ), request.frames)
+        start = starts[n]
+        if start == 0 and len(starts) == 1:
+            return request
+        # Every window draws numbers of its own: those of a seed belong to the steps of one window.
+        seed = int(np.random.SeedSequence((request.seed % 2**32, n)).generate_state(1)[0]) if n else request.seed
+        return dataclasses.replace(
+            request,
+            prompt_TQ=codes_TQ[start:],
+            frames=min(request.frames - start, self.frames),
+            seed=seed,
+            melody=request.melody and request.melody.rolled(start * hop),
+        )
+
+    def first(self, request: Request) -> Request:
+        """What must be possible for all of a request to be."""
+        return request if request.frames is None else self.part(request, 0, request.prompt_TQ, 1)
+
+    def progress(
+        self, make: Callable[[list[Request]], Iterator[Any]], requests: Sequence[Request], hop: int
+    ) -> Iterator[Any]:
+        """What `make` (`Generator.progress`) yields of windows, as if it were of the whole requests. Rows that are done
+        are no part of the next window."""
+        starts = [self.starts(len(request.prompt_TQ), request.frames) for request in requests]
+        frames_B = np.array([request.frames for request in requests])
+        complete_B = np.array([len(request.prompt_TQ) for request in requests])
+        passes_B = np.zeros(len(requests), int)
+        codes_BFQ = np.full((len(requests), frames_B.max(), requests[0].prompt_TQ.shape[1]), -1, np.int32)
+        for request, codes_FQ in zip(requests, codes_BFQ, strict=True):
+            codes_FQ[: len(request.prompt_TQ)] = request.prompt_TQ
+        for n in range(max(map(len, starts))):
+            rows = [b for b in range(len(requests)) if n < len(starts[b])]
+            before_B = passes_B.copy()
+            for now in make([self.part(requests[b], n, codes_BFQ[b, : complete_B[b]], hop) for b in rows]):
+                for row, b in enumerate(rows):
+                    fresh = codes_BFQ[b, starts[b][n] :][: now.complete_B[row]]
+                    fresh[:] = now.codes_BFQ[row, : len(fresh)]
+                    complete_B[b] = max(complete_B[b], starts[b][n] + len(fresh))
+                    passes_B[b] = before_B[b] + now.passes_B[row]
+                yield dataclasses.replace(
+                    now,
+                    codes_BFQ=codes_BFQ,
+                    complete_B=complete_B.copy(),
+                    frames_B=frames_B,
+                    done_B=complete_B == frames_B,
+                    passes_B=passes_B.copy(),
+                )

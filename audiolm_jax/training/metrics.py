@@ -1,0 +1,196 @@
+"""What a training run tells while it runs: metrics.jsonl, TensorBoard, a progress bar, speed and MFU."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from audiolm_jax import files
+from audiolm_jax.model.losses import class_names
+from audiolm_jax.model.transformer import ModelConfig
+from audiolm_jax.serialization import cost
+from audiolm_jax.serialization.vocab import CODE_START, Vocab
+
+# Dense bfloat16 peak of the data sheets, FLOP/s per device, by the beginning of jax's device_kind.
+PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray) -> float:
+    """FLOPs that one training step needs, forward and backward, recomputation not counted.
+
+        6 * B*L * (matrices of the layers, `cost.block_weights`)
+      + 6 * N * B*L*L * Hq*K                                         attention, half of every square
+      + 6 * D * (sum over predictions of the size of their legal set)
+
+    N layers, B rows, L positions, Hq query heads of K channels, D width; count_X: predictions by class
+    (`losses.class_names`). Padding and the unused half of a square count like the rest of the formula, so it depends
+    on shapes and predictions and not on how they are computed. It is the numerator of the logged MFU.
+    """
+    attention = positions * config.layers * config.heads * config.head_width
+    layers = 6 * rows * positions * (cost.block_weights(config) + attention)
+    sizes = [CODE_START, vocab.max_frames, *(vocab.codebook_size,) * vocab.codebooks, 0]
+    return layers + 6 * config.width * float(np.dot(count_X, sizes))
+
+
+def peak_flops(tflops: float = 0.0) -> float:
+    """FLOP/s of the whole mesh: given per device, from the table, or (unknown device) measured by a matmul."""
+    mesh = jax.sharding.get_mesh()
+    device, count = mesh.devices.flat[0], mesh.size
+    if tflops:
+        return tflops * 1e12 * count
+    for kind, peak in PEAKS.items():
+        if device.device_kind.startswith(kind):
+            return peak * count
+    # Every device of the mesh multiplies at the same time (those of one CPU share its cores).
+    x = jnp.ones((1024, 1024))
+    multiply = jax.jit(jnp.matmul)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        multiply(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 * count / best
+
+
+class Recorder:
+    """Writes one line per logging interval; only process 0 writes.
+
+    After a resume at `step` the lines beyond it are dropped, so that metrics.jsonl reads as if the run had never
+    stopped. Columns: step; loss (weighted mean of the nats per prediction, z-loss included); bits per prediction of
+    each class; grad_norm and learning_rate of the last step; frames (of audio, in the interval); seconds (trained
+    since the beginning, over all resumes); steps_per_second; audio_seconds_per_second; mfu.
+
+    To an object store, where nothing can be appended, the file is written anew by every `save` and at the end.
+    """
+
+    def __init__(self, workdir: Path, vocab: Vocab, step: int, seconds: float, steps: int, progress: bool):
+        from tqdm import tqdm
+
+        self.names = class_names(vocab)
+        self.start = time.perf_counter() - seconds
+        self.last = (step, self.seconds)
+        self.writes = jax.process_index() == 0
+        self.path = workdir / "metrics.jsonl"
+        self.file = self.board = self.lines = None
+        if self.writes:
+            truncate(self.path, step)
+            self.board = _board(workdir, step + 1)
+            if files.remote(workdir):
+                self.lines = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            else:
+                self.file = self.path.open("a", encoding="utf-8")
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not (progress and self.writes))
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def log(self, step: int, metrics: dict[str, Any], flops: float, peak: float, frame_rate: float) -> dict[str, Any]:
+        """metrics: of the step (host arrays); flops: of the interval. Returns the line written."""
+        sums = metrics["sums"]
+        before, since = self.last
+        elapsed = max(self.seconds - since, 1e-9)
+        nats_X, count_X = np.asarray(sums["nll_X"]), np.asarray(sums["count_X"])
+        line = {
+            "step": step,
+            "loss": float(sums["total"] / max(sums["weight"], 1e-9)),
+            "bits": {
+                name: float(nats / count / np.log(2))
+                for name, nats, count in zip(self.names, nats_X, count_X, strict=True)
+                if count
+            },
+            "grad_norm": float(metrics["grad_norm"]),
+            "learning_rate": float(metrics["learning_rate"]),
+            "frames": int(sums["frames"]),
+            "seconds": round(self.seconds, 3),
+            "steps_per_second": (step - before) / elapsed,
+            "audio_seconds_per_second": float(sums["frames"]) / frame_rate / elapsed,
+            "mfu": flops / elapsed / peak,
+        }
+        self.last = (step, self.seconds)
+        if self.lines is not None:
+            self.lines += json.dumps(line) + "\n"
+        elif self.file:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        if self.board:
+            for name, value in line.items():
+                if name == "bits":
+                    for kind, bits in value.items():
+                        self.board.add_scalar(f"bits/{kind}", bits, step)
+                elif name != "step":
+                    self.board.add_scalar(f"training/{name}", value, step)
+        self.bar.set_postfix_str(
+            f"loss {line['loss']:.3f}, {line['audio_seconds_per_second']:.0f} audio s/s, mfu {line['mfu']:.0%}",
+            refresh=False,
+        )
+        return line
+
+    def probe(self, step: int, found: dict[str, Any]) -> None:
+        """name -> number, or (waveform [samples], sample rate in Hz)."""
+        if not self.board:
+            return
+        for name, value in found.items():
+            if isinstance(value, tuple):
+                waveform_N, sample_rate = value
+                self.board.add_audio(name, np.asarray(waveform_N, np.float32), step, sample_rate=sample_rate)
+            else:
+                self.board.add_scalar(name, float(value), step)
+
+    def save(self) -> None:
+        """Makes sure that the lines so far are where they belong."""
+        if self.lines is not None:
+            files.write_text(self.path, self.lines)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.save()
+        if self.file:
+            self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def _board(workdir: Path, step: int) -> Any:
+    """The writer of TensorBoard files from `step` on; None if its package for such an address is not installed."""
+    from tensorboardX import SummaryWriter
+
+    try:
+        return SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+    except ImportError as error:
+        logging.warning("%s: no TensorBoard files: %s", workdir, error)
+        return None
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the lines of a metrics file that lie beyond `step`, and a last line cut off by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if line["step"] > step:
+            break
+        kept.append(text + "\n")
+    files.write_text(path, "".join(kept))

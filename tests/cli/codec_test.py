@@ -1,0 +1,139 @@
+"""`audiolm codec`: recordings to codes and back, whatever their length, rate and channels."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_jax import codecs
+from audiolm_jax.cli import codec as codec_files
+from audiolm_jax.cli import main
+from audiolm_jax.errors import InputError
+from tests.helpers.published_codecs import sound, write
+
+
+def wav(path, samples, rate=16000, subtype="PCM_16"):
+    soundfile.write(path, samples, rate, subtype=subtype)
+    return path
+
+
+def run(*arguments) -> int:
+    return main.main(["codec", *map(str, arguments)])
+
+
+def test_pieces_give_what_the_whole_gives(tmp_path, monkeypatch):
+    """Several pieces, the last frame not whole: the codes of the codec, and a recording as long as the first one."""
+    monkeypatch.setattr(codec_files, "PIECE_SECONDS", 0.13)
+    samples = sound(0, 16000 + 123)
+    source = wav(tmp_path / "a.wav", samples, subtype="FLOAT")
+    assert run("encode", source, "--codec", "tiny", "--out", tmp_path / "codes") == 0
+    codec = codecs.load("tiny")
+    content = codec_files.load_codes(tmp_path / "codes" / "a.npz")
+    np.testing.assert_array_equal(content["codes"], codec.encode(samples))
+    assert content["fingerprint"] == codec.fingerprint and content["samples"] == len(samples)
+    assert run("decode", "--out", tmp_path / "heard", tmp_path / "codes" / "a.npz") == 0
+    heard, rate = soundfile.read(tmp_path / "heard" / "a.wav", dtype="float32")
+    assert rate == 16000 and len(heard) == len(samples)
+    np.testing.assert_allclose(heard, codec.decode(content["codes"])[: len(samples)], atol=1 / 32000)
+
+
+def test_stereo_seconds_keep_their_loudness(tmp_path, monkeypatch):
+    """Codes and scales of a codec that normalises: decoded from the file as `decode` does with the scales."""
+    monkeypatch.setattr(codec_files, "PIECE_SECONDS", 0.3)
+    write(tmp_path / "weights", "encodec-chunks")
+    codec = codecs.load("encodec", tmp_path / "weights")
+    samples = sound(1, 2, 600) * np.linspace(0.2, 1, 600, dtype=np.float32)
+    source = wav(tmp_path / "a.wav", samples.T, 600, subtype="FLOAT")
+    weights = ("--codec", "encodec", "--path", tmp_path / "weights", "--out", tmp_path / "out")
+    assert run("encode", *weights, source) == 0
+    content = codec_files.load_codes(tmp_path / "out" / "a.npz")
+    codes, scales = codec.encode_scaled(samples)
+    np.testing.assert_array_equal(content["codes"], codes)
+    np.testing.assert_allclose(content["scales"], scales, rtol=1e-5)
+    assert run("decode", "--out", tmp_path / "heard", tmp_path / "out" / "a.npz") == 0
+    heard, _ = soundfile.read(tmp_path / "heard" / "a.wav", dtype="float32")
+    expected = codec.decode(codes, scales_BC=scales)[:, :600]
+    np.testing.assert_allclose(heard.T, expected, atol=1 / 30000)
+
+
+def test_other_rates_widths_and_channels(tmp_path):
+    """8 bits, 44.1 kHz, stereo: mixed and resampled as a whole recording would be."""
+    samples = sound(2, 44100)
+    wav(tmp_path / "stereo.wav", np.stack([samples, -0.5 * samples], axis=1), 44100, "FLOAT")
+    wav(tmp_path / "mono.wav", 0.25 * samples, 44100, "FLOAT")
+    wav(tmp_path / "eight.wav", 0.25 * samples, 44100, "PCM_U8")
+    names = ("stereo", "mono", "eight")
+    assert run("encode", "--codec", "tiny", *(tmp_path / f"{name}.wav" for name in names)) == 0
+    stereo, mono, eight = (codec_files.load_codes(tmp_path / f"{name}.npz") for name in names)
+    assert stereo["samples"] == mono["samples"] == eight["samples"] == 16000
+    np.testing.assert_array_equal(stereo["codes"], mono["codes"])
+    assert (eight["codes"] == mono["codes"]).mean() > 0.7
+
+
+def test_bad_files_are_named_and_the_others_done(tmp_path, capsys):
+    good = wav(tmp_path / "good.wav", sound(3, 4000))
+    wav(tmp_path / "six.wav", np.zeros((100, 6)))
+    wav(tmp_path / "none.wav", np.zeros(0))
+    wav(tmp_path / "nan.wav", np.full(100, np.nan), subtype="FLOAT")
+    (tmp_path / "text.wav").write_text("hello")
+    bad = {"six": "6 channels", "none": "no samples", "nan": "NaN", "text": "cannot be read", "gone": "does not exist"}
+    out = tmp_path / "out"
+    assert run("encode", "--codec", "tiny", "--out", out, *(tmp_path / f"{n}.wav" for n in bad), good) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("audiolm: 1 of 6 files are done")
+    assert all(f"{name}.wav: " in said and words in said for name, words in bad.items())
+    assert [file.name for file in out.iterdir()] == ["good.npz"]
+    (tmp_path / "cut.npz").write_bytes((out / "good.npz").read_bytes()[:200])
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    codes = codec_files.load_codes(out / "good.npz")
+    np.savez(tmp_path / "changed.npz", **codes | {"fingerprint": "0" * 64})
+    for name, words in {
+        "cut": "not an npz",
+        "other": "holds no channels, codec",
+        "changed": "fingerprint 000000000000",
+    }.items():
+        assert run("decode", "--out", out, tmp_path / f"{name}.npz") == 2
+        assert words in capsys.readouterr().err
+    for arguments, words in (
+        (("encode",), "at least one file"),
+        (("mix", good), "invalid choice"),
+        (("encode", "--codec", "mp3", good), "known codecs are"),
+        (("info", "--codec", "mimi"), "ships with no weights"),
+        (("encode", "--codebooks", 99, good), "1 to"),
+        (("encode", good, out / "good.wav", "--out", out), "one file"),
+        (("info", "--config.codec.name=tiny"), "takes no configuration"),
+    ):
+        assert run(*arguments) == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(InputError, match="does not exist"):
+        codec_files.describe(tmp_path / "gone.wav", codecs.load("tiny"))
+
+
+def test_info_says_what_is_what(tmp_path, capsys):
+    source = wav(tmp_path / "a.wav", sound(4, 8000), 8000)
+    assert run("encode", "--codec", "tiny", source) == 0
+    assert run("info", "--codec", "tiny", source, tmp_path / "a.npz") == 0
+    said = capsys.readouterr().out
+    assert "0.40 kbit/s" in said and "1.00 s at 8000 Hz" in said and "25 frames of 4 codes by tiny" in said
+
+
+@pytest.mark.slow
+def test_an_hour_takes_little_memory_and_its_codes_are_those_of_the_whole(tmp_path):
+    """Less than two gigabytes for everything; experiments/codec_speed/hour.py measures the published codecs."""
+    minute = sound(0, 60 * 16000)
+    with soundfile.SoundFile(tmp_path / "hour.wav", "w", 16000, 1, "FLOAT") as file:
+        for _ in range(60):
+            file.write(minute)
+    for command in (["encode", "hour.wav"], ["decode", "--out", "heard", "hour.npz"]):
+        process = subprocess.Popen([sys.executable, "-m", "audiolm_jax", "codec", *command], cwd=tmp_path)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0 and usage.ru_maxrss < 2e9 / (1 if sys.platform == "darwin" else 1024)
+    content, codec = codec_files.load_codes(tmp_path / "hour.npz"), codecs.load("default")
+    assert len(content["codes"]) == 60 * 60 * 25
+    np.testing.assert_array_equal(content["codes"][: 90 * 25], codec.encode(np.tile(minute, 2))[: 90 * 25])
+    heard, _ = soundfile.read(tmp_path / "heard" / "hour.wav", stop=60 * 16000, dtype="float32")
+    np.testing.assert_allclose(heard, codec.decode(content["codes"][: 61 * 25])[codec.delay :][: len(heard)], atol=1e-3)

@@ -1,0 +1,224 @@
+"""The command line: help that teaches, bad input in one sentence with exit code 2."""
+
+import asyncio
+import dataclasses
+import errno
+import gc
+import inspect
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from audiolm_jax import config, errors
+from audiolm_jax.cli import main
+from audiolm_jax.cli.help import HELP
+from audiolm_jax.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Runs a command that must be refused, and returns its one sentence."""
+    assert main.main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("audiolm: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_shows_examples_that_parse(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    examples = [line.split("#")[0].strip() for line in text.splitlines() if line.strip().startswith("audiolm ")]
+    assert examples
+    for example in examples:
+        rest, overrides = main.split_overrides(shlex.split(example)[1:])
+        options = main.build_parser().parse(rest)
+        assert options.command == command
+        loaded = config.load("default", overrides)
+        assert loaded.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "COMMAND"),
+        (["compre"], "compare"),
+        (["compare"], "--workdir"),
+        (["compare", "--workdr", "x"], "did you mean --workdir?"),
+        (["compare", "--workdir", "x", "--config", "nope"], "demo"),
+        (["compare", "--workdir", "x", "--config.model.layrs=3"], "did you mean model.layers"),
+        (["compare", "--workdir", "x", "--config.layers=3"], "did you mean model.layers"),
+        (["compare", "--workdir", "x", "--config.model.layers=many"], "must be int"),
+        (["compare", "--workdir", "x", "--config.model.layers"], "a value is missing"),
+        (["compare", "--workdir", "x", "--config.model=3"], "model is a section"),
+        (["compare", "--workdir", "x", "--config.model.norm=batchnorm"], "rmsnorm"),
+        (["compare", "--workdir", "x", "--config.serialization.strategy=zigzag"], "hierarchical"),
+        (["compare", "--workdir", f"{__file__}/below"], "cannot be written"),
+        (["prepare", "--data", f"{__file__}/below"], "cannot be written"),
+        (["train", "--workdir", "/dev/null/run"], "/dev/null/run"),
+        (["generate", "--workdir", "no_such_run", "--out", "x.wav", "--text", "one"], "no_such_run"),
+        (["generate", "--checkpoint", "none.safetensors", "--out", "x.wav"], "none.safetensors"),
+        (["generate", "--checkpoint", "a", "--workdir", "b", "--out", "x.wav"], "--checkpoint"),
+        (["generate", "--text", "one", "--out", "x.wav"], "--workdir --checkpoint"),
+        (["export", "--workdir", "no_such_run", "--out", "x.safetensors"], "no_such_run"),
+        (["export", "--workdir", "no_such_run", "--out", "x.bin"], ".safetensors"),
+        (["evaluate", "--workdir", "no_such_run"], "no_such_run"),
+        (["generate", "--workdir", "x", "--out", "x.wav", "--frames", "3", "--seconds", "1"], "--frames"),
+        (["generate", "--workdir", "x", "--out", "x.wav", "--frames", "three"], "three"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir()) or arguments[-1].startswith("--config")
+
+
+def test_a_configuration_that_does_not_run(capsys, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return 1 / 0\n")
+    assert "ZeroDivisionError" in refused(capsys, "compare", "--workdir", "x", "--config", str(broken))
+
+
+def test_a_configuration_with_an_unknown_key_or_section(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from configs import default\ndef get_config():\n    c = default.get_config()\n    c.model.layrs = 3\n"
+        "    return c\n"
+    )
+    with pytest.raises(InputError, match=r"model\.layrs does not exist; did you mean model\.layers\?"):
+        config.check(config.load(str(mine)))
+    mine.write_text(
+        "from configs import default\nfrom ml_collections import ConfigDict\ndef get_config():\n"
+        "    c = default.get_config()\n    c.modell = ConfigDict({'layers': 3})\n    return c\n"
+    )
+    with pytest.raises(InputError, match=r"section modell does not exist; did you mean model\?"):
+        config.check(config.load(str(mine)))
+
+
+def test_own_configuration_can_build_on_a_neighbour(tmp_path):
+    (tmp_path / "base_of_mine.py").write_text(
+        "from configs import default\ndef get_config():\n    c = default.get_config()\n    c.seed = 7\n    return c\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "from configs import base_of_mine\ndef get_config():\n    return base_of_mine.get_config()\n"
+    )
+    assert config.load(str(tmp_path / "mine.py"), ["seed=8"]).seed == 8
+    assert config.load(str(tmp_path / "mine.py")).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed=3", 3),
+        ("seed=1_000", 1000),
+        ("corpus.max_seconds=3", 3.0),
+        ("corpus.max_seconds=1e3", 1000.0),
+        ("corpus.require_text=False", False),
+        ("corpus.require_text=1", True),
+        ("corpus.path=/a=b", "/a=b"),
+        ("compare.strategies=delay,masked", ("delay", "masked")),
+        ("compare.strategies=('flat',)", ("flat",)),
+        ("compare.strategies=flat", ("flat",)),
+        ("serialization.delays=0,2,2,3", (0, 2, 2, 3)),
+        ("serialization.delays=()", ()),
+        ("codec.codebooks=2", 2),
+        ("codec.path=weights.safetensors", "weights.safetensors"),
+    ],
+)
+def test_overrides_have_the_type_of_the_key(text, expected):
+    loaded = config.load("default", [text])
+    value = config.flat(loaded)[text.partition("=")[0]]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["seed=1.5", "seed=true", "corpus.require_text=maybe", "compare.strategies=(1,2)", "corpus.max_seconds=x"]
+)
+def test_overrides_of_another_type_are_refused(text):
+    with pytest.raises(InputError, match="must be"):
+        config.load("default", [text])
+
+
+@pytest.mark.parametrize("section", config.SECTIONS)
+def test_default_names_every_key_with_its_default(section):
+    """`configs/default.py` and the signature that takes the section cannot drift apart."""
+    values = config.load("default")[section].to_dict()
+    target = config.accepts(section)
+    parameters = inspect.signature(target).parameters
+    assert set(values) == set(parameters)
+    made = {f.name: f.default_factory() for f in getattr(target, "__dataclass_fields__", {}).values()
+            if f.default_factory is not dataclasses.MISSING}  # fmt: skip
+    for name, parameter in parameters.items():
+        default = made.get(name, parameter.default)
+        if default is not inspect.Parameter.empty:
+            assert values[name] == default, name
+            assert type(values[name]) is type(default), name
+
+
+def test_default_comments_every_key():
+    lines = (ROOT / "configs" / "default.py").read_text().splitlines()
+    keys = [number for number, line in enumerate(lines) if line.strip().startswith('"') and '": ' in line]
+    assert len(keys) > 60
+    for number in keys:
+        above = lines[number - 1].strip()
+        assert above.startswith(("#", '"')), f"default.py line {number + 1} has no comment"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_configuration_is_valid_and_says_how_to_run_it(path):
+    config.check(config.load(str(path)))
+    assert "audiolm" in path.read_text().split('"""')[1]
+
+
+def test_errors_of_the_disk_are_sentences():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/x")
+    assert errors.of_the_disk(full).startswith("run/x: No space left on device; what was finished is kept")
+    wrapped = RuntimeError("writing a chunk failed: No space left on device [source locations]")
+    assert "No space left" in errors.of_the_disk(wrapped)
+    try:
+        try:
+            raise full
+        except OSError as error:
+            raise ValueError("a library's words") from error
+    except ValueError as error:
+        assert "No space left" in errors.of_the_disk(error)
+    assert errors.of_the_disk(ValueError("a defect of this program")) is None
+
+
+@pytest.mark.parametrize("kind", ["a task", "a future", "a gathering"])
+def test_further_writes_that_failed_are_silent(kind, caplog):
+    """A full disk fails every array of a checkpoint; asyncio logs of those that nobody awaits when it forgets them."""
+    assert main.main(["train"]) == 2  # any command adds the filters
+
+    def forget(error: Exception) -> None:
+        async def failing() -> None:
+            raise error
+
+        async def begin() -> None:
+            if kind == "a task":
+                tasks = [asyncio.ensure_future(failing())]
+            elif kind == "a future":
+                tasks = [asyncio.get_running_loop().create_future()]
+                tasks[0].set_exception(error)
+            else:
+                tasks = [asyncio.gather(failing())]
+            await asyncio.sleep(0.01)
+            tasks.clear()
+
+        asyncio.run(begin())
+        gc.collect()
+
+    caplog.clear()
+    forget(ValueError('Error writing "layers.w" at "/runs/checkpoints/4.orbax-checkpoint-tmp/d/8f": File too large'))
+    assert not caplog.messages
+    forget(ValueError("of another library"))
+    assert any("never retrieved" in message for message in caplog.messages)

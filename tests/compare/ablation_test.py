@@ -1,0 +1,48 @@
+"""The small checkpoints that are kept with the ablation: one of each strategy, alike in all else, and usable."""
+
+import functools
+from pathlib import Path
+
+import jax
+import pytest
+
+from audiolm_jax import codecs, loading, sampling, serialization
+from audiolm_jax.encoders import recogniser
+from audiolm_jax.evaluation import intelligibility
+from audiolm_jax.model import checkpoints
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "serialization_ablation" / "checkpoints"
+LINES = ["three one four", "nine zero two seven", "six five eight eight one", "two two four"]
+
+
+@functools.cache
+def described(strategy: str) -> tuple[dict, int]:
+    """What a file says about itself, and its parameters."""
+    model, about = checkpoints.load_safetensors(FOLDER / f"{strategy}.safetensors")
+    return about, sum(x.size for x in jax.tree.leaves(checkpoints.params_of(model)))
+
+
+@pytest.fixture(scope="module")
+def ships() -> str:
+    """The fingerprint of the codec that ships now."""
+    return codecs.load("default").fingerprint
+
+
+@pytest.mark.parametrize("strategy", serialization.STRATEGIES)
+def test_they_differ_in_the_strategy_alone(strategy, ships):
+    about, parameters = described(strategy)
+    first, first_parameters = described("flat")
+    assert (FOLDER / f"{strategy}.safetensors").stat().st_size < 16e6
+    assert about["serialization"]["strategy"] == strategy and parameters == first_parameters
+    assert about["codec"]["fingerprint"] == ships
+    for key in ("model", "vocab", "codec", "tokens"):
+        assert about[key] == first[key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["flat", "delay", "coarse_first", "hierarchical"])
+def test_they_are_understood(strategy):
+    generator = loading.load(FOLDER / f"{strategy}.safetensors", sampling.SamplingConfig(temperature=(0.5,)))
+    made = generator.generate(LINES, speakers="belinda")
+    heard = recogniser.load().transcribe([row.waveform for row in made], made[0].sample_rate)
+    assert intelligibility.character_error_rate(LINES, heard) < 0.25

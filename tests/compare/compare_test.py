@@ -1,0 +1,427 @@
+"""The comparison from end to end on a toy, killed at any moment; the other subcommands on what it made."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from audiolm_jax import config, loading
+from audiolm_jax.cli import main
+from audiolm_jax.compare import budget as shares
+from audiolm_jax.compare import cells, report
+from audiolm_jax.compare.stages import Stages
+from audiolm_jax.data import batches as data
+from audiolm_jax.data import tokens
+from audiolm_jax.encoders import recogniser
+from audiolm_jax.evaluation import run as measures
+from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.serialization import STRATEGIES
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--config.evaluation.sentences=2",
+    "--config.evaluation.batch=2",
+    "--config.evaluation.timed=1",
+    "--config.evaluation.heard=1",
+    "--config.evaluation.repeats=1",
+    "--config.model.layers=1",
+    "--config.training.steps=6",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a recogniser that has learnt nothing (what it hears is nonsense, and always the same)."""
+    folder = tmp_path_factory.mktemp("compare")
+    sizes = recogniser.RecogniserConfig(layers=1, width=16)
+    weights = recogniser.to_weights(nnx.split(recogniser.Network(sizes, rngs=nnx.Rngs(0)))[1])
+    recogniser.save(folder / "deaf.safetensors", sizes, weights, {})
+    return folder
+
+
+def arguments(folder: Path, workdir: str, *strategies: str, more: Sequence[str] = ()) -> list[str]:
+    return [
+        *("compare", "--config", "tiny", "--workdir", workdir, *SMALL),
+        f"--config.evaluation.recogniser={folder / 'deaf.safetensors'}",
+        f"--config.compare.strategies={','.join(strategies)}",
+        *more,
+    ]
+
+
+def start(folder: Path, cwd: Path, *strategies: str, more: Sequence[str] = ()) -> subprocess.Popen:
+    cwd.mkdir(exist_ok=True)
+    return launch(folder, cwd, *arguments(folder, "run", *strategies, more=more))
+
+
+def launch(folder: Path, cwd: Path, *command: str) -> subprocess.Popen:
+    variables = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "audiolm_jax", *command],
+        cwd=cwd,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    return output
+
+
+def numbers(workdir: Path) -> dict:
+    """results.json without times and without what another commit of the same code may change."""
+    results = json.loads((workdir / "results.json").read_text())
+    report.validate(results)
+    return {key: value for key, value in report.strip_times(results).items() if key != "commit"}
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """An undisturbed comparison of two strategies: its output and its workdir."""
+    output = finish(start(folder, folder / "undisturbed", "delay", "masked"))
+    return output, folder / "undisturbed" / "run"
+
+
+def test_report_and_results(done):
+    output, workdir = done
+    assert f"report: {workdir / 'report.html'}" in output
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", (workdir / "report.html").read_text())
+    results = numbers(workdir)
+    assert [found["name"] for found in results["strategies"]] == ["delay", "masked"]
+    delay, masked = results["strategies"]
+    assert delay["parameters"] == masked["parameters"]
+    assert delay["training_flops"] == masked["training_flops"]
+    assert (delay["likelihood"], masked["likelihood"]) == ("exact", "bound")
+    assert results["config"]["training"]["steps"] == delay["training_steps"] == 6
+    for found in results["strategies"]:
+        assert 0 < found["also"]["unseen"]["low"] <= found["also"]["unseen"]["bits_per_second"]
+        assert found["cost"]["predicted_passes"] == found["cost"]["measured_passes"]
+        assert 0 < found["bits_per_second"] < 2 * results["baselines"]["uniform_bits_per_second"]
+        for sample in found["samples"]:
+            samples, rate = soundfile.read(workdir / sample["file"])
+            assert rate == 16000
+            assert len(samples) / rate == pytest.approx(sample["seconds"])
+
+
+def test_the_same_command_again_does_nothing_twice(done, folder):
+    output, workdir = done
+    before, speed = numbers(workdir), (workdir / "runs" / "delay" / "stages" / "speed.json").read_text()
+    again = finish(start(folder, workdir.parent, "delay", "masked"))
+    stages = re.findall(r"^-- (\S+): [\d.]+ s$|^-- (\S+)$", output, re.M)
+    assert len(stages) == 14
+    assert len(re.findall(r"^-- \S+: done before$", again, re.M)) == 14
+    assert not re.findall(r"^-- \S+$", again, re.M)
+    assert numbers(workdir) == before
+    assert (workdir / "runs" / "delay" / "stages" / "speed.json").read_text() == speed
+
+
+def test_a_workdir_of_another_configuration_is_refused(done, folder, capsys):
+    _, workdir = done
+    before = (workdir / "results.json").read_bytes()
+    assert main.main([*arguments(folder, str(workdir), "delay"), "--config.model.ffn=64"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "is the run of another config" in err
+    assert "model.ffn is 128 there and 64 here" in err
+    assert (workdir / "results.json").read_bytes() == before
+
+
+def test_generate_speaks(done, capsys, tmp_path):
+    _, workdir = done
+    run, out = str(workdir / "runs" / "delay"), tmp_path / "out.wav"
+    common = ["generate", "--workdir", run, "--text", "one two"]
+    assert main.main([*common, "--out", str(out), "--frames", "20"]) == 0
+    assert "0.80 s of audio" in capsys.readouterr().out
+    whole, rate = soundfile.read(out)
+    assert (len(whole), rate) == (20 * 640, 16000)
+    streamed = tmp_path / "streamed.wav"
+    assert main.main([*common, "--out", str(streamed), "--seconds", "0.8", "--stream"]) == 0
+    np.testing.assert_array_equal(soundfile.read(streamed)[0], whole)
+    assert main.main([*common, "--out", str(streamed), "--frames", "20", "--seed", "1"]) == 0
+    assert not np.array_equal(soundfile.read(streamed)[0], whole)
+    prompt = workdir / "speech" / "real" / "0.wav"
+    assert main.main([*common, "--out", str(out), "--prompt", str(prompt), "--prompt-text", "six"]) == 0
+    assert sorted(tmp_path.iterdir()) == [out, streamed]
+
+
+def test_an_exported_file_speaks_like_its_run(done, capsys, tmp_path):
+    run, file = str(done[1] / "runs" / "delay"), tmp_path / "delay.safetensors"
+    assert main.main(["export", "--workdir", run, "--out", str(file)]) == 0
+    assert f"--checkpoint {file}" in capsys.readouterr().out
+    for source, out in (("--workdir", "a.wav"), ("--checkpoint", "b.wav")):
+        path = {"--workdir": run, "--checkpoint": str(file)}[source]
+        assert (
+            main.main(["generate", source, path, "--text", "one", "--frames", "9", "--out", str(tmp_path / out)]) == 0
+        )
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    [result] = loading.load(file).generate(["one"], frames=9)
+    assert len(result.codes_TQ) == 9
+    assert "--speaker" not in capsys.readouterr().err
+    with safe_open(file, "numpy") as opened:
+        about = json.loads(opened.metadata()["about"])
+    about["data"]["template"] = "{speaker}: {text}"
+    save_file(load_file(file), file, metadata={"about": json.dumps(about)})
+    speak = ["generate", "--checkpoint", str(file), "--text", "one", "--frames", "9", "--out", str(tmp_path / "a.wav")]
+    assert main.main(speak) == 0 and "--speaker names a voice" in capsys.readouterr().err
+    assert main.main([*speak, "--speaker", "m1"]) == 0 and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--text", "one", "--frames", "0"], "0 frames"),
+        (["--text", "one", "--seconds", "nan"], "nan seconds"),
+        (["--text", "one", "--frames", "100000"], "100000 frames"),
+        (["--text", ""], "the text is empty"),
+        (["--text", "one " * 300], "the context of this model"),
+        (["--text", "one", "--prompt", "nothing.wav"], "nothing.wav: the file does not exist"),
+        (["--text", "one", "--prompt", __file__], "not readable as audio"),
+        (["--text", "one", "--config.sampling.top_p=2"], "sampling.top_p"),
+        (["--text", "one", "--config.sampling.temperature=1,1"], "sampling.temperature"),
+        (["--text", "one", "--config.model.layers=3"], "keeps its configuration"),
+    ],
+)
+def test_generate_refuses_in_one_sentence(done, more, expected, capsys, tmp_path):
+    _, workdir = done
+    out = tmp_path / "out.wav"
+    assert main.main(["generate", "--workdir", str(workdir / "runs" / "delay"), "--out", str(out), *more]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    assert expected in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_agrees_with_the_comparison(done, folder, capsys):
+    _, workdir = done
+    options = [f"--config.evaluation.recogniser={folder / 'deaf.safetensors'}", *SMALL[:5]]
+    run = workdir / "runs" / "delay"
+    assert main.main(["evaluate", "--workdir", str(run), "--data", str(workdir / "data"), *options]) == 0
+    assert "bits per second of audio" in capsys.readouterr().out
+    found = json.loads((run / "evaluation.json").read_text())
+    expected = numbers(workdir)["strategies"][0]
+    assert found["bits_per_second"] == pytest.approx(expected["bits_per_second"], rel=1e-4)
+    assert found["cer"] == expected["cer"]
+
+
+def test_train_refuses_what_is_not_its_own(done, capsys, tmp_path):
+    _, workdir = done
+    train = ["train", "--config", "tiny", "--data", str(workdir / "data")]
+    run = str(workdir / "runs" / "delay")
+    assert main.main([*train, "--workdir", run, "--config.serialization.strategy=flat"]) == 2
+    assert "serialization.strategy" in capsys.readouterr().err
+    assert main.main([*train, "--workdir", str(tmp_path / "new"), "--config.codec.name=default"]) == 2
+    assert "fingerprint" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_one_sentence(done, folder):
+    """No file may grow beyond 64 kB: what a full disk is to a writer. (The checkpoint library complains first.)"""
+    _, workdir = done
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "from audiolm_jax import cli; cli.run()"
+    )
+    command = [*("train", "--config", "tiny", "--data", str(workdir / "data")), *SMALL[5:]]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *command, "--workdir", str(folder / "full")],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert re.match(r"audiolm: .*(File too large|No space left).* what was finished is kept", last), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def kill_when(process: subprocess.Popen, stage: str, seconds: float) -> None:
+    """Waits until `stage` begins, then so many seconds more, and kills everything."""
+    for line in process.stdout:
+        if line.startswith(f"-- {stage}"):
+            break
+    else:
+        raise AssertionError(f"{stage} did not begin")
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_ends_with_the_same_results(folder):
+    strategies = ("flat", "delay", "hierarchical", "masked")
+    finish(start(folder, folder / "straight", *strategies))
+    moments = [
+        *(("corpus", 0.0), ("corpus", 0.5), ("tokens", 0.2), ("flat/train", 0.5), ("flat/train", 6.0)),
+        *(("flat/likelihood", 0.5), ("delay/train", 4.0), ("delay/speech", 1.0), ("hierarchical/speed", 0.5)),
+        *(("masked/train", 3.0), ("masked/speech", 0.0)),
+    ]
+    for stage, seconds in moments:
+        kill_when(start(folder, folder / "killed", *strategies), stage, seconds)
+    finish(start(folder, folder / "killed", *strategies))
+    assert numbers(folder / "killed" / "run") == numbers(folder / "straight" / "run")
+    for wav in sorted((folder / "straight" / "run" / "speech").rglob("*.wav")):
+        other = folder / "killed" / wav.relative_to(folder / "straight")
+        assert other.read_bytes() == wav.read_bytes(), wav
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(done, folder, number, code):
+    run, data = folder / f"signal-{code}", done[1] / "data"
+    command = ["train", "--config", "tiny", "--data", str(data), "--workdir", str(run), "--config.model.layers=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "audiolm_jax", *command, "--config.training.steps=5000"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "audiolm: stopped; the last step is saved, and the same command again goes on from there"
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+def made(*outputs: str) -> list[str]:
+    """The stages that processes made, not those that they found done."""
+    return sorted(stage for output in outputs for stage in re.findall(r"^-- (\S+)$", output, re.M))
+
+
+GRID = ("--config.compare.seeds=0,1", "--config.compare.equal=tokens")
+CELLS = ("delay-0", "masked-0", "delay-1", "masked-1")
+STAGES = sorted(
+    ["corpus", "tokens", "baselines", "ceilings"]
+    + [f"{cell}/{stage}" for cell in CELLS for stage in ("train", "likelihood", "speech", "speed")]
+)
+
+
+@pytest.fixture(scope="module")
+def grid(folder):
+    """Two processes that made a grid together: their outputs, and its workdir."""
+    both = [start(folder, folder / "grid", "delay", "masked", more=GRID) for _ in range(2)]
+    return [finish(process) for process in both], folder / "grid" / "run"
+
+
+@pytest.mark.slow
+def test_two_processes_make_every_cell_once(grid):
+    outputs, workdir = grid
+    assert made(*outputs) == STAGES
+    assert all(any(stage.endswith("/train") for stage in made(output)) for output in outputs), "one made everything"
+    assert sorted(path.name for path in (workdir / "runs").iterdir()) == sorted(CELLS)
+    assert all(f"report: {workdir / 'report.html'}" in output for output in outputs)
+    results = numbers(workdir)
+    assert [found["name"] for found in results["strategies"]] == ["delay", "masked"]
+    for found in results["strategies"]:
+        assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
+        assert found["bits_per_second"] == pytest.approx(np.mean([seed["bits_per_second"] for seed in found["seeds"]]))
+        assert found["bits_per_second_low"] < found["bits_per_second"] < found["bits_per_second_high"]
+        assert found["seeds"][0]["utterance_bits"] != found["seeds"][1]["utterance_bits"]
+    shown = [seed["training_frames"] for found in results["strategies"] for seed in found["seeds"]]
+    assert max(shown) < 1.08 * min(shown)
+
+
+@pytest.mark.slow
+def test_the_cell_of_a_killed_process_is_taken_over(grid, folder):
+    other, killed = (start(folder, folder / "taken", "delay", "masked", more=GRID) for _ in range(2))
+    kill_when(killed, "", 0)  # whatever it begins with, the corpus or a wait for it, it gets no further
+    third = start(folder, folder / "taken", "delay", "masked", more=GRID)
+    for line in third.stdout:
+        if found := re.match(r"-- (\S+)/train$", line):
+            break
+    time.sleep(2)
+    os.killpg(third.pid, signal.SIGKILL)
+    third.wait()
+    third.stdout.close()
+    output = finish(other)
+    assert f"{found[1]}/train" in made(output), "nobody took over what the killed process had begun"
+    assert numbers(folder / "taken" / "run") == numbers(grid[1])
+
+
+def test_two_runs_of_a_cell_from_one_seed_are_bit_identical(done, folder):
+    cell, data_folder, again = done[1] / "runs" / "delay", done[1] / "data", folder / "again"
+    command = ["train", "--config", "tiny", "--data", str(data_folder), "--workdir", str(again), *SMALL]
+    ended = launch(folder, folder, *command, "--config.serialization.strategy=delay")
+    finish(ended)
+    (one, other) = (checkpoints.restore_params(run)[0] for run in (cell, again))
+    leaves = jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(other))
+    assert len(leaves[0]) > 5
+    assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    evaluation = config.section(config.load("tiny"), "evaluation")
+    found = [measures.bits(run, data_folder, evaluation, sharding.ShardingConfig()) for run in (cell, again)]
+    assert found[0] == found[1]
+    assert found[0]["bits_per_second"] == pytest.approx(numbers(done[1])["strategies"][0]["bits_per_second"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_frames_of_a_step_are_those_that_batches_hold(done):
+    """The budget "tokens" is counted by packing lengths alone; real batches hold what it says."""
+    source = tokens.open_split(done[1] / "data" / "tokens", "train")
+    tiny = config.load(
+        "tiny", [f"compare.strategies={','.join(STRATEGIES)}", "compare.equal=tokens", "training.steps=200"]
+    )
+    vocab = data.make_vocab(source.metadata, config.section(tiny, "data"))
+    parts = cells.variants(tiny, vocab.codebooks)
+    seen = shares.documents(source, config.section(tiny, "data"), vocab)
+    assert seen[:, 1].tolist() == [source.head(n)["frames"] for n in range(len(source))]
+    budget = shares.equal_shares(tiny, parts, vocab, 25.0, seen)
+    for cell in cells.plan(tiny, parts, budget):
+        sections = (config.section(cell.config, name) for name in ("data", "serialization"))
+        with contextlib.closing(data.training_batches(source, *sections, vocab, 0)) as batches:
+            frames = np.mean([int(next(batches)["frames"]) for _ in range(16)])
+        predicted = budget["", cell.strategy]["training_frames_predicted"] / cell.config.training.steps
+        assert frames == pytest.approx(predicted, rel=0.06), cell.strategy
+
+
+def test_a_stage_is_made_again_when_its_inputs_or_an_earlier_stage_change(tmp_path, capsys):
+    made = []
+
+    def go(first: int, second: int) -> Stages:
+        stages = Stages(tmp_path)
+        stages.run("first", lambda: made.append("first") or {"value": first}, first)
+        stages.run("second", lambda: made.append("second") or (1, 2), second, after=["first"])
+        return stages
+
+    go(1, 1)
+    assert made == ["first", "second"]
+    assert go(1, 1).kept["second"]["result"] == [1, 2]
+    assert made == ["first", "second"]
+    go(1, 2)
+    assert made == ["first", "second", "second"]
+    go(2, 2)
+    assert made == ["first", "second", "second", "first", "second"]
+    with pytest.raises(ZeroDivisionError):
+        Stages(tmp_path).run("third", lambda: 1 / 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.json", "second.json"]
+    capsys.readouterr()

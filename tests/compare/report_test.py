@@ -1,0 +1,370 @@
+"""The report: its schema is a gate, the page is complete and self-contained, and equal runs compare equal."""
+
+import copy
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_jax import config
+from audiolm_jax.compare import cells
+from audiolm_jax.compare.report import charts, media, strip_times, tables, write_report
+from audiolm_jax.compare.report.differences import between, told
+from audiolm_jax.compare.report.listen import heard
+from audiolm_jax.compare.report.verdict import verdict
+from audiolm_jax.compare.results import assemble
+from audiolm_jax.data.corpora.espeak import Engine
+from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import intervals
+
+RATE = 16_000
+NAMES = ("flat", "delay", "hierarchical", "masked")
+SENTENCES = (
+    {"text": "the old teacher sold a golden violin in vienna", "speaker": "f3"},
+    {"text": "seven three zero nine", "speaker": "m3"},
+)
+
+
+@pytest.fixture(scope="module")
+def speech():
+    """{sentence: waveform float32 [samples] at 16 kHz} by espeak-ng."""
+    import soxr
+
+    engine = Engine()
+    said = [engine.speak(s["text"], f"en-us+{s['speaker']}", seed=1) for s in SENTENCES]
+    return [soxr.resample(one.waveform, one.sample_rate, RATE) * 0.5 for one in said]
+
+
+NUMBERS = {  # bits per second, their spread over utterances, CER, RTF, passes, look-ahead, first audio
+    "flat": (412.3, 12, 0.18, 1.31, 401, 4, 0.021),
+    "delay": (431.9, 13, 0.22, 0.36, 104, 3, 0.026),
+    "hierarchical": (424.0, 12, 0.27, 0.33, 105, 99, 0.325),
+    "masked": (447.5, 18, 0.41, 0.08, 20, 99, 0.082),
+    "parallel": (486.1, 14, 0.58, 0.31, 101, 0, 0.011),
+    "coarse_first": (428.4, 13, 0.24, 0.69, 203, 103, 0.41),
+}
+
+
+def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
+    """Results as a comparison of strategies would hand them in, with audio files below `directory`.
+
+    100 utterances and 32 sentences of 50 characters; the mean over seeds is that of NUMBERS.
+    """
+    rng = np.random.default_rng(0)
+    (directory / "audio").mkdir(exist_ok=True)
+
+    def samples(name, noise, transcripts):
+        found = []
+        for number, waveform in enumerate(speech):
+            path = f"audio/{name}_{number}.flac"
+            worse = waveform + noise * rng.normal(size=len(waveform)) * np.abs(waveform)
+            soundfile.write(directory / path, worse.astype(np.float32), RATE)
+            transcript = transcripts[number]
+            found.append({
+                "sentence": number, "file": path, "transcript": transcript,
+                "cer": 0.0 if transcript == SENTENCES[number]["text"] else 0.31, "seconds": len(waveform) / RATE,
+            })  # fmt: skip
+        return found
+
+    def cer(value, opinion):
+        low, high = max(value - 0.03, 0.0), value + 0.04
+        return {"value": value, "low": low, "high": high, "utterances": 32, "second_opinion": opinion}
+
+    exact = [s["text"] for s in SENTENCES]
+    garbled = ["the old teacher old a golden in via vienna", "seven tree zero"]
+    seconds, share = rng.uniform(1, 2, 100), rng.normal(size=100)
+    hard, found, shares, plan = rng.integers(-4, 5, 32), {}, {}, []
+    for seed, size, name in itertools.product(seeds, sizes, names):
+        bits, spread, rate, rtf, passes, ahead, first = NUMBERS[name]
+        bits, rate = bits * (1 if size in ("", "base") else 1.06), rate * (1 if size in ("", "base") else 1.3)
+        bits += 2.5 * (seed - np.mean(seeds)) + rng.normal(size=len(seeds)).round(1)[0] * (len(seeds) > 1)
+        noise = spread * share + 4 * rng.normal(size=100)
+        noise -= (noise * seconds).sum() / seconds.sum()
+        errors = np.full(32, round(50 * rate)) + hard - round(hard.mean())
+        errors[0] += round(1600 * rate) - errors.sum()
+        steps = 600 if name == "flat" else 2100
+        curve = [[s, bits + 390 * float(np.exp(-s / (0.18 * steps))) + 2 * float(rng.normal())] for s in
+                 range(0, steps + 1, steps // 30)]  # fmt: skip
+        entry = f"{name}-{size}" if size else name
+        run = f"{entry}-{seed}" if len(seeds) > 1 else entry
+        plan.append(cells.Cell(run, entry, name, size, seed, None))
+        shares[size, name] = {
+            "parameters": 1_312_000 if size in ("", "base") else 512_000,
+            "rows_per_step": 16, "training_flops": 3.21e13 if size in ("", "base") else 1.3e13,
+            "training_steps": steps, "training_frames_predicted": 150_000.0,
+            "positions_per_second": 100.0 if name == "flat" else 26.0,
+        }  # fmt: skip
+        found[run] = {
+            "training_seconds": 118.0, "training_frames": 151_000, "training_curve": curve,
+            "hardware": {"processor": "x86_64", "devices": "1 x cpu"},
+            "likelihood": "bound" if name == "masked" else "exact", "bits_per_second": bits,
+            "bits_per_second_per_codebook": [0.2 * bits, 0.25 * bits, 0.27 * bits, 0.28 * bits],
+            "end_bits_per_utterance": None if name == "masked" else 2.14,
+            "length_bits_per_utterance": 4.6 if name == "masked" else None,
+            "utterance_bits": ((bits + noise) * seconds).tolist(), "utterance_seconds": seconds.tolist(),
+            "also": {"unseen": {"utterance_bits": (1.1 * bits * seconds).tolist(),
+                                "utterance_seconds": seconds.tolist()}},
+            "cer": cer(rate, 0.5 + rate), "sentence_errors": errors.tolist(), "sentence_characters": [50] * 32,
+            "cost": {"frames": 100, "predicted_passes": passes, "measured_passes": passes, "lookahead_frames": ahead,
+                     "first_audio_passes": ahead + 1, "flops": 3.1e10, "kv_bytes": 2_000_000},
+            "speed": {"rtf": rtf, "generation_seconds": 4 * rtf, "generation_predicted_seconds": rtf,
+                      "first_audio_seconds": first, "first_audio_predicted_seconds": 0.9 * first},
+            "samples": samples(entry, 0.3 + rate, exact if name == "flat" else garbled),
+        }  # fmt: skip
+    about = {
+        "corpus": {"name": "synthetic", "speakers": 8, "utterances": {"train": 1800, "valid": 100, "test": 100},
+                   "hours": {"train": 0.71, "valid": 0.04, "test": 0.04}},
+        "codec": {"name": "default", "fingerprint": "ab" * 32, "frame_rate": 25.0, "codebooks": 4,
+                  "codebook_size": 1024, "sample_rate": RATE},
+        "recogniser": {"fingerprint": "cd" * 32},
+        "baselines": {"uniform_bits_per_second": 1000.0, "unigram_bits_per_second": 861.0,
+                      "per_codebook_unigram_bits_per_second": [205.0, 214.0, 220.0, 222.0]},
+        "sentences": [dict(s) for s in SENTENCES],
+        "ceilings": {"real": {"cer": cer(0.018, 0.41), "samples": samples("real", 0.0, exact)},
+                     "codec": {"cer": cer(0.031, 0.44), "samples": samples("codec", 0.1, exact)}},
+    }  # fmt: skip
+    used = config.load("demo")
+    made = assemble(used, "audiolm compare --config=configs/demo.py --workdir=runs/demo", about, plan, shares, found)
+    return json.loads(json.dumps(made)) | {
+        "title": "Four orders on one codec grid",
+        "config": {"seed": 0, "model": {"layers": 4, "width": 160, "dtype": "float32"},
+                   "serialization": {"delays": [0, 1, 2, 3], "strategy": "delay"},
+                   "training": {"batch": 16, "learning_rate": 0.002, "budget": {"flops": 3.2e13}}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path, speech):
+    return example(tmp_path, speech)
+
+
+def test_page_is_whole_and_needs_nothing_beside_itself(results, tmp_path):
+    picture = '<svg viewBox="0 0 10 10"><rect width="10" height="10"/></svg>'
+    page = write_report(results, tmp_path, dict.fromkeys(NAMES, picture))
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert "http" not in text.replace("http-equiv", "")
+    for name in NAMES:
+        assert text.count(f">{name}<") >= 1
+    assert text.count(picture) == len(NAMES)
+    clips = len(SENTENCES) * (len(NAMES) + 2)
+    assert text.count("data:audio/flac;base64,") == text.count("data:image/png;base64,") == clips
+    for number in ("412.3", "453.5", "861.0", "1000.0", "18.0", "row minus column", "≥ "):
+        assert number in text
+    assert "nan" not in re.sub(r"base64,[^\"']*", "", text).lower().split()
+    assert len(text) < 15_000_000
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_results_json_holds_the_same_numbers(results, tmp_path):
+    write_report(results, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
+
+
+def test_audio_in_the_page_is_the_audio_of_the_file(results, tmp_path, speech):
+    import base64
+    import io
+
+    text = write_report(results, tmp_path).read_text(encoding="utf-8")
+    first = base64.b64decode(re.search(r"data:audio/flac;base64,([^\"']*)", text)[1])
+    waveform, rate = soundfile.read(io.BytesIO(first))
+    assert rate == RATE
+    np.testing.assert_allclose(waveform, speech[0], atol=2 / 32768)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda r: r.pop("codec"), "results.codec is missing"),
+        (lambda r: r["codec"].update(colour="blue"), "results.codec.colour is not a key"),
+        (lambda r: r["strategies"][1].update(bits_per_second=float("nan")), r"strategies\[1\].bits_per_second is nan"),
+        (lambda r: r["strategies"][0]["cer"].update(value=None), r"strategies\[0\].cer.value must be a number"),
+        (lambda r: r["strategies"][0].update(parameters=1.5), "parameters must be int"),
+        (lambda r: r["strategies"][0].update(parameters=True), "parameters must be int"),
+        (lambda r: r["strategies"][2].update(likelihood="nearly"), "'nearly', not 'exact' or 'bound'"),
+        (lambda r: r["strategies"][2].update(name="flat"), "'flat' appears twice"),
+        (lambda r: r["strategies"][2].update(bits_per_second=1.0), "bits per codebook sum to"),
+        (lambda r: r["strategies"][1].update(seeds=[]), r"strategies\[1\].seeds holds the seeds \[\]"),
+        (lambda r: r["strategies"][1]["seeds"].append(r["strategies"][1]["seeds"][0]), r"seeds \[0, 0\]"),
+        (lambda r: r["strategies"][1]["seeds"][0]["utterance_bits"].pop(), "99 utterance_bits for 100"),
+        (lambda r: r["differences"][0].update(a="zigzag"), r"differences\[0\].a is 'zigzag'"),
+        (lambda r: r["differences"][0].update(metric="loss"), "the metric 'loss'"),
+        (lambda r: r.update(equal="steps"), "results.equal is 'steps'"),
+        (lambda r: r["strategies"][3]["bits_per_second_per_codebook"].pop(), "bits of 3 codebooks, the codec has 4"),
+        (lambda r: r["strategies"][3]["samples"][0].update(sentence=9), "sentence 9, which does not exist"),
+        (lambda r: r["config"]["model"].update(width=float("inf")), "results.config.model.width is inf"),
+        (lambda r: r["config"].update(model=np.float32(3)), "holds a float32"),
+        (lambda r: r.update(strategies=[]), "nothing to report"),
+        (lambda r: r.update(schema=1), "results.schema is 1"),
+    ],
+)
+def test_results_that_break_the_schema_are_refused(results, tmp_path, change, named):
+    change(results)
+    with pytest.raises(InputError, match=named):
+        write_report(results, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_missing_audio_file_is_named(results, tmp_path):
+    (tmp_path / "audio" / "delay_1.flac").unlink()
+    with pytest.raises(InputError, match=r"delay_1\.flac"):
+        write_report(results, tmp_path)
+
+
+def test_equal_runs_are_equal_without_times(results):
+    other = copy.deepcopy(results)
+    other["created"] = "2027-01-01T00:00:00Z"
+    other["hardware"]["cores"] = 64
+    other["strategies"][0]["training_seconds"] = 1.0
+    other["strategies"][1]["speed"]["rtf"] = 9.0
+    assert strip_times(other) == strip_times(results)
+    other["strategies"][1]["bits_per_second"] += 0.01
+    assert strip_times(other) != strip_times(results)
+    assert strip_times({"config": {"speed": 3}}) == {"config": {"speed": 3}}
+
+
+def test_one_strategy_and_no_samples_make_a_page(results, tmp_path):
+    results["strategies"], results["differences"] = results["strategies"][:1], []
+    results["strategies"][0]["samples"] = []
+    results["strategies"][0]["training_curve"] = []
+    results["ceilings"]["real"]["samples"] = results["ceilings"]["codec"]["samples"] = []
+    results["sentences"] = []
+    text = write_report(results, tmp_path).read_text(encoding="utf-8")
+    assert 'id="listen"' not in text
+    assert 'id="results"' in text
+
+
+def test_what_comes_from_outside_is_escaped(results, tmp_path):
+    results["title"] = "<script>alert(1)</script>"
+    results["strategies"][0]["samples"][0]["transcript"] = "<b>bold</b>"
+    results["sentences"][0]["text"] = '"><img src=x>'
+    results["command"] = "a && b < c"
+    text = write_report(results, tmp_path).read_text(encoding="utf-8")
+    assert "<script>alert" not in text and "<img src=x>" not in text and "<b>bold" not in text
+    assert "a &amp;&amp; b &lt; c" in text
+
+
+def test_verdict_ranks_with_intervals(results, tmp_path, speech):
+    said = verdict(results)
+    assert re.search(
+        r"flat needs the fewest bits: 412 per second of audio \(4\d\d–41\d\), 52\xa0% below the unigram", said
+    )
+    ahead = re.search(r"ahead of hierarchical by 11\.7 \(([\d.]+) to ([\d.]+)\)", said)
+    assert 0 < float(ahead[1]) < 11.7 < float(ahead[2])
+    assert "One seed each" in said
+    assert "The least work was measured for masked, 0.08 s for a second of audio (one measurement)" in said
+    several = verdict(example(tmp_path, speech, seeds=(0, 1, 2)))
+    assert "One seed" not in several and "over seeds" in several
+    for pair in results["differences"]:
+        pair.update(low=-1.0, high=1.0)
+    assert "within the noise of hierarchical (11.7, −1.0 to 1.0)" in verdict(results)
+    results["strategies"][2]["likelihood"] = "bound"
+    for pair in results["differences"]:
+        pair.update(low=-15.0, high=-1.0, bound="lower" if pair["metric"] == "bits_per_second" else None)
+    assert "may be smaller in truth" in verdict(results)
+
+
+def test_verdict_does_not_praise_what_nobody_understands(results):
+    assert re.search(r"flat is understood best, 18.0\xa0% of characters wrong \([\d.]+–[\d.]+; real", verdict(results))
+    for strategy in results["strategies"]:
+        strategy["cer"].update(value=0.93, low=0.9, high=0.97)
+    assert "None can be understood yet, the closest is flat with 93.0\u00a0% of characters wrong" in verdict(results)
+
+
+def test_intervals_can_be_made_again_from_the_results(tmp_path, speech):
+    results = example(tmp_path, speech, seeds=(0, 1, 2))
+    held = results["held_out"]
+    bits = {s["name"]: np.array([seed["utterance_bits"] for seed in s["seeds"]]) for s in results["strategies"]}
+    assert {one.shape for one in bits.values()} == {(3, 100)}
+    for one in results["strategies"]:
+        again = intervals.ratio(bits[one["name"]], held["utterance_seconds"])
+        assert (again.value, again.low, again.high) == tuple(
+            one[f"bits_per_second{end}"] for end in ("", "_low", "_high")
+        )
+        assert (
+            one["spread"]["bits_per_second"]["min"] <= one["bits_per_second"] <= one["spread"]["bits_per_second"]["max"]
+        )
+        assert one["cer"]["low"] < one["cer"]["value"] < one["cer"]["high"]
+    pairs = {(p["a"], p["b"]): p for p in results["differences"] if p["metric"] == "bits_per_second"}
+    assert len(pairs) == 6
+    for (a, b), pair in pairs.items():
+        again = intervals.difference(bits[a], bits[b], held["utterance_seconds"])
+        assert (pair["difference"], pair["low"], pair["high"]) == (again.value, again.low, again.high)
+        assert pair["bound"] == ("lower" if b == "masked" else None)
+
+
+def test_only_strategies_of_one_size_are_compared(tmp_path, speech):
+    results = example(tmp_path, speech, names=("flat", "delay"), sizes=("base", "small"))
+    assert [s["name"] for s in results["strategies"]] == ["flat-base", "delay-base", "flat-small", "delay-small"]
+    pairs = {(p["size"], p["a"], p["b"]) for p in results["differences"]}
+    assert pairs == {("base", "flat-base", "delay-base"), ("small", "flat-small", "delay-small")}
+    text = write_report(results, tmp_path, {"flat": "<svg/>", "delay": "<svg/>"}).read_text(encoding="utf-8")
+    assert text.count("row minus column") == 4
+    assert text.count("<svg/>") == 2, "an order is drawn once, whatever its sizes"
+
+
+def test_a_difference_with_a_bound_is_told_only_the_way_it_bounds(results):
+    pair = between(results, "flat", "masked", "bits_per_second")
+    assert (pair["bound"], pair["difference"]) == ("lower", pytest.approx(412.3 - 447.5))
+    assert pair["high"] < 0 and told(pair) == 0, "masked may need fewer bits than its bound says"
+    turned = between(results, "masked", "flat", "bits_per_second")
+    assert turned["bound"] == "upper" and turned["low"] == -pair["high"] and told(turned) == 0
+    assert told(turned | {"low": -9.0, "high": -3.0}) == -1
+    assert told(between(results, "flat", "delay", "bits_per_second")) == -1
+    assert told(between(results, "delay", "flat", "bits_per_second")) == 1
+    assert told(between(results, "flat", "masked", "cer")) == -1
+
+
+def test_bits_that_are_a_bound_say_so_wherever_they_stand(results):
+    for table in (tables.results_table, tables.also_table):
+        rows = {re.search(r"(\w+)</th>", row)[1]: row for row in table(results).split("<tr") if 'scope="row"' in row}
+        for one in results["strategies"]:
+            assert f'<span class="tag {one["likelihood"]}">' in rows[one["name"]]
+    totals = re.findall(r'class="total">([^<]+)<', tables.codebook_bars(results))
+    bounds = [one["likelihood"] == "bound" for one in results["strategies"]]
+    assert [total.startswith("≤") for total in totals] == [*bounds, False]
+
+
+def test_many_sentences_are_compressed_and_the_rest_left_beside_the_page(results, tmp_path, speech):
+    for number in range(2, 120):
+        results["sentences"].append(dict(SENTENCES[0]))
+        results["strategies"][0]["samples"].append(
+            {**results["strategies"][0]["samples"][0], "sentence": number, "seconds": 60.0}
+        )
+    text = write_report(results, tmp_path).read_text(encoding="utf-8")
+    assert len(text) < 15_000_000
+    assert "data:audio/ogg;base64," in text and "data:audio/flac" not in text
+    assert "more sentences lie as audio files" in text
+
+
+def test_errors_in_a_transcript_are_marked():
+    assert heard("one two three", "one two three") == "one two three"
+    assert heard("one two three", "one too three four") == "one <ins>too</ins> three <ins>four</ins>"
+    assert heard("one two three", "one three") == "one <del>two</del> three"
+    assert "nothing was heard" in heard("one", "")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 8.1), (412, 447.5), (1e-9, 2e-9), (5, 5), (0, 3.2e13)])
+def test_ticks_are_round_and_inside(low, high):
+    ticks = charts.nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 8
+    assert all(low - 1e-12 <= tick <= max(high, low + abs(low) + 1) for tick in ticks)
+    assert len({charts.number(tick) for tick in ticks}) == len(ticks)
+
+
+@pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros(5), np.zeros(RATE), np.full(900, np.nan)])
+def test_odd_audio_has_a_picture_and_plays(waveform):
+    import base64
+    import io
+
+    from PIL import Image
+
+    uri = media.spectrogram_uri(waveform.astype(np.float32), RATE)
+    image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+    assert image.size[1] == media.BANDS and image.size[0] >= 1
+    assert np.asarray(image).max() == 0  # silence is dark
+    assert media.audio_uri(waveform.astype(np.float32), RATE).startswith("data:audio/flac;base64,")

@@ -1,0 +1,76 @@
+"""Every configuration x strategy x sharding preset is traced on a mesh of devices that this machine does not have."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from audiolm_jax import config as configs
+from audiolm_jax import serialization
+from audiolm_jax.model.sharding import PRESETS, abstract_mesh
+from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.training import loop, optimizer
+
+CONFIGS = sorted(path.stem for path in configs.folder().glob("*.py"))
+CONTEXT, TENSOR = 2, 2
+
+
+@pytest.fixture
+def mesh():
+    """Instead of the suite's mesh of one real device."""
+    with jax.sharding.use_abstract_mesh(abstract_mesh(4, CONTEXT, TENSOR)):
+        yield
+
+
+@functools.cache  # of a strategy, a training step sees the number of streams and nothing else
+def trace(name: str, streams: int, codebooks: int, preset: str):
+    """(state before, state after, metrics) of a train step, as shapes with shardings."""
+    config = configs.load(name)
+    model = configs.section(config, "model")
+    if preset == "fsdp_tensor" and model.kv_heads % TENSOR:
+        model = dataclasses.replace(model, heads=model.heads * TENSOR, kv_heads=model.kv_heads * TENSOR)
+    vocab = Vocab(codebooks, 1024, config.data.max_frames)
+    settings = dataclasses.replace(configs.section(config, "training"), ema=0.99, accumulate=2)
+    optimizing, rules = configs.section(config, "optimizer"), PRESETS[preset]
+    tx = optimizer.make(optimizing, settings.steps)
+    graph, init = loop._initialiser(model, vocab, rules, settings, tx)
+    state = jax.eval_shape(lambda: init(jax.random.key(0)))
+    rows, length = 8, config.data.sequence_length
+
+    def array(dtype, *shape):
+        spec = P(None, rules.batch, rules.length, *(None,) * (len(shape) - 2))
+        sharding = NamedSharding(jax.sharding.get_abstract_mesh(), spec)
+        return jax.ShapeDtypeStruct((settings.accumulate, *shape), dtype, sharding=sharding)
+
+    batch = {
+        **{f"{key}_BLS": array(jnp.int32, rows, length, streams) for key in ("tokens", "targets", "heads")},
+        **{f"{key}_BL": array(jnp.int32, rows, length) for key in ("positions", "segments", "ahead")},
+        "weights_BLS": array(jnp.float32, rows, length, streams),
+    }
+    schedule = optimizer.schedule(optimizing, settings.steps)
+    options = {"graph": graph, "tx": tx, "schedule": schedule, "config": settings, "vocab": vocab, "rules": rules}
+    return state, *jax.eval_shape(functools.partial(loop.train_step, **options), state, batch)
+
+
+def layout(x: jax.ShapeDtypeStruct) -> tuple:
+    return x.shape, x.dtype, () if x.sharding is None else tuple(x.sharding.spec)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("strategy", serialization.STRATEGIES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_train_step_keeps_its_shardings(name, strategy, preset, mesh):
+    config = configs.load(name)
+    codebooks = config.data.codebooks or config.codec.codebooks or 8
+    grid = serialization.bind(serialization.SerializationConfig(strategy), codebooks)
+    before, after, metrics = trace(name, grid.streams, codebooks, preset)
+    assert metrics["loss"].shape == ()
+    assert [layout(x) for x in jax.tree.leaves(before)] == [layout(x) for x in jax.tree.leaves(after)]
+    axes = {axis for x in jax.tree.leaves(after.params) for part in layout(x)[2] for axis in np.atleast_1d(part)}
+    used = {axis for name in ("embed", "heads", "ffn", "vocab") for axis in PRESETS[preset].axes(name)}
+    assert axes - {None} == used

@@ -1,0 +1,145 @@
+"""Small random models and the causal loop by its definition: no cache, no batch, no jax in the order."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from audiolm_jax import serialization
+from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
+from audiolm_jax.sampling import SamplingConfig, causal
+from audiolm_jax.sampling import requests as plan
+from audiolm_jax.serialization import SerializationConfig, documents, text
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.vocab import Vocab
+
+K, MOST = 5, 7
+CAUSAL = [
+    ("flat", 3, ()),
+    ("parallel", 2, ()),
+    ("delay", 3, ()),
+    ("delay", 3, (0, 1, 5)),
+    ("coarse_first", 3, (0, 1, 3)),
+    ("hierarchical", 2, ()),
+]
+
+
+def bind(strategy, Q, delays=(), **options):
+    return serialization.bind(SerializationConfig(strategy=strategy, delays=delays, **options), Q)
+
+
+def vocab_of(Q):
+    return Vocab(Q, K, 80)
+
+
+@functools.cache
+def models(Q):
+    """(stacked, unstacked) with outputs scaled up, so that what is drawn depends on what was seen."""
+    config = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32)
+    model = Transformer(config, vocab_of(Q).size, nnx.Rngs(Q))
+    model.unembedding_DV[...] = 3 * model.unembedding_DV[...]
+    model.embedding_VD[...] = 6 * model.embedding_VD[...]
+    return model, unstack(model)
+
+
+def request(said="abc", prompt=0, Q=3, frames=None, seed=0, **options):
+    """Prompts are seeded codes; at most MOST frames."""
+    options = {"chunk": 8, "max_frames": MOST, **options}
+    codes_TQ = np.random.default_rng(prompt).integers(0, K, (prompt, Q)).astype(np.int32)
+    document = (("text", text.encode(said)),) if said else ()
+    return plan.Request(document, codes_TQ, frames, seed, SamplingConfig(**options))
+
+
+def run(grid, requests, context=None):
+    """Codes of each row, [T, Q] with -1 where the causal loop makes nothing."""
+    _, unstacked = models(grid.codebooks)
+    *_, (_, state) = causal.generate(unstacked, grid, vocab_of(grid.codebooks), requests, context)
+    assert np.asarray(state.done_B).all()
+    return [np.asarray(state.codes_BFQ)[b, :T] for b, T in enumerate(np.asarray(state.frames_B))]
+
+
+@functools.cache
+def forward(Q, streams, length):
+    model, _ = models(Q)
+
+    @jax.jit
+    def logits_LV(tokens_LS, ahead_L, count):
+        position_1L = jnp.arange(length)[None]
+        segments_1L = (position_1L < count).astype(jnp.int32)
+        return model.logits(model(tokens_LS[None], position_1L, segments_1L, ahead_L[None]))[0]
+
+    return logits_LV
+
+
+def teacher_forced(Q, tokens_LS, ahead_L=None):
+    """Logits [L, V] of a whole row in one uncached pass."""
+    length = plan.bucket(len(tokens_LS), 64)
+    pad = length - len(tokens_LS)
+    ahead_L = np.zeros(len(tokens_LS), np.int32) if ahead_L is None else ahead_L
+    padded = np.pad(tokens_LS, ((0, pad), (0, 0))), np.pad(ahead_L, (0, pad))
+    return np.asarray(forward(Q, tokens_LS.shape[1], length)(*padded, len(tokens_LS)))[: len(tokens_LS)]
+
+
+@functools.partial(jax.jit, static_argnums=(2,))
+def noise(seed, step, shape, stage=plan.CAUSAL):
+    key = jax.random.wrap_key_data(jnp.stack([jnp.uint32(stage), seed.astype(jnp.uint32)]), impl="threefry2x32")
+    return jax.random.gumbel(jax.random.fold_in(key, step), shape)
+
+
+def choose_slowly(logits_N, temperature, top_k, top_p, gumbel_N):
+    """The rules as sorted lists, for one cell."""
+    if temperature == 0:
+        return int(np.argmax(logits_N))
+    logits_N = logits_N.astype(np.float64) / temperature
+    order = np.argsort(-logits_N)
+    kept = order[: top_k or len(order)]
+    if top_p < 1:
+        probability = np.exp(logits_N[kept] - logits_N[kept].max())
+        before = np.cumsum(probability) / probability.sum() - probability / probability.sum()
+        kept = kept[before < top_p]
+    return int(max(kept, key=lambda n: logits_N[n] + gumbel_N[n]))
+
+
+def reference(grid, wanted):
+    """One row, by the definition of the order, the whole row recomputed without a cache in every step."""
+    vocab, Q, option = vocab_of(grid.codebooks), grid.codebooks, wanted.sampling
+    T = wanted.frames or option.max_frames
+    codes_TQ = np.full((T, Q), -1)
+    codes_TQ[: len(wanted.prompt_TQ)] = wanted.prompt_TQ
+    seen = [wanted.document] + ([] if option.guidance == 1 else [plan.unconditional(wanted).document])
+    rows = [documents.prompt_row(document, grid, vocab, True)["tokens"] for document in seen]
+    step = 0
+    while True:
+        cells = [(t, q) for q in range(grid.causal_levels) for t in range(T + (q == 0)) if grid.order(t, q, T) == step]
+        if not cells and step >= plan.steps_of(T, grid):
+            return codes_TQ[:T]
+        logits_V, *bare_V = (teacher_forced(Q, row)[-1] for row in rows)
+        if bare_V:
+            logits_V = bare_V[0] + option.guidance * (logits_V - bare_V[0])
+        gumbel_CN = np.asarray(noise(np.int32(wanted.seed), step, (min(grid.streams, grid.causal_levels), K + 1)))
+        tokens_S = np.full(grid.streams, ids.PAD, np.int32)
+        for t, q in cells:
+            stream = q if grid.streams > 1 else 0
+            if t == T:
+                tokens_S[stream] = ids.END_AUDIO
+                continue
+            if codes_TQ[t, q] < 0:
+                candidates_N = np.append(logits_V[vocab.code_offsets[q] :][:K], logits_V[ids.END_AUDIO])
+                if q or t < max(1, len(wanted.prompt_TQ)) or wanted.frames:
+                    candidates_N = candidates_N[:K]
+                limits = (option.per_codebook(name, Q)[q] for name in ("temperature", "top_k", "top_p"))
+                code = choose_slowly(candidates_N, *limits, gumbel_CN[stream])
+                if code == K:
+                    T, tokens_S[stream] = t, ids.END_AUDIO
+                    continue
+                codes_TQ[t, q] = code
+            tokens_S[stream] = vocab.code_offsets[q] + codes_TQ[t, q]
+        rows = [np.concatenate([row, tokens_S[None]]) for row in rows]
+        step += 1
+
+
+def assert_same(found, expected):
+    for b, (one, other) in enumerate(zip(found, expected, strict=True)):
+        np.testing.assert_array_equal(one, other, err_msg=f"row {b}")

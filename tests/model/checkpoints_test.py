@@ -1,0 +1,145 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import checkpoints
+from audiolm_jax.model.sharding import PRESETS, ShardingConfig, make_mesh
+from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.serialization.vocab import Vocab
+
+VOCAB = Vocab(codebooks=2, codebook_size=16, max_frames=8)
+CONFIG = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24)
+ABOUT = checkpoints.describe(CONFIG, VOCAB, codec={"name": "tiny", "fingerprint": "abc"})
+STATE = {"step": np.array(3, np.int32), "moment": np.arange(4.0, dtype=np.float32)}
+
+
+def fresh(seed: int = 0, config: ModelConfig = CONFIG) -> dict:
+    """Parameters of the model's shapes, cheap to make."""
+    rng = np.random.default_rng(seed)
+    like = checkpoints.params_of(jax.eval_shape(lambda: Transformer(config, VOCAB.size, nnx.Rngs(0))))
+    return jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), like)
+
+
+def same(a, b) -> bool:
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    with checkpoints.manager(tmp_path, keep=2) as manager:
+        for step in (1, 2, 3):
+            checkpoints.save(manager, step, fresh(step), STATE, {"seconds": step / 2}, ABOUT)
+    return tmp_path
+
+
+def test_what_was_saved_comes_back_and_only_the_last_are_kept(workdir):
+    with checkpoints.manager(workdir) as manager:
+        assert manager.all_steps() == [2, 3]
+        params, state, position = checkpoints.restore(manager, 3, fresh(), STATE)
+    assert same(params, fresh(3)) and same(state, STATE) and position == {"seconds": 1.5}
+
+
+def test_a_checkpoint_of_another_model_is_refused_naming_every_difference(workdir):
+    other = dataclasses.replace(CONFIG, ffn=32, norm="layernorm", tied=True)
+    with checkpoints.manager(workdir) as manager, pytest.raises(InputError) as refused:
+        checkpoints.restore(manager, 3, fresh(config=other), STATE)
+    message = str(refused.value)
+    for part in (
+        "layers/down_FD is (2, 24, 16) where (2, 32, 16) is needed",
+        "layers/up_DCF is",
+        "norm/bias is missing",
+        "unembedding_DV is unexpected",
+    ):
+        assert part in message
+
+
+def test_a_model_for_inference_in_one_line(workdir):
+    model, about = checkpoints.restore_params(workdir)
+    assert about == ABOUT and model.config == CONFIG
+    assert same(checkpoints.params_of(model), fresh(3))
+    assert model(np.ones((1, 4, 1), int), np.arange(4)[None], np.ones((1, 4), int)).shape == (1, 4, 16)
+    earlier, _ = checkpoints.restore_params(workdir, step=2, dtype="bfloat16")
+    assert earlier.config.dtype == "bfloat16" and same(checkpoints.params_of(earlier), fresh(2))
+
+
+def test_weights_trained_on_many_devices_come_back_on_one(tmp_path):
+    config = ShardingConfig("fsdp_tensor", 2)
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh), checkpoints.manager(tmp_path) as manager:
+        like = jax.eval_shape(lambda: Transformer(CONFIG_8, VOCAB.size, nnx.Rngs(0), PRESETS["fsdp_tensor"]))
+        params = jax.tree.map(
+            lambda x, like: jax.device_put(np.asarray(x), like.sharding.spec),
+            fresh(5, CONFIG_8),
+            checkpoints.params_of(like),
+        )
+        checkpoints.save(manager, 1, params, STATE, {}, checkpoints.describe(CONFIG_8, VOCAB))
+    model, _ = checkpoints.restore_params(tmp_path)
+    assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(checkpoints.params_of(model)))
+    assert same(checkpoints.params_of(model), fresh(5, CONFIG_8))
+
+
+@pytest.mark.parametrize("preset, tensor", [("fsdp", 1), ("fsdp_tensor", 2)])
+def test_eight_devices_to_one_and_back_is_bit_equal(tmp_path, preset, tensor):
+    """A whole state: written from eight devices, read and written by one, read by eight again."""
+    rules, eight = PRESETS[preset], make_mesh(ShardingConfig(preset, tensor))
+    one = make_mesh(devices=jax.devices()[:1])
+
+    def abstract(mesh, rules):
+        with jax.set_mesh(mesh):
+            like = checkpoints.params_of(checkpoints.abstract_model(CONFIG_8, VOCAB, rules))
+
+        def place(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, x.sharding.spec))
+
+        return jax.tree.map(place, like)
+
+    trees = [(eight, abstract(eight, rules)), (one, abstract(one, PRESETS["data"])), (eight, abstract(eight, rules))]
+    params = jax.tree.map(lambda x, like: jax.device_put(np.asarray(x), like.sharding), fresh(7, CONFIG_8), trees[0][1])
+    for number, (mesh, like) in enumerate(trees):
+        with jax.set_mesh(mesh), checkpoints.manager(tmp_path / str(number)) as manager:
+            if number:
+                with checkpoints.manager(tmp_path / str(number - 1)) as before:
+                    params, _, _ = checkpoints.restore(before, 1, like, STATE)
+            checkpoints.save(manager, 1, params, STATE, {}, checkpoints.describe(CONFIG_8, VOCAB))
+        assert {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {mesh.size}
+        assert same(params, fresh(7, CONFIG_8))
+
+
+CONFIG_8 = dataclasses.replace(CONFIG, heads=4, kv_heads=2)
+
+
+def test_safetensors_out_and_in(workdir, tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoints.export_safetensors(workdir, path)
+    assert "layers/qkv_DHAK" in load_file(path)
+    model, about = checkpoints.load_safetensors(path)
+    assert about == ABOUT and same(checkpoints.params_of(model), fresh(3))
+    assert [p.name for p in tmp_path.glob("*.tmp")] == []
+
+
+def test_foreign_files_and_folders_are_one_sentence(workdir, tmp_path):
+    with pytest.raises(InputError, match="not the folder of a training run"):
+        checkpoints.restore_params(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no checkpoint of step 7; found: \[2, 3\]"):
+        checkpoints.restore_params(workdir, step=7)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"RIFF")
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        checkpoints.load_safetensors(path)
+    save_file({"weight": np.zeros(3)}, path)
+    with pytest.raises(InputError, match="no description"):
+        checkpoints.load_safetensors(path)
+    with pytest.raises(InputError, match="cannot write to"):
+        checkpoints.export_safetensors(workdir, tmp_path / "missing" / "x.safetensors")
+
+
+@pytest.mark.parametrize("state", [{"next_index": 4, "inner": [1, None]}, b"\x00\xff"])
+def test_positions_of_any_iterator_survive_as_text(state):
+    assert checkpoints.unpack_position(checkpoints.pack_position(state)) == state

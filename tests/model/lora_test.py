@@ -1,0 +1,66 @@
+"""LoRA on a tree of parameters."""
+
+import jax
+import numpy as np
+import pytest
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import lora
+
+SHAPES = {
+    "qkv_DHAK": (3, 6, 2, 3, 4),
+    "out_HGKD": (3, 2, 1, 4, 6),
+    "cross": {"q_DHGK": (3, 6, 2, 1, 4), "kv_DHCK": (3, 6, 2, 2, 4), "out_HGKD": (3, 2, 1, 4, 6)},
+    "up_DCF": (3, 6, 1, 8),
+    "down_FD": (3, 8, 6),
+    "norm": (3, 6),
+}
+ALL = lora.LoraConfig(rank=2, alpha=5.0, matrices=("attention", "cross", "ffn"))
+
+
+@pytest.fixture(scope="module")
+def params():
+    rng = np.random.default_rng(0)
+    shapes, tree = jax.tree.flatten(SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+    layers = tree.unflatten([jax.numpy.asarray(rng.standard_normal(shape), "float32") for shape in shapes])
+    return {"layers": layers, "embedding_VD": jax.numpy.ones((5, 6))}
+
+
+def test_it_begins_at_the_base_bit_for_bit(params):
+    adapters = lora.init(ALL, params, jax.random.key(0))
+    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(lora.merged(ALL, params, adapters)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert all(pair["a"].std() > 0.1 for pair in (adapters["layers"]["up_DCF"], adapters["layers"]["cross"]["q_DHGK"]))
+
+
+def test_what_is_added_is_alpha_over_rank_a_b_of_every_chosen_matrix(params):
+    adapters = lora.init(ALL, params, jax.random.key(0))
+    adapters = jax.tree.map(lambda x: x + 0.5, adapters)
+    made = lora.merged(ALL, params, adapters)["layers"]
+    for path, inputs in {"qkv_DHAK": 6, "out_HGKD": 8, "up_DCF": 6, "down_FD": 8}.items():
+        pair, old = adapters["layers"][path], params["layers"][path]
+        for n in range(3):
+            a, b = np.asarray(pair["a"][n]).reshape(inputs, 2), np.asarray(pair["b"][n]).reshape(2, -1)
+            expected = np.asarray(old[n]).reshape(inputs, -1) + 5.0 / 2 * a @ b
+            np.testing.assert_allclose(np.asarray(made[path][n]).reshape(inputs, -1), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(made["norm"], params["layers"]["norm"])
+    assert (made["cross"]["kv_DHCK"] != params["layers"]["cross"]["kv_DHCK"]).all()
+
+
+def test_only_what_is_chosen_has_an_a_and_a_b(params):
+    adapters = lora.init(lora.LoraConfig(rank=1, matrices=("cross",)), params, jax.random.key(0))["layers"]
+    assert set(adapters) == {"cross"} and set(adapters["cross"]) == {"q_DHGK", "kv_DHCK", "out_HGKD"}
+    assert adapters["cross"]["out_HGKD"]["a"].shape == (3, 2, 1, 4, 1)
+    assert adapters["cross"]["out_HGKD"]["b"].shape == (3, 1, 6)
+
+
+def test_a_rank_that_a_matrix_cannot_have(params):
+    lora.check(lora.LoraConfig(rank=6), params)
+    with pytest.raises(InputError, match=r"lora\.rank=7 is more than the rank of layers/qkv_DHAK can be, 6"):
+        lora.check(lora.LoraConfig(rank=7), params)
+
+
+@pytest.mark.parametrize("bad", [{"rank": -1}, {"alpha": 0.0}, {"matrices": ()}, {"matrices": ("heads",)}])
+def test_bad_values_are_named(bad):
+    with pytest.raises(InputError, match=f"lora.{next(iter(bad))}"):
+        lora.LoraConfig(**bad)

@@ -1,0 +1,246 @@
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import checkpoints
+from audiolm_jax.model.sharding import ShardingConfig
+from audiolm_jax.model.transformer import ModelConfig
+from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.training import loop
+from audiolm_jax.training.loop import TrainingConfig
+from audiolm_jax.training.optimizer import OptimizerConfig
+
+VOCAB = Vocab(codebooks=2, codebook_size=8, max_frames=16)
+MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, dropout=0.1)
+PLAIN = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, head_width=8, ffn=24)
+B, L, S = 8, 12, 2
+
+
+class Batches:
+    """Random rows with the right heads; the position is the number of batches given."""
+
+    def __init__(self, before=None):
+        self.count, self.before = 0, before
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict:
+        if self.before:
+            self.before(self.count + 1)
+        rng = np.random.default_rng(self.count)
+        self.count += 1
+        codes = rng.integers(0, VOCAB.codebook_size, (B, L, S))
+        codes[..., 1] = codes[..., 0]  # something to learn
+        tokens = (codes + VOCAB.code_offsets).astype(np.int32)
+        targets = np.concatenate([tokens[:, 1:], np.zeros_like(tokens[:, :1])], axis=1)
+        heads = np.where(targets > 0, np.array([VOCAB.head_code_or_end, 4]), 0).astype(np.int32)
+        return {
+            "tokens_BLS": tokens,
+            "targets_BLS": targets,
+            "heads_BLS": heads,
+            "weights_BLS": (heads > 0).astype(np.float32) * rng.uniform(0.5, 1, (B, 1, 1)).astype(np.float32),
+            "positions_BL": np.tile(np.arange(L, dtype=np.int32), (B, 1)),
+            "segments_BL": np.ones((B, L), np.int32),
+            "ahead_BL": np.zeros((B, L), np.int32),
+        }
+
+    def get_state(self) -> dict:
+        return {"count": self.count}
+
+    def set_state(self, state: dict) -> None:
+        self.count = state["count"]
+
+
+def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, probe=None, **changes):
+    """A constant learning rate does not know the number of steps: most runs here share one compiled step."""
+    settings = TrainingConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 3, "ema": 0.9} | changes))
+    return loop.train(
+        workdir,
+        batches or Batches(),
+        VOCAB,
+        model,
+        sharding or ShardingConfig(),
+        OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=2),
+        settings,
+        seed=seed,
+        about={"codec": "none"},
+        probe=probe,
+        progress=False,
+        devices=jax.devices()[:1] if sharding is None else None,
+    )
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def lines(workdir) -> list[dict]:
+    timed = ("seconds", "steps_per_second", "audio_seconds_per_second", "mfu")
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+def stop_at(step: int, number: int):
+    """Asks the process to stop while batch `step` is being made."""
+    return lambda count: os.kill(os.getpid(), number) if count == step else None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_stopped_by_a_signal_and_resumed_equals_never_stopped(tmp_path, number):
+    straight = run(tmp_path / "straight", steps=7)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "stopped", Batches(stop_at(5, number)), steps=7)
+    assert stopped.value.code == 128 + number
+    seen = []
+    resumed = run(tmp_path / "stopped", Batches(seen.append), steps=7)
+    assert seen == [6, 7]
+    assert same(straight, resumed)
+    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+    assert [line["step"] for line in lines(tmp_path / "straight")] == [2, 4, 6, 7]
+
+
+def test_killed_between_checkpoints_and_resumed_equals_never_stopped(tmp_path):
+    """An exception at step 5 stands for a kill: what is on disk is checkpoint 3 and lines beyond it."""
+    straight = run(tmp_path / "straight")
+
+    def die(count: int) -> None:
+        if count == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Batches(die))
+    assert [line["step"] for line in lines(tmp_path / "killed")] == [2, 4]
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert same(straight, run(tmp_path / "killed"))
+    assert lines(tmp_path / "straight") == lines(tmp_path / "killed")
+
+
+def test_another_seed_is_another_run(tmp_path):
+    assert not same(run(tmp_path / "a").params, run(tmp_path / "b", seed=1).params)
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    state = run(tmp_path)
+    assert same(state, run(tmp_path, Batches(pytest.fail)))
+
+
+def test_it_learns(tmp_path):
+    run(tmp_path, steps=60, checkpoint_every=60)
+    first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
+    assert last["loss"] < first["loss"] - 0.1
+    assert set(last["bits"]) == {"codebook_0", "codebook_1", "end"}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_the_checkpoint(tmp_path):
+    class Poisoned(Batches):
+        def __next__(self) -> dict:
+            batch = super().__next__()
+            if self.count == 5:
+                batch["weights_BLS"][0, 0, 0] = np.nan
+            return batch
+
+    with pytest.raises(loop.Diverged, match=r"step 5: .*checkpoint 3 is intact"):
+        run(tmp_path, Poisoned(), checkpoint_every=1 + 2)
+    assert same(run(tmp_path), run(tmp_path / "straight"))
+
+
+def test_a_step_to_be_saved_is_checked_first(tmp_path):
+    class Poisoned(Batches):
+        def __next__(self) -> dict:
+            batch = super().__next__()
+            if self.count == 6:
+                batch["weights_BLS"] = np.where(batch["heads_BLS"] > 0, np.inf, 0).astype(np.float32)
+            return batch
+
+    with pytest.raises(loop.Diverged, match="step 6"):
+        run(tmp_path, Poisoned())
+    with checkpoints.manager(tmp_path) as manager:
+        assert manager.latest_step() == 3
+
+
+def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
+    run(tmp_path)
+    with pytest.raises(InputError, match=r"training\.ema is 0\.9 there and 0\.5 here") as refused:
+        run(tmp_path, ema=0.5, model=ModelConfig(layers=3))
+    assert "model.layers is 2 there and 3 here" in str(refused.value)
+    run(tmp_path, checkpoint_every=2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["training"]["z_loss"]  # a run from before there was this key
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run(tmp_path)
+    with pytest.raises(InputError, match=r"training\.z_loss is 0\.0 there and 0\.1 here"):
+        run(tmp_path, z_loss=0.1)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to"):
+        run(tmp_path / "file" / "run")
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path):
+    with pytest.raises(InputError, match="accumulate=3"):
+        run(tmp_path, accumulate=3)
+
+
+def test_eight_devices_and_accumulated_microbatches_train_like_one_batch_on_one_device(tmp_path):
+    one = run(tmp_path / "one", model=PLAIN, steps=2)
+    many = run(tmp_path / "many", model=PLAIN, steps=2, sharding=ShardingConfig("fsdp_tensor", 2))
+    parts = run(tmp_path / "parts", model=PLAIN, steps=2, accumulate=4)
+    assert len(jax.tree.leaves(many.params)[0].sharding.device_set) == 8
+    (expected,) = lines(tmp_path / "one")
+    assert expected["frames"] == 2 * B * L
+    for state, name in ((many, "many"), (parts, "parts")):
+        # Adam divides by the root of a square that may be almost zero: parameters agree less than gradients.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state.params, one.params)
+        (line,) = lines(tmp_path / name)
+        assert line["frames"] == expected["frames"]
+        assert np.isclose(line["loss"], expected["loss"], atol=1e-5)
+        assert np.isclose(line["grad_norm"], expected["grad_norm"], rtol=1e-3)
+
+
+def test_a_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):
+    with pytest.raises(InputError, match="over 8 devices; choose a multiple of 16 rows"):
+        run(tmp_path, model=PLAIN, sharding=ShardingConfig("fsdp"), accumulate=2)
+
+
+def test_the_step_compiles_once(tmp_path, monkeypatch):
+    traced = []
+    original = loop.losses.loss_and_sums
+    monkeypatch.setattr(loop.losses, "loss_and_sums", lambda *a: traced.append(1) or original(*a))
+    run(tmp_path, steps=5)
+    assert len(traced) == 1
+
+
+def test_the_average_starts_at_once_and_is_what_inference_gets(tmp_path):
+    state = run(tmp_path)
+    model, about = checkpoints.restore_params(tmp_path)
+    assert same(checkpoints.params_of(model), state.ema)
+    assert not same(state.ema, state.params)
+    assert about["codec"] == "none"
+
+
+def test_probes_are_recorded(tmp_path):
+    seen = []
+
+    def probe(step: int, model) -> dict:
+        seen.append(step)
+        return {"number": 1.0, "speech": (np.zeros(100, np.float32), 16000)}
+
+    run(tmp_path, steps=4, probe_every=2, probe=probe)
+    assert seen == [2, 4]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"speech" in written and b"RIFF" in written
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"ema": 1.0}, {"z_loss": -1.0}, {"keep": 0}])
+def test_bad_values_are_named(bad):
+    with pytest.raises(InputError, match=f"training.{next(iter(bad))}"):
+        TrainingConfig(**bad)

@@ -1,0 +1,267 @@
+"""Real processes on this machine, two devices each, as a person starts them: one run, equal to that of one process;
+killed, told to stop, resumed, on other numbers of processes."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from audiolm_jax import config as configs
+from audiolm_jax import runs
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.training import processes as distributed
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = ["corpus.train=24", "corpus.valid=2", "corpus.test=2", "corpus.unseen=1", "data.sequence_length=256"]
+SIZES += ["model.layers=1", "model.width=32", "model.head_width=16", "model.ffn=64"]
+RUN = ["training.log_every=1", "training.steps=20", "training.checkpoint_every=5", "model.dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    runs.prepare(configs.load("tiny", SIZES), directory, progress=False)
+    return directory
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Processes:
+    """`audiolm COMMAND` in `count` processes with two devices each; they are killed at the end of the block."""
+
+    def __init__(self, count: int, command: list[str], folder: Path, *overrides: str, devices: int = 2):
+        self.errors = [folder / f"stderr-{number}" for number in range(count)]
+        port = free_port()
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        }
+        self.all = []
+        for number, path in enumerate(self.errors):
+            how = ["--processes", f"127.0.0.1:{port},{count},{number}"] if count > 1 else []
+            settings = [f"--config.{override}" for override in (*SIZES, *RUN, *overrides)]
+            with path.open("w") as errors:
+                arguments = [sys.executable, "-m", "audiolm_jax", *command, *how, *settings]
+                self.all.append(subprocess.Popen(arguments, env=environment, stdout=errors, stderr=errors))
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.all:
+            process.kill()
+            process.wait()
+
+    def codes(self, seconds: float = 500) -> list[int]:
+        end = time.monotonic() + seconds
+        return [process.wait(max(1, end - time.monotonic())) for process in self.all]
+
+
+def start(count: int, data: Path, workdir: Path, *overrides: str, **options) -> Processes:
+    workdir.parent.mkdir(exist_ok=True)
+    command = ["train", "--config", "tiny", "--data", str(data), "--workdir", str(workdir)]
+    return Processes(count, command, workdir.parent, *overrides, **options)
+
+
+def finish(*arguments, **options) -> None:
+    with start(*arguments, **options) as processes:
+        assert set(processes.codes()) == {0}, [path.read_text()[-3000:] for path in processes.errors]
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def wait_for_step(workdir: Path, step: int, processes: Processes) -> None:
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or len(path.read_text().splitlines()) < step:
+        assert all(process.poll() is None for process in processes.all), [p.read_text() for p in processes.errors]
+        time.sleep(0.05)
+
+
+def parameters(workdir: Path) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(checkpoints.params_of(checkpoints.restore_params(workdir)[0]))]
+
+
+def same(a: Path, b: Path) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(parameters(a), parameters(b), strict=True))
+
+
+def in_this_process(data: Path, workdir: Path, *overrides: str) -> None:
+    """One process with eight devices, without the time to start it."""
+    config = configs.load("tiny", [*SIZES, *RUN, *overrides])
+    runs.train(config, data, workdir, progress=False)
+
+
+def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, tmp_path):
+    """SIGTERM to one of two; what they saved is resumed by one process with other devices, in the same order."""
+    workdir = tmp_path / "two" / "run"
+    with start(2, data, workdir) as processes:
+        in_this_process(data, tmp_path / "one")
+        wait_for_step(workdir, 3, processes)
+        processes.all[1].send_signal(signal.SIGTERM)
+        assert processes.codes(120) == [143, 143]
+    stopped = len(losses(workdir))
+    assert 3 <= stopped < 20
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(stopped)]
+    in_this_process(data, workdir)
+    assert len(losses(workdir)) == 20
+    np.testing.assert_allclose(losses(workdir), losses(tmp_path / "one"), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim):
+    workdir = tmp_path / "run"
+    with start(2, data, workdir, "training.steps=100000") as processes:
+        # A checkpoint is written while the run goes on; that of step 5 is complete when that of step 10 begins.
+        wait_for_step(workdir, 11, processes)
+        processes.all[victim].kill()
+        codes = processes.codes(60)
+        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, distributed.LOST)
+        said = re.split(r"[\r\n]", processes.errors[1 - victim].read_text())
+        # Gloo's threads write lines that other threads tear apart; the others are of the progress bar.
+        said = [line for line in said if line and not re.search(r"\[Gloo\]|peer ranks|/100000 \[", line)]
+        assert len(said) == 1
+        assert said[0].startswith(f"audiolm: process {1 - victim} of 2 stops: another process of the run died")
+    with checkpoints.manager(workdir) as manager:
+        assert manager.latest_step() >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_four_processes_compute_what_one_does(data, tmp_path, lanes):
+    overrides = f"data.lanes={lanes}", "training.accumulate=2", "data.batch_size=16"
+    finish(1, data, tmp_path / "one" / "run", *overrides, devices=1)
+    finish(4, data, tmp_path / "four" / "run", *overrides, "sharding.preset=fsdp")
+    np.testing.assert_allclose(losses(tmp_path / "four" / "run"), losses(tmp_path / "one" / "run"), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
+    """They save every other step; each time one of them is killed at a random moment."""
+    overrides = "data.lanes=4", "training.checkpoint_every=2", "sharding.preset=fsdp"
+    finish(count, data, tmp_path / "straight" / "run", *overrides)
+    workdir, chance, seen = tmp_path / "killed" / "run", random.Random(0), 0
+    for _ in range(5):
+        with start(count, data, workdir, *overrides) as processes:
+            wait_for_step(workdir, min(seen + chance.randint(1, 4), 18), processes)
+            time.sleep(chance.uniform(0, 0.5))
+            victim = chance.randrange(count)
+            processes.all[victim].kill()
+            codes = processes.codes(60)
+            assert codes.pop(victim) == -signal.SIGKILL and set(codes) == {distributed.LOST}
+        seen = len((workdir / "metrics.jsonl").read_text().splitlines())
+    finish(count, data, workdir, *overrides)
+    assert same(workdir, tmp_path / "straight" / "run")
+    assert losses(workdir) == losses(tmp_path / "straight" / "run")
+
+
+@pytest.mark.slow
+def test_eight_devices_to_one_and_back(data, tmp_path):
+    """Four processes write a checkpoint, one process with one device reads and writes it, four read that and write it.
+
+    A learning rate that is 0 in float32 leaves the parameters as they are; what each of the three wrote is compared.
+    """
+    workdir, found = tmp_path / "run" / "run", []
+    still = ["sharding.preset=fsdp", "optimizer.learning_rate=1e-46", "optimizer.schedule=constant"]
+    for number, count in enumerate((4, 1, 4)):
+        with start(
+            count, data, workdir, "training.checkpoint_every=1", *still, devices=2 if count > 1 else 1
+        ) as processes:
+            wait_for_step(workdir, 3 * number + 2, processes)
+            processes.all[-1].send_signal(signal.SIGTERM)
+            assert set(processes.codes()) == {143}
+        model, _ = checkpoints.restore_params(workdir)  # the one line
+        assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(checkpoints.params_of(model)))
+        found.append(parameters(workdir))
+    assert all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(*found, strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_are_killed_and_go_on(data, tmp_path):
+    """The tokens are those of one process, byte for byte."""
+    directory, shards = tmp_path / "data", "tokens.shard_utterances=2"
+    command = ["prepare", "--config", "tiny", "--data", str(directory)]
+    notes = directory / "tokens" / "audio_tokens" / "1.0.0.progress"
+    with Processes(2, command, tmp_path, shards) as processes:
+        while len(list(notes.glob("*array_record*"))) < 3:
+            assert all(process.poll() is None for process in processes.all), [p.read_text() for p in processes.errors]
+            time.sleep(0.01)
+        processes.all[1].kill()
+        codes = processes.codes(100)
+        assert codes[1] == -signal.SIGKILL and codes[0] in (0, distributed.LOST)
+    with Processes(2, command, tmp_path, shards) as processes:
+        assert processes.codes() == [0, 0], [path.read_text() for path in processes.errors]
+    runs.prepare(configs.load("tiny", [*SIZES, shards]), tmp_path / "one", progress=False)
+
+    def content(root: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(root)): p.read_bytes() for p in (root / "tokens").rglob("*") if p.is_file()}
+
+    found, expected = content(directory), content(tmp_path / "one")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize(
+    "bad, sentence",
+    [
+        ("yes", "must be none, tpu, slurm or HOST:PORT,COUNT,ID"),
+        ("127.0.0.1:5000,2,2", "ID must be"),
+        ("127.0.0.1:500000,2,0", "PORT 1..65535"),
+        ("slurm", "SLURM_JOB_ID is not set here"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_one_sentence(bad, sentence, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        distributed.start(bad)
+
+
+def test_a_coordinator_that_is_not_there_is_one_sentence():
+    port = free_port()
+    with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port} cannot be reached within 1 s"):
+        distributed.start(f"127.0.0.1:{port},2,1", timeout=1)
+
+
+def test_others_that_do_not_come_are_one_sentence():
+    setting = f"127.0.0.1:{free_port()},2,0"
+    code = f"from audiolm_jax import distributed; distributed.start({setting!r}, timeout=2)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert (
+        found.stderr.strip() == f"audiolm: --processes={setting}: not all processes came to {setting[:-4]} within 2 s"
+    )
+
+
+def test_columns():
+    rules = sharding.PRESETS["fsdp_tensor"]
+    mesh = sharding.make_mesh(sharding.ShardingConfig("fsdp_tensor", 2))
+    np.testing.assert_array_equal(distributed.columns(mesh, rules, 16, 2), np.arange(8))
+    assert distributed.shards_here(mesh, rules) == 4
+    with pytest.raises(InputError, match=r"data\.batch_size=12 .* over 4 devices .* choose a multiple of 8"):
+        distributed.columns(mesh, rules, 12, 2)
+    with pytest.raises(InputError, match=r"data\.lanes=3; choose a multiple of 24"):
+        distributed.columns(mesh, rules, 16, 2, lanes=3)
