@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from audiolm_jax import claims
+from audiolm_jax import locks
 folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def note(text):
     with (folder / "log").open("a") as log:
@@ -27,7 +27,7 @@ def work(name):
         time.sleep(seconds)
         (folder / f"{name}.done").write_text("")
         note(f"end {name}")
-claims.share({name: folder / name / "lock" for name in "abcdef"}, work, pause=0.02)
+locks.share({name: folder / name / "lock" for name in "abcdef"}, work, pause=0.02)
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 # another thread may lie in the way at first.
 PROGRAM = """
 import resource, sys
-from audiolm_jax import allocator
+from audiolm_jax.cli import allocator
 if sys.argv[1] == "keep":
     assert allocator.keep_memory()
 import jax, jax.numpy as jnp

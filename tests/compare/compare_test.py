@@ -242,7 +242,7 @@ def test_a_full_disk_ends_with_one_sentence(done, folder):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
-        "from audiolm_jax import cli; cli.run()"
+        "from audiolm_jax.cli import main; main.run()"
     )
     command = [*("train", "--config", "tiny", "--data", str(workdir / "data")), *SMALL[5:]]
     ended = subprocess.run(

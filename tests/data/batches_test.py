@@ -301,14 +301,14 @@ def test_workers_give_the_same_stream_again_and_resume(source, vocab, tmp_path):
     code = f"""
         import dataclasses, json, sys
         import numpy as np
-        from audiolm_jax import data, tokens
+        from audiolm_jax.data import batches, tokens
         from audiolm_jax.serialization import SerializationConfig
 
         def build():
             source = tokens.open_split({str(source.path)!r}, "train")
-            config = data.DataConfig(sequence_length=160, batch_size=3, max_frames=40, num_workers=2)
-            vocab = data.make_vocab(source.metadata, config)
-            return data.training_batches(source, config, SerializationConfig("delay"), vocab, 0)
+            config = batches.DataConfig(sequence_length=160, batch_size=3, max_frames=40, num_workers=2)
+            vocab = batches.make_vocab(source.metadata, config)
+            return batches.training_batches(source, config, SerializationConfig("delay"), vocab, 0)
 
         if __name__ == "__main__":
             whole = build()

@@ -192,7 +192,7 @@ def test_killed_and_started_again_gives_the_same_bytes(written, codec, tmp_path,
 
 
 def test_a_damaged_shard_is_made_again(written, codec, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens.tokens_format, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tokens.schema, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         tokens.write(utterances(), codec, tmp_path, CONFIG, CORPUS, progress=False)
     monkeypatch.undo()

@@ -226,8 +226,8 @@ def test_cards_and_chips_agree(kind):
 def test_without_a_tpu_libtpu_says_nothing():
     """An ordinary command on a machine that has the compiler and no chip."""
     code = (
-        "import sys, jax; from unittest import mock; from audiolm_jax import cli\n"
-        "with mock.patch.object(cli, 'main', lambda *_, **__: print(jax.devices()[0].platform)): cli.run()"
+        "import sys, jax; from unittest import mock; from audiolm_jax.cli import main\n"
+        "with mock.patch.object(main, 'main', lambda *_, **__: print(jax.devices()[0].platform)): main.run()"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment)

@@ -247,7 +247,7 @@ def test_a_coordinator_that_is_not_there_is_one_sentence():
 
 def test_others_that_do_not_come_are_one_sentence():
     setting = f"127.0.0.1:{free_port()},2,0"
-    code = f"from audiolm_jax import distributed; distributed.start({setting!r}, timeout=2)"
+    code = f"from audiolm_jax.training import processes; processes.start({setting!r}, timeout=2)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 2
