@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_jax import codecs, files, serialization
-from audiolm_jax.data import batches
+from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
 from audiolm_jax.hub import files as hub
@@ -51,9 +51,9 @@ def load(
     return Generator(model, grid, vocab, codec, data_config, sampling, data_config.sequence_length)
 
 
-def described(about: dict) -> tuple[Vocab, Grid, batches.DataConfig]:
+def described(about: dict) -> tuple[Vocab, Grid, examples.DataConfig]:
     """Vocabulary, order and data section of a run, from what its checkpoint says about itself."""
     vocab = Vocab(**about["vocab"])
     order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
     grid = serialization.bind(SerializationConfig(**order), vocab.codebooks)
-    return vocab, grid, batches.DataConfig(**about["data"])
+    return vocab, grid, examples.DataConfig(**about["data"])

@@ -17,6 +17,7 @@ from audiolm_jax import config as configs
 from audiolm_jax import files, locks, serialization
 from audiolm_jax.data import batches as data
 from audiolm_jax.data import corpora, tokens
+from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import finetune
 from audiolm_jax.model.sharding import make_mesh
@@ -61,7 +62,7 @@ def about(config: ConfigDict, metadata: dict) -> dict[str, Any]:
 
 
 def vocabulary(config: ConfigDict, metadata: dict) -> Vocab:
-    return data.make_vocab(metadata, configs.section(config, "data"))
+    return make_vocab(metadata, configs.section(config, "data"))
 
 
 def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = True) -> None:

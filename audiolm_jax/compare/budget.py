@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 from audiolm_jax import config as configs
 from audiolm_jax import serialization
-from audiolm_jax.data import batches as data
-from audiolm_jax.data.batches import DataConfig
+from audiolm_jax.data import examples
+from audiolm_jax.data.examples import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
@@ -39,7 +39,7 @@ def documents(source: TokenSplit, config: DataConfig, vocab: Vocab) -> np.ndarra
     found = []
     for number in range(min(DOCUMENTS, len(source))):
         head = source.head(number * len(source) // min(DOCUMENTS, len(source)))
-        words = data.prompt_text(config, head["text"], head["speaker"], head["key"])
+        words = examples.prompt_text(config, head["text"], head["speaker"], head["key"])
         found.append((len(words.encode()), head["frames"]))
     return np.array([(words, frames) for words, frames in found if frames <= vocab.max_frames])
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from audiolm_jax import files, loading
 from audiolm_jax.data import batches, corpora, encode, tokens
+from audiolm_jax.data.examples import DataConfig, make_vocab
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, speed
@@ -78,10 +79,10 @@ def load_judge(evaluation: EvaluationConfig) -> recogniser.Recogniser:
     return recogniser.load(*([evaluation.recogniser] if evaluation.recogniser else []))
 
 
-def unigram(directory: Path, config: batches.DataConfig, evaluation: EvaluationConfig, fingerprint: str) -> dict:
+def unigram(directory: Path, config: DataConfig, evaluation: EvaluationConfig, fingerprint: str) -> dict:
     """Bits per second of the held-out codes without a network (evaluation/baselines.py)."""
     train = tokens.open_split(directory / "tokens", "train", fingerprint)
-    vocab, rate = batches.make_vocab(train.metadata, config), train.metadata["frame_rate"]
+    vocab, rate = make_vocab(train.metadata, config), train.metadata["frame_rate"]
     seen = [np.asarray(train[index]["codes"])[:, : vocab.codebooks] for index in range(len(train))]
     held = [example["codes"] for example in held_out(directory, config, evaluation, vocab, fingerprint)]
     found = baselines.unigram(seen, held, vocab.codebook_size, rate)
@@ -94,7 +95,7 @@ def unigram(directory: Path, config: batches.DataConfig, evaluation: EvaluationC
 
 def held_out(
     directory: Path,
-    config: batches.DataConfig,
+    config: DataConfig,
     evaluation: EvaluationConfig,
     vocab: Vocab,
     fingerprint: str,

@@ -30,7 +30,7 @@ from flax import nnx
 from audiolm_jax import codecs, files, serialization
 from audiolm_jax.codecs import encodec
 from audiolm_jax.codecs.stereo import Stereo
-from audiolm_jax.data import batches
+from audiolm_jax.data import examples
 from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files as huggingface
@@ -174,7 +174,7 @@ class Published:
     def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
         """What makes music of it."""
         grid = serialization.bind(self.serialization, self.vocab.codebooks)
-        common = (self.model, grid, self.vocab, self.codec, batches.DataConfig(max_frames=self.vocab.max_frames))
+        common = (self.model, grid, self.vocab, self.codec, examples.DataConfig(max_frames=self.vocab.max_frames))
         return generate.Generator(
             *common,
             sampling or PUBLISHED,
@@ -313,7 +313,7 @@ def import_run(source: str | Path, workdir: str | Path) -> str:
         serialization=dataclasses.asdict(p.serialization),
         codec=codec,
         text_encoder=TEXT,
-        data=dataclasses.asdict(batches.DataConfig(max_frames=p.vocab.max_frames)),
+        data=dataclasses.asdict(examples.DataConfig(max_frames=p.vocab.max_frames)),
         weights=checkpoints.digest(params, t5.tensors_of(p.encoder)),
         source=p.source,
     )

@@ -28,6 +28,7 @@ from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
 from audiolm_jax.training import loop
 from audiolm_jax.training import optimizer as optimizers
+from audiolm_jax.training.step import initialiser, step_program
 
 TEXT = 254  # bytes of the text before what is sampled; with BOS and <audio> a bucket of 256 positions
 
@@ -105,7 +106,7 @@ def train(of: Task, mesh: Mesh) -> Iterator[Program]:
     loop.check_rows(rows, parts, mesh.shape["data"])
     check(of, mesh, rules, {"length": ("data.sequence_length", length)})
     tx = optimizers.make(optimizing, settings.steps)
-    graph, init = loop._initialiser(model, of.vocab, rules, settings, tx)
+    graph, init = initialiser(model, of.vocab, rules, settings, tx)
     state = sharding.on_mesh(jax.eval_shape(lambda: init(jax.random.key(0))), mesh)
     laid = NamedSharding(mesh, P(None, rules.batch, rules.length))  # as `sharding.shard_batch` lays rows out
 
@@ -117,7 +118,7 @@ def train(of: Task, mesh: Mesh) -> Iterator[Program]:
         **{f"{key}_BL": array(jnp.int32) for key in ("positions", "segments", "ahead")},
         "weights_BLS": array(jnp.float32, of.grid.streams),
     }
-    step = loop.step_program(graph, tx, optimizing, settings, of.vocab, rules)
+    step = step_program(graph, tx, optimizing, settings, of.vocab, rules)
     # Rows are packed: as many seconds of audio as their positions hold.
     traced = step.trace(state, batch)
     seconds = rows * length / segment_positions(of) * of.vocab.max_frames / of.frame_rate

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax.data import batches
+from audiolm_jax.data import examples
 from audiolm_jax.encoders import chroma
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
@@ -75,7 +75,7 @@ class Generator:
         grid: Grid,
         vocab: Vocab,
         codec: Any,
-        data_config: batches.DataConfig | None = None,
+        data_config: examples.DataConfig | None = None,
         sampling: SamplingConfig | None = None,
         context: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
@@ -100,7 +100,7 @@ class Generator:
         # and what is beyond them is dropped. 0 is what the reference does.
         self.overrun = max(int(grid.order(0, q, 1)) for q in range(grid.codebooks)) if vocab.special else 0
         self.mesh = mesh or sharding.single_device_mesh()
-        self.data_config = data_config or batches.DataConfig()
+        self.data_config = data_config or examples.DataConfig()
         self.sampling, self.context = sampling or SamplingConfig(), context
         self.model = performance.for_decoding(model, self.mesh)
 
@@ -300,7 +300,7 @@ class Generator:
             return ()
         if not self.data_config.template:
             raise InputError(f"a text was given, {said!r}, but this model was trained without text (data.template)")
-        return (("text", text.encode(batches.prompt_text(self.data_config, said, speaker))),)
+        return (("text", text.encode(examples.prompt_text(self.data_config, said, speaker))),)
 
     def _prompt(self, prompt: np.ndarray | None) -> np.ndarray:
         Q = self.vocab.codebooks

@@ -26,7 +26,8 @@ from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
 from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
 from audiolm_jax.serialization.vocab import CODE_START, TEXT_START, Vocab
-from audiolm_jax.training import loop, optimizer
+from audiolm_jax.training import optimizer
+from audiolm_jax.training.step import TrainingConfig, init_state, train_step
 
 TEXT = 30  # ids; with BOS and <audio> a prompt of 32 positions, which is a bucket: nothing is padded
 SMALL = ModelConfig(layers=2, width=256, heads=4, kv_heads=2, head_width=64, ffn=704)
@@ -202,12 +203,12 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     whose loops follow the data (blocks.py): the compiler counts each body once, so the body is compiled alone, counted,
     and added as often as the data makes it run. Its backward pass multiplies again what the forward pass did.
     """
-    options, settings = optimizer.OptimizerConfig(), loop.TrainingConfig()
+    options, settings = optimizer.OptimizerConfig(), TrainingConfig()
     tx = optimizer.make(options, settings.steps)
 
     def born():
         model = unstack(Transformer(config, vocab.size, nnx.Rngs(0)))
-        return loop.init_state(settings, nnx.split(model)[1], tx, vocab, jax.random.key(0))
+        return init_state(settings, nnx.split(model)[1], tx, vocab, jax.random.key(0))
 
     graph = nnx.split(nnx.eval_shape(lambda: unstack(Transformer(config, vocab.size, nnx.Rngs(0)))))[0]
     batch = training_batch(grid, vocab, frames, kind)
@@ -216,7 +217,7 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     def step(state, batch):
         schedule = optimizer.schedule(options, settings.steps)
         rest = {"graph": graph, "tx": tx, "schedule": schedule, "config": settings, "vocab": vocab}
-        return loop.train_step(state, batch, **rest, rules=sharding.PRESETS["data"])
+        return train_step(state, batch, **rest, rules=sharding.PRESETS["data"])
 
     with mock.patch.object(cpu, "applies", lambda: not dense):
         flops = compiled(step, jax.eval_shape(born), requests.place(batch), options=QUICK)[1]

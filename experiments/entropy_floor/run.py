@@ -22,6 +22,7 @@ from audiolm_jax import files, serialization
 from audiolm_jax.cli import allocator
 from audiolm_jax.compare import stages
 from audiolm_jax.data import batches as data
+from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError, exit_code
 from audiolm_jax.evaluation import likelihood
 from audiolm_jax.model import checkpoints, sharding
@@ -29,9 +30,10 @@ from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.training import loop
 from audiolm_jax.training.optimizer import OptimizerConfig
+from audiolm_jax.training.step import TrainingConfig
 from experiments.entropy_floor import broken, floor, sampled, sources
 
-DATA = data.DataConfig(sequence_length=128, max_frames=sources.MAX_FRAMES, drop_text=0.02)
+DATA = examples.DataConfig(sequence_length=128, max_frames=sources.MAX_FRAMES, drop_text=0.02)
 GRIDS, SEED = 200_000, 0  # grids drawn for training
 
 
@@ -54,7 +56,7 @@ class Setup:
         return ModelConfig(layers=self.layers, width=self.width, **sizes)
 
     @property
-    def data(self) -> data.DataConfig:
+    def data(self) -> examples.DataConfig:
         return dataclasses.replace(DATA, batch_size=self.rows)
 
     @property
@@ -89,13 +91,13 @@ FEW_PASSES = dataclasses.replace(ORDERS["masked"], iterations=(3, 1, 1), schedul
 
 
 def vocabulary():
-    return data.make_vocab(sources.Split([], "none").metadata, DATA)
+    return examples.make_vocab(sources.Split([], "none").metadata, DATA)
 
 
 def train(order: SerializationConfig, workdir: Path, setup: Setup) -> None:
     split = sources.Split(sources.draw(np.random.default_rng([SEED, 0]), GRIDS, setup.letters), "train")
     batches = data.training_batches(split, setup.data, order, vocabulary(), SEED)
-    config = loop.TrainingConfig(steps=setup.steps, log_every=100, checkpoint_every=250, peak_tflops=1.0)
+    config = TrainingConfig(steps=setup.steps, log_every=100, checkpoint_every=250, peak_tflops=1.0)
     with contextlib.closing(batches):
         loop.train(
             workdir,
@@ -119,7 +121,7 @@ def measure(order: SerializationConfig, workdir: Path, method: str = "auto") -> 
         for letter in sources.SOURCES:
             held = sources.draw(np.random.default_rng([SEED, 1]), HELD, letter)
             split = sources.Split(held, "test")
-            documents = [data.document(split[n], DATA, vocab) for n in range(len(split))]
+            documents = [examples.document(split[n], DATA, vocab) for n in range(len(split))]
             found = likelihood.likelihood(model, grid, vocab, documents, 1.0, method, DRAWS)
             rows[letter] = compare(held, found, letter, grid)
     return rows

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax import config, serialization
-from audiolm_jax.data import batches
+from audiolm_jax.data import examples
 from audiolm_jax.evaluation import speed
 from audiolm_jax.model import losses, sharding
 from audiolm_jax.model.transformer import Transformer
@@ -112,7 +112,7 @@ def main() -> None:
             rows, held = batch(grid, vocab, batch_rows, length, frames)
             seconds = gradient_seconds(model, vocab, rows)
         flops = cost.training_flops_per_step(sizes, vocab, batch_rows, length)
-        generator = generate.Generator(model, grid, vocab, codec, batches.DataConfig(template=""))
+        generator = generate.Generator(model, grid, vocab, codec, examples.DataConfig(template=""))
         silence = np.zeros(codec.hop, np.float32)
         [timing] = speed.measure(generator, [""], rates=rates, frames=frames, prompts=[silence])
         [request] = generator.requests([""], frames=frames, prompts=[silence])

@@ -25,7 +25,7 @@ from audiolm_jax.compare import budget as shares
 from audiolm_jax.compare import cells, report
 from audiolm_jax.compare.stages import Stages
 from audiolm_jax.data import batches as data
-from audiolm_jax.data import tokens
+from audiolm_jax.data import examples, tokens
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import run as measures
 from audiolm_jax.model import checkpoints, sharding
@@ -391,7 +391,7 @@ def test_frames_of_a_step_are_those_that_batches_hold(done):
     tiny = config.load(
         "tiny", [f"compare.strategies={','.join(STRATEGIES)}", "compare.equal=tokens", "training.steps=200"]
     )
-    vocab = data.make_vocab(source.metadata, config.section(tiny, "data"))
+    vocab = examples.make_vocab(source.metadata, config.section(tiny, "data"))
     parts = cells.variants(tiny, vocab.codebooks)
     seen = shares.documents(source, config.section(tiny, "data"), vocab)
     assert seen[:, 1].tolist() == [source.head(n)["frames"] for n in range(len(source))]

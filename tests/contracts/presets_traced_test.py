@@ -14,7 +14,8 @@ from audiolm_jax import config as configs
 from audiolm_jax import serialization
 from audiolm_jax.model.sharding import PRESETS, abstract_mesh
 from audiolm_jax.serialization.vocab import Vocab
-from audiolm_jax.training import loop, optimizer
+from audiolm_jax.training import optimizer
+from audiolm_jax.training.step import initialiser, train_step
 
 CONFIGS = sorted(path.stem for path in configs.folder().glob("*.py"))
 CONTEXT, TENSOR = 2, 2
@@ -38,7 +39,7 @@ def trace(name: str, streams: int, codebooks: int, preset: str):
     settings = dataclasses.replace(configs.section(config, "training"), ema=0.99, accumulate=2)
     optimizing, rules = configs.section(config, "optimizer"), PRESETS[preset]
     tx = optimizer.make(optimizing, settings.steps)
-    graph, init = loop._initialiser(model, vocab, rules, settings, tx)
+    graph, init = initialiser(model, vocab, rules, settings, tx)
     state = jax.eval_shape(lambda: init(jax.random.key(0)))
     rows, length = 8, config.data.sequence_length
 
@@ -54,7 +55,7 @@ def trace(name: str, streams: int, codebooks: int, preset: str):
     }
     schedule = optimizer.schedule(optimizing, settings.steps)
     options = {"graph": graph, "tx": tx, "schedule": schedule, "config": settings, "vocab": vocab, "rules": rules}
-    return state, *jax.eval_shape(functools.partial(loop.train_step, **options), state, batch)
+    return state, *jax.eval_shape(functools.partial(train_step, **options), state, batch)
 
 
 def layout(x: jax.ShapeDtypeStruct) -> tuple:

@@ -13,7 +13,7 @@ import pytest
 
 from audiolm_jax import codecs, serialization
 from audiolm_jax.data import batches as data
-from audiolm_jax.data import tokens
+from audiolm_jax.data import examples, tokens
 from audiolm_jax.data.corpora import CorpusConfig, Utterance
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import SerializationConfig, text
@@ -22,7 +22,9 @@ from audiolm_jax.serialization.vocab import END_AUDIO
 
 COUNT = 23
 STRATEGIES = ("flat", "parallel", "delay", "coarse_first", "hierarchical", "masked")
-CONFIG = data.DataConfig(sequence_length=160, batch_size=3, template="{speaker}: {text}", max_frames=40, drop_text=0.3)
+CONFIG = examples.DataConfig(
+    sequence_length=160, batch_size=3, template="{speaker}: {text}", max_frames=40, drop_text=0.3
+)
 
 
 def load(seed: int):
@@ -44,7 +46,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vocab(source):
-    return data.make_vocab(source.metadata, CONFIG)
+    return examples.make_vocab(source.metadata, CONFIG)
 
 
 def batches(source, vocab, config=CONFIG, strategy="delay", seed=0, **rows):
@@ -68,7 +70,7 @@ def rows_of(batch: dict) -> list[dict]:
 
 
 def documents_of(source, vocab, config=CONFIG) -> list:
-    return [data.document(source[i], config, vocab) for i in range(len(source))]
+    return [examples.document(source[i], config, vocab) for i in range(len(source))]
 
 
 def row_key(row: dict) -> bytes:
@@ -223,12 +225,12 @@ def test_other_seed_other_order_and_no_shuffle_keeps_it(source, vocab):
 
 
 def test_document(source, vocab):
-    (kind, ids_L), (audio, codes_TQ) = data.document(source[4], CONFIG, vocab)
+    (kind, ids_L), (audio, codes_TQ) = examples.document(source[4], CONFIG, vocab)
     assert (kind, text.decode(ids_L), audio) == ("text", "s1: text 4é", "audio")
     np.testing.assert_array_equal(codes_TQ, codecs.load("tiny").encode(load(4)[0]))
     assert codes_TQ.dtype == np.int32
     two = dataclasses.replace(CONFIG, codebooks=2, template="")
-    ((kind, first_T2),) = data.document(source[4], two, data.make_vocab(source.metadata, two))
+    ((kind, first_T2),) = examples.document(source[4], two, examples.make_vocab(source.metadata, two))
     assert kind == "audio"
     np.testing.assert_array_equal(first_T2, codes_TQ[:, :2])
 
@@ -236,7 +238,7 @@ def test_document(source, vocab):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_longest_row_is_the_longest_of_many_views(source, vocab, strategy):
     grid = serialization.bind(SerializationConfig(strategy), vocab.codebooks)
-    whole = data.document(source[5], CONFIG, vocab)
+    whole = examples.document(source[5], CONFIG, vocab)
     longest = data.longest_row(len(whole[0][1]), len(whole[1][1]), grid)
     rng = np.random.default_rng(0)
     assert max(len(training_row(whole, grid, vocab, rng)["positions"]) for _ in range(30)) == longest
@@ -249,7 +251,7 @@ def test_documents_that_are_too_long(source, vocab):
     kept = dataclasses.replace(short, drop_long=True)
     assert all((b["segments_BL"].max(axis=1) >= 1).all() for b in take(batches(source, vocab, kept, "flat"), 3))
     few = dataclasses.replace(CONFIG, max_frames=20)
-    few_vocab = data.make_vocab(source.metadata, few)
+    few_vocab = examples.make_vocab(source.metadata, few)
     with pytest.raises(InputError, match="max_frames = 20"):
         batches(source, few_vocab, few, "parallel")
     with pytest.raises(InputError, match="23 of 23"):
@@ -266,19 +268,19 @@ def test_documents_that_are_too_long(source, vocab):
 
 def test_bad_input(source, vocab):
     with pytest.raises(InputError, match=r"data\.template .* names \{name\}"):
-        data.DataConfig(template="{name}: {text}")
+        examples.DataConfig(template="{name}: {text}")
     with pytest.raises(InputError, match=r"data\.template"):
-        data.DataConfig(template="{text")
+        examples.DataConfig(template="{text")
     with pytest.raises(InputError, match=r"data\.drop_text = 1\.5"):
-        data.DataConfig(drop_text=1.5)
+        examples.DataConfig(drop_text=1.5)
     with pytest.raises(InputError, match=r"data\.batch_size = 0"):
-        data.DataConfig(batch_size=0)
+        examples.DataConfig(batch_size=0)
     with pytest.raises(InputError, match="codebooks = 5, but the token dataset has 4"):
-        data.make_vocab(source.metadata, dataclasses.replace(CONFIG, codebooks=5))
+        examples.make_vocab(source.metadata, dataclasses.replace(CONFIG, codebooks=5))
     with pytest.raises(InputError, match="the model was made for"):
         batches(source, dataclasses.replace(vocab, codebooks=2))
     with pytest.raises(InputError, match=r"data\.lanes = 2 does not divide data\.batch_size = 3"):
-        data.DataConfig(batch_size=3, lanes=2)
+        examples.DataConfig(batch_size=3, lanes=2)
     with pytest.raises(InputError, match=r"data\.lanes=2 in training\.accumulate=3 .* multiple of 6"):
         batches(source, vocab, dataclasses.replace(FOUR, lanes=2), accumulate=3)
     with pytest.raises(InputError, match=r"serialization\.strategy"):

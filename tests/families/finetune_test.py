@@ -27,7 +27,8 @@ from audiolm_jax.families import finetune, musicgen
 from audiolm_jax.model import checkpoints, lora, sharding
 from audiolm_jax.sampling import SamplingConfig, requests
 from audiolm_jax.serialization.vocab import HEAD_CODE
-from audiolm_jax.training import loop, optimizer
+from audiolm_jax.training import optimizer
+from audiolm_jax.training.step import TrainingConfig, initialiser, train_step
 from tests.helpers.published_musicgen import reopened, written
 
 TEXTS = {"a": "rock", "b": "slow jazz with a loud piano", "c": "quiet drums", "d": "fast rock"}
@@ -113,12 +114,12 @@ def same(a, b):
 def gradient(base, batch, config):
     """(loss, gradient) of a training step."""
     model, rules = configs.section(config, "model"), sharding.PRESETS["data"]
-    settings = loop.TrainingConfig(steps=1)
+    settings = TrainingConfig(steps=1)
     keep = optax.GradientTransformation(lambda p: p, lambda g, s, p: (jax.tree.map(jax.numpy.zeros_like, g), g))
-    graph, init = loop._initialiser(model, base.vocab, rules, settings, keep, base)
+    graph, init = initialiser(model, base.vocab, rules, settings, keep, base)
     given = base.params(model, rules, needed=True)
     fixed = {"graph": graph, "tx": keep, "schedule": lambda _: 0.0, "config": settings, "vocab": base.vocab}
-    step = jax.jit(lambda *a: loop.train_step(*a, **fixed, rules=rules, base=base))
+    step = jax.jit(lambda *a: train_step(*a, **fixed, rules=rules, base=base))
     batch = {name: x[None] for name, x in batch.items() if np.ndim(x)}
     state, metrics = step(init(jax.random.key(0), given), batch, base.frozen(given))
     return float(metrics["loss"]), state.opt_state, graph
@@ -315,12 +316,12 @@ def test_the_step_keeps_its_shardings(root, preset, rank):
     """Traced on all three axes of a mesh."""
     base, batches, config = opened(root, f"lora.rank={rank}")
     model, rules = configs.section(config, "model"), sharding.PRESETS[preset]
-    settings = loop.TrainingConfig(accumulate=2, ema=0.5)
+    settings = TrainingConfig(accumulate=2, ema=0.5)
     tx = optimizer.make(optimizer.OptimizerConfig(), 10)
     devices = np.array(jax.devices()).reshape(2, 2, 2)
     with jax.set_mesh(Mesh(devices, sharding.AXES, axis_types=(AxisType.Explicit,) * 3)):
         whole = checkpoints.abstract_model(model, base.vocab, rules)
-        graph, init = loop._initialiser(model, base.vocab, rules, settings, tx, base)
+        graph, init = initialiser(model, base.vocab, rules, settings, tx, base)
         params = nnx.to_pure_dict(nnx.split(whole)[1])
         state = jax.eval_shape(init, jax.random.key(0), params)
 
@@ -333,7 +334,7 @@ def test_the_step_keeps_its_shardings(root, preset, rank):
         text = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.state(base.encoder))
         frozen = {"text": text, "params": params if rank else {}}
         fixed = {"graph": graph, "tx": tx, "schedule": lambda _: 0.0, "config": settings, "vocab": base.vocab}
-        step = functools.partial(loop.train_step, **fixed, rules=rules, base=base)
+        step = functools.partial(train_step, **fixed, rules=rules, base=base)
         after, metrics = jax.eval_shape(step, state, batch, frozen)
         made = jax.eval_shape(base.whole, after.params, frozen)
     assert metrics["loss"].shape == ()

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from audiolm_jax import codecs, loading, serialization
-from audiolm_jax.data import batches
+from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.transformer import ModelConfig, Transformer
@@ -163,7 +163,7 @@ def test_bad_input_is_named_in_one_sentence(texts, options, message):
 def test_a_prompt_alone_is_continued_and_a_speech_model_refuses_text():
     [result] = generator().generate([""], prompts=[codes(2)], frames=5)
     assert len(result.codes_TQ) == 5
-    silent = generate.Generator(model(), generator().grid, VOCAB, CODEC, batches.DataConfig(template=""))
+    silent = generate.Generator(model(), generator().grid, VOCAB, CODEC, examples.DataConfig(template=""))
     assert silent.requests([""])[0].document == ()
     with pytest.raises(InputError, match="trained without text"):
         silent.requests(["hello"])

@@ -12,8 +12,8 @@ from audiolm_jax.model.sharding import ShardingConfig
 from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization.vocab import Vocab
 from audiolm_jax.training import loop
-from audiolm_jax.training.loop import TrainingConfig
 from audiolm_jax.training.optimizer import OptimizerConfig
+from audiolm_jax.training.step import TrainingConfig
 
 VOCAB = Vocab(codebooks=2, codebook_size=8, max_frames=16)
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, dropout=0.1)
