@@ -19,11 +19,11 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import json
+import os
 import sys
-import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -95,7 +95,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def _make_importable(directory: Path) -> None:
     """Makes `from configs import default` work from a clone, from a wheel, and beside the file being loaded."""
-    package = sys.modules.setdefault("configs", types.ModuleType("configs"))
+    package = sys.modules.setdefault("configs", ModuleType("configs"))
     old = list(getattr(package, "__path__", []))
     package.__path__ = list(dict.fromkeys([str(folder()), *old, str(directory)]))
 
@@ -215,5 +215,33 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+def plugin(key: str, name: str, table: Mapping[str, ModuleType | str], functions: Iterable[str] = ()) -> ModuleType:
+    """The module called `name`: of `table` (name -> module, or where to import it from), or any that can be imported.
+
+    A name with a dot is a module of the user's, in an installed package or below the current directory, with the
+    `functions` that the contract of `table` asks for. `key` is what the user set, such as "codec.name".
+
+    Raises InputError for an unknown name, a module that cannot be imported, and one that lacks a function.
+    """
+    entry = table.get(name, name) if isinstance(name, str) else None
+    if isinstance(entry, ModuleType):
+        return entry
+    if not entry or "." not in entry:
+        raise InputError(
+            f"{key}={name} must be one of {', '.join(table)}, or the name of a module with a dot in it, such as "
+            "my_package.my_module"
+        )
+    if entry not in sys.modules and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # last, so that it hides nothing; `python -m audiolm_jax` has it anyway
+    try:
+        module = importlib.import_module(entry)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{key}={name} cannot be imported: {type(error).__name__}: {reason}; give one of {', '.join(table)}, or a "
+            "module in an installed package or the current directory"
+        ) from error
+    missing = [function for function in functions if not callable(getattr(module, function, None))]
+    if missing:
+        raise InputError(f"{key}={name}: the module must have a function {' and '.join(missing)}")
+    return module
