@@ -1,9 +1,10 @@
-"""Recordings to files of codes and back (`audiolm codec`), piece by piece: memory does not grow with their length.
+"""`audiolm codec`: recordings to files of codes and back, piece by piece, so that memory does not grow with length.
 
 NAME.npz    codes [T, Q] uint16, and what is needed to decode them: codec, path, codebooks, fingerprint, sample_rate,
             channels, frame_rate, samples (of the recording at sample_rate), scales [chunks] (EnCodec 48 kHz)
 """
 
+import argparse
 import contextlib
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,13 +14,57 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audiolm_jax import codecs, files
+from audiolm_jax.cli import arguments
 from audiolm_jax.errors import InputError
 
 if TYPE_CHECKING:
     import soundfile
 
+HELP = """
+FILE.npz holds the codes [frames, codebooks], and what is needed to decode them.
+
+examples:
+  audiolm codec info
+  audiolm codec encode --out codes one.wav two.flac
+  audiolm codec decode --out heard codes/one.npz codes/two.npz
+  # a published codec: a folder with config.json and model.safetensors, or a repository and its revision
+  audiolm codec encode --codec mimi --path kyutai/mimi@main --codebooks 8 --out codes one.wav
+"""
+
 PIECE_SECONDS = 10.0  # what is read, encoded or decoded at once
 MOST_CHANNELS = 2
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    *names, last = codecs.CODECS
+    parser.add_argument("action", choices=("encode", "decode", "info"), help="what to do")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings; for decode, what encode wrote")
+    parser.add_argument("--codec", metavar="NAME", help=f"{', '.join(names)} or {last}")
+    parser.add_argument("--path", metavar="WEIGHTS", help="folder, safetensors file, or repository owner/name@revision")
+    parser.add_argument("--codebooks", type=int, metavar="Q", help="keep the first so many codebooks (default: all)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: beside every file)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints what a codec and files are, or runs over the files.
+
+    Raises InputError if no file is named, or naming every file that could not be done.
+    """
+    arguments.no_overrides(options, "audiolm codec takes no configuration; see its --help")
+    out = options.out and arguments.writable(options.out, "--out")
+    if options.action == "info":
+        codec = codecs.load(options.codec or "default", options.path, options.codebooks)
+        print(summary(codec))
+        for path in options.files:
+            print(describe(path, codec))
+        return
+    if not options.files:
+        raise InputError(f"codec {options.action}: name at least one file")
+    source = {"name": options.codec, "path": options.path, "codebooks": options.codebooks}
+    problems = convert(options.action, options.files, out, source)
+    if problems:
+        done = len(options.files) - len(problems)
+        raise InputError(f"{done} of {len(options.files)} files are done; {'; '.join(problems)}")
 
 
 def load_codes(path: str | Path) -> dict[str, Any]:
@@ -185,29 +230,7 @@ def summary(codec) -> str:
     return "\n".join(f"{name:12s} {value}" for name, value in lines.items())
 
 
-def command(
-    action: str, paths: list[Path], out: Path | None, name: str | None, path: str | None, codebooks: int | None
-) -> None:
-    """`audiolm codec`: prints what a codec and files are, or runs over the files.
-
-    Raises InputError if no file is named, or naming every file that could not be done.
-    """
-    source = {"name": name, "path": path, "codebooks": codebooks}
-    if action == "info":
-        opened = codecs.load(source["name"] or "default", source["path"], source["codebooks"])
-        print(summary(opened))
-        for recorded in paths:
-            print(describe(recorded, opened))
-        return
-    if not paths:
-        raise InputError(f"codec {action}: name at least one file")
-    problems = run(action, paths, out, source)
-    if problems:
-        done = len(paths) - len(problems)
-        raise InputError(f"{done} of {len(paths)} files are done; {'; '.join(problems)}")
-
-
-def run(action: str, paths: list[Path], out: Path | None, source: dict) -> list[str]:
+def convert(action: str, paths: list[Path], out: Path | None, source: dict) -> list[str]:
     """Encodes or decodes files into the folder `out`. Returns one sentence for every file that could not be used.
 
     source: name, path and codebooks of the codec; for decoding, a file names its own where these are None.

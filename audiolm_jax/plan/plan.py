@@ -1,9 +1,6 @@
 """The subcommand `audiolm plan`."""
 
-import argparse
 import contextlib
-import json
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,19 +97,3 @@ def without_cache() -> Iterator[None]:
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         reset_cache()
-
-
-def run(options: argparse.Namespace, config: ConfigDict) -> None:
-    """Prints the plan; with --json only the object goes to stdout, progress to stderr."""
-    from audiolm_jax.plan import table
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
-
-    programs = tuple(part.strip() for part in options.programs.split(",") if part.strip())
-    made = plan(config, options.config, options.topology, programs, options.rows, tell)
-    if options.json:
-        print(json.dumps(made, indent=2))
-    else:
-        print(*table.speeds(made), sep="\n")
-        print("everything fits" if made["fits"] else "NOT everything fits: see `change` above")

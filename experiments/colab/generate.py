@@ -145,7 +145,7 @@ for title, piece in zip(settings, pieces, strict=True):
 # ## Continue a recording
 #
 # Here the first half of the piece above goes on in another way. A recording of your own is read, at the rate of the
-# codec, by `audiolm_jax.cli.paths.recording(Path("mine.wav"), codec.sample_rate)`.
+# codec, by `audiolm_jax.cli.arguments.recording(Path("mine.wav"), codec.sample_rate)`.
 
 # %%
 half = result.waveform[..., : result.waveform.shape[-1] // 2]

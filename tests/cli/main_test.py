@@ -7,13 +7,14 @@ import gc
 import inspect
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from audiolm_jax import config, errors
 from audiolm_jax.cli import main
-from audiolm_jax.cli.help import HELP
 from audiolm_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ def refused(capsys, *arguments: str) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", HELP)
+@pytest.mark.parametrize("command", main.COMMANDS)
 def test_help_shows_examples_that_parse(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main.main([command, "--help"])
@@ -40,10 +41,25 @@ def test_help_shows_examples_that_parse(command, capsys):
     assert examples
     for example in examples:
         rest, overrides = main.split_overrides(shlex.split(example)[1:])
-        options = main.build_parser().parse(rest)
+        options = main.parse(rest)
         assert options.command == command
         loaded = config.load("default", overrides)
         assert loaded.seed == 0
+
+
+def test_a_command_is_imported_only_when_it_is_asked_for():
+    """`audiolm --help` loads neither the commands nor JAX; `audiolm train --help` only its own file."""
+    code = (
+        "import sys\nfrom audiolm_jax.cli import main\ntry: main.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(*sorted(name for name in sys.modules if name == 'jax' or name.startswith('audiolm_jax.cli.')))"
+    )
+
+    def loaded(*arguments: str) -> list[str]:
+        process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        return [name.removeprefix("audiolm_jax.cli.") for name in process.stdout.splitlines()[-1].split()]
+
+    assert loaded("--help") == ["allocator", "main"]
+    assert loaded("train", "--help") == ["allocator", "arguments", "main", "train"]
 
 
 @pytest.mark.parametrize(

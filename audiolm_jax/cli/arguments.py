@@ -1,0 +1,113 @@
+"""Arguments that several commands share: their flags, and the sentence for each file or folder that cannot be used."""
+
+import argparse
+import contextlib
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from audiolm_jax import config as configs
+from audiolm_jax import files
+from audiolm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ml_collections import ConfigDict
+
+
+def add_config(parser: argparse.ArgumentParser, default: str = "default") -> None:
+    text = "a configuration: a .py file, or the name of one in configs/ (default: %(default)s)"
+    parser.add_argument("--config", default=default, help=text)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    text = "folder of the corpus and its tokens (default: WORKDIR/data)"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=text)
+
+
+def add_workdir(parser: argparse.ArgumentParser, text: str = "folder of a trained run") -> None:
+    parser.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help=text)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    text = "how this process is one of several: none (default), tpu, slurm or HOST:PORT,COUNT,ID"
+    parser.add_argument("--processes", metavar="HOW", help=text)
+
+
+def config(options: argparse.Namespace, only: Sequence[str] = ()) -> "ConfigDict":
+    """The checked configuration. only: the sections that a command on a trained run takes overrides of."""
+    for override in options.overrides if only else ():
+        if override.partition(".")[0] not in only:
+            raise InputError(
+                f"--config.{override}: a trained run keeps its configuration; {options.command} takes only keys of "
+                f"{' and '.join(only)}"
+            )
+    values = configs.load("default" if only else options.config, options.overrides)
+    configs.check(values)
+    return values
+
+
+def no_overrides(options: argparse.Namespace, reason: str) -> None:
+    """Raises InputError for `--config.key=value` of a command that takes none."""
+    if options.overrides:
+        raise InputError(f"--config.{options.overrides[0]}: {reason}")
+
+
+@contextlib.contextmanager
+def processes(options: argparse.Namespace) -> Iterator[bool]:
+    """A block in which this process is one of those that --processes names; yields whether it is process 0."""
+    if options.processes is None:
+        yield True
+        return
+    from audiolm_jax.training import processes
+
+    processes.start(options.processes)
+    with processes.together("Diverged"):
+        yield processes.primary()
+
+
+def writable(directory: Path, flag: str) -> Path:
+    """The folder, created if it is missing. Raises InputError if nothing can be written in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".write-{platform.node()}-{os.getpid()}"
+        probe.write_bytes(b"?")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{flag}={directory}: cannot be written ({error.strerror or error}); give a folder that you may write to"
+        ) from error
+    return directory
+
+
+def data_folder(options: argparse.Namespace) -> Path:
+    """Raises InputError if there are no tokens below it."""
+    data = options.data or options.workdir / "data"
+    if not (data / "tokens").is_dir():
+        raise InputError(f"--data={data}: there are no tokens there; make them with: audiolm prepare --data {data}")
+    return data
+
+
+def trained_run(workdir: Path) -> Path:
+    """Raises InputError if the folder holds no checkpoint."""
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(
+            f"--workdir={workdir}: there is no trained run; make one with: audiolm train --workdir {workdir}"
+        )
+    return workdir
+
+
+def recording(path: Path | None, sample_rate: int, flag: str) -> "np.ndarray | None":
+    """The audio file, float32 [samples] at `sample_rate` Hz, or None. Raises InputError if it cannot be used."""
+    if path is None:
+        return None
+    from audiolm_jax.data import corpora
+    from audiolm_jax.data.corpora import folder
+
+    try:
+        # The model says what is too long for it.
+        return folder.load(str(path), corpora.CorpusConfig("folder", sample_rate=sample_rate, max_seconds=3600.0))[0]
+    except corpora.Reject as reason:
+        raise InputError(f"{flag}={path}: {reason}; give a wav, flac, ogg or mp3 recording") from None

@@ -1,0 +1,31 @@
+"""`audiolm import`."""
+
+import argparse
+from pathlib import Path
+
+from audiolm_jax.cli import arguments
+
+HELP = """
+The folder holds config.json, tokenizer.json and model.safetensors (or several, and their index). Weights that are
+missing, unexpected or of a wrong shape are named; pickles are never read.
+
+examples:
+  audiolm import facebook/musicgen-small runs/musicgen
+  # to fine-tune it: audiolm train --config finetune_musicgen --config.finetune.base=runs/musicgen ...
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a folder, or a repository owner/name[@revision]")
+    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of the run that it becomes")
+
+
+def run(options: argparse.Namespace) -> None:
+    arguments.no_overrides(options, "a published checkpoint has its own configuration")
+    from audiolm_jax.families import musicgen
+
+    source = musicgen.import_run(options.source, arguments.writable(options.workdir, "WORKDIR"))
+    print(
+        f"imported {source}: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... "
+        "--seconds 8 --out out.wav"
+    )

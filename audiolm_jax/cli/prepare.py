@@ -1,0 +1,41 @@
+"""`audiolm prepare`."""
+
+import argparse
+from pathlib import Path
+
+from audiolm_jax.cli import arguments
+
+HELP = """
+examples:
+  # the synthetic corpus that needs nothing but this package
+  audiolm prepare --config default --data data/synthetic
+  # your own recordings: wav, flac, ogg or mp3, each with a .txt of the same name, or with an LJSpeech metadata.csv,
+  # or a .jsonl manifest; unusable files are named in data/mine/tokens/rejects.jsonl
+  audiolm prepare --config default --data data/mine --config.corpus.name=folder --config.corpus.path=recordings
+  # a prepared tensorflow-datasets set
+  audiolm prepare --config default --data data/lj --config.corpus.name=tfds --config.corpus.tfds_name=my_set
+  # for fine-tuning a published MusicGen, by its codec
+  audiolm prepare --config finetune_musicgen --data data/mine --config.corpus.path=recordings
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    arguments.add_config(parser)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where to write corpus and tokens")
+    arguments.add_processes(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    config = arguments.config(options)
+    from audiolm_jax import runs
+
+    directory = arguments.writable(options.data, "--data")
+    with arguments.processes(options) as primary:
+        metadata = runs.prepare(config, directory, progress=primary)
+    if not primary:
+        return
+    for name, split in metadata["splits"].items():
+        print(f"{name:8s} {split['utterances']:6d} utterances, {split['seconds'] / 3600:.3f} hours")
+    if metadata["rejects"]:
+        print(f"{metadata['rejects']} recordings were left out: see {options.data / 'tokens' / 'rejects.jsonl'}")
+    print(f"tokens: {options.data / 'tokens'}")
