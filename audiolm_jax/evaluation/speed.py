@@ -20,6 +20,7 @@ import numpy as np
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import cost, documents
+from audiolm_jax.training import chips
 
 if TYPE_CHECKING:
     from audiolm_jax.sampling.generator import Generator
@@ -141,25 +142,13 @@ def _stream(generator: "Generator", request) -> tuple[float, float, object]:
 
 
 def probe(dtype=jnp.float32, size: int | None = None, repeats: int = 5, megabytes: int | None = None) -> Rates:
-    """The best of a few products of matrices of that size, and of a few sums over so many MB, on the first device.
-
-    None: 1024 and 64, on an accelerator, where these would be over before they began, 8192 and 2048.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    size, megabytes = size or (1024 if on_cpu else 8192), megabytes or (64 if on_cpu else 2048)
-    # Not of ones: a GPU multiplies them with less power, and so faster.
-    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    """The best of a few products of matrices of `size` (`chips.measured_flops`) and of a few sums over `megabytes` MB
+    (None: 64 on a CPU, 2048 on an accelerator), on the first device."""
+    megabytes = megabytes or (64 if jax.default_backend() == "cpu" else 2048)
     array = jnp.ones(megabytes * 2**20 // jnp.dtype(dtype).itemsize, dtype)
-    multiply, total = jax.jit(jnp.matmul), jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
-    product = min(_timed(multiply, matrix, matrix) for _ in range(repeats + 1))
-    read = min(_timed(total, array) for _ in range(repeats + 1))
-    return Rates(2 * size**3 / product, array.nbytes / read)
-
-
-def _timed(function, *arguments) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - began
+    total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
+    read = chips.best_seconds(total, array, repeats=repeats)
+    return Rates(chips.measured_flops(dtype, size, repeats), array.nbytes / read)
 
 
 def hardware() -> dict[str, str | float]:

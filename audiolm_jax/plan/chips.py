@@ -1,7 +1,8 @@
 """Chips and slices: what a chip has, which shapes are sold, and the devices that a compiler without them takes.
 
 Sources of the numbers:
-  [docs]  cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: capacity, bandwidth, peak and the tables of slice shapes
+  [docs]  cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: capacity, bandwidth and the tables of slice shapes; the peak of
+          arithmetic is in training/chips.py
   [book]  "How to scale your model" (jax-ml.github.io/scaling-book), tables of chapter 2 (TPU) and 12 (GPU): links
   [xla]   the limit at which libtpu 0.0.42 refuses a program ("exceeds available HBM"), which is what fits in practice
   [nv]    data sheets of the A100 80GB SXM, H100 SXM and H200 SXM
@@ -18,6 +19,7 @@ from typing import Any
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.plan import gpus, libtpu
+from audiolm_jax.training.chips import PEAKS
 
 GIB = 1 << 30
 
@@ -43,18 +45,18 @@ FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 
 TPUS = {
-    # memory [xla], flops and bandwidth [docs], link [book], shapes [docs]
-    "v4": Chip(30.75 * GIB, 275e12, 1.2e12, 4.5e10, CUBES, cores=2),
-    "v5e": Chip(15.75 * GIB, 197e12, 8.1e11, 5e10, FLAT, torus=16),
-    "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 1e11, (*CUBES, "16x16x24"), cores=2),
-    "v6e": Chip(31.25 * GIB, 918e12, 1.638e12, 1e11, FLAT, torus=16),
+    # memory [xla], bandwidth [docs], link [book], shapes [docs]
+    "v4": Chip(30.75 * GIB, PEAKS["v4"], 1.2e12, 4.5e10, CUBES, cores=2),
+    "v5e": Chip(15.75 * GIB, PEAKS["v5e"], 8.1e11, 5e10, FLAT, torus=16),
+    "v5p": Chip(95.74 * GIB, PEAKS["v5p"], 2.765e12, 1e11, (*CUBES, "16x16x24"), cores=2),
+    "v6e": Chip(31.25 * GIB, PEAKS["v6e"], 1.638e12, 1e11, FLAT, torus=16),
 }
 # Three quarters of the memory: what jax takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. The link
 # is NVLink in one direction, the network one card of 200 or 400 Gbit/s per GPU, as in DGX machines.
 GPUS = {
-    "a100": Chip(0.75 * 85.1e9, 312e12, 2.04e12, 3e11, per_host=8, network=2.5e10),  # [nv]
-    "h100": Chip(0.75 * 84.9e9, 989e12, 3.35e12, 4.5e11, per_host=8, network=5e10),
-    "h200": Chip(0.75 * 151.4e9, 989e12, 4.8e12, 4.5e11, per_host=8, network=5e10),
+    "a100": Chip(0.75 * 85.1e9, PEAKS["a100"], 2.04e12, 3e11, per_host=8, network=2.5e10),  # [nv]
+    "h100": Chip(0.75 * 84.9e9, PEAKS["h100"], 3.35e12, 4.5e11, per_host=8, network=5e10),
+    "h200": Chip(0.75 * 151.4e9, PEAKS["h200"], 4.8e12, 4.5e11, per_host=8, network=5e10),
 }
 CHIPS = TPUS | GPUS
 LARGEST = {"v4": 4096, "v5p": 6144}  # chips [docs]

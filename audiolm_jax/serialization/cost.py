@@ -26,7 +26,7 @@ from audiolm_jax.serialization.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Pass:
     """One pass of the network over one row.
 
     `positions` are computed, their queries see `pairs` keys in all, `predictions` positions have logits over the whole
@@ -61,28 +61,28 @@ def causal_steps(grid: Grid, frames: int) -> int:
     return len(layout.causal_cells(grid, frames)[0]) if grid.causal_levels else 0
 
 
-def generation(grid: Grid, frames: int, prompt: int) -> list[Work]:
+def generation(grid: Grid, frames: int, prompt: int) -> list[Pass]:
     """The sequential passes that generate `frames` frames after `prompt` positions (BOS, text, <audio>).
 
     Raises InputError for a segment of no frames.
     """
     layout.require_frames(frames)
-    passes = [Work(prompt, _triangle(prompt), 1)]
-    passes += [Work(1, prompt + i, 1) for i in range(1, causal_steps(grid, frames))]
-    passes += [Work(frames, frames * (prompt + frames), 0, frames)] * sum(grid.iterations)
+    passes = [Pass(prompt, _triangle(prompt), 1)]
+    passes += [Pass(1, prompt + i, 1) for i in range(1, causal_steps(grid, frames))]
+    passes += [Pass(frames, frames * (prompt + frames), 0, frames)] * sum(grid.iterations)
     return passes
 
 
-def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Work]:
+def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Pass]:
     """The kinds of rows a strategy trains on, "causal" and "level", for one segment after `prompt` positions."""
     layout.require_frames(frames)
     rows = {}
     if grid.causal_levels:
         length = prompt + causal_steps(grid, frames)
-        rows["causal"] = Work(length, _triangle(length), length)
+        rows["causal"] = Pass(length, _triangle(length), length)
     if grid.causal_levels < grid.codebooks:
         length = prompt + frames
-        rows["level"] = Work(length, _triangle(prompt) + frames * length, length)
+        rows["level"] = Pass(length, _triangle(prompt) + frames * length, length)
     return rows
 
 
@@ -128,13 +128,15 @@ def cache_bytes_per_position(model, bytes_per_value: int) -> int:
     return 2 * model.layers * model.kv_heads * model.head_width * bytes_per_value
 
 
-def forward_flops(model, vocab: Vocab, work: Work) -> int:
-    """Forward FLOPs of one pass; the formula at the top of this file."""
-    return (
-        2 * work.positions * block_weights(model)
-        + 4 * work.pairs * model.layers * model.heads * model.head_width
-        + 2 * model.width * work.logits(vocab)
-    )
+def flops(model, positions: float, pairs: float, logits: float) -> float:
+    """Forward FLOPs; the formula at the top of this file."""
+    attention = 4 * pairs * model.layers * model.heads * model.head_width
+    return 2 * positions * block_weights(model) + attention + 2 * model.width * logits
+
+
+def forward_flops(model, vocab: Vocab, work: Pass) -> int:
+    """Forward FLOPs of one pass."""
+    return flops(model, work.positions, work.pairs, work.logits(vocab))
 
 
 def training_flops_per_step(model, vocab: Vocab, batch: int, length: int) -> int:
@@ -143,13 +145,13 @@ def training_flops_per_step(model, vocab: Vocab, batch: int, length: int) -> int
     This is what "equal training FLOPs" means: it knows sizes alone, so it can be asked before a run. Padding and packed
     documents count as if a row were one document, every position as if it predicted over the whole vocabulary; level
     rows, whose frames see ahead, are counted as causal too: equal batches are equal work. The MFU of a training log
-    counts the legal logits of the predictions that were there (`recording.train_flops`).
+    counts the legal logits of the predictions that were there (`metrics.train_flops`).
     """
-    return 3 * batch * forward_flops(model, vocab, Work(length, _triangle(length), length))
+    return 3 * batch * forward_flops(model, vocab, Pass(length, _triangle(length), length))
 
 
 def seconds_of_passes(
-    passes: list[Work],
+    passes: list[Pass],
     model,
     vocab: Vocab,
     flops_per_second: float,
@@ -164,7 +166,7 @@ def seconds_of_passes(
     per_pair = cache_bytes_per_position(model, bytes_per_value)
     flops = np.array([batch * forward_flops(model, vocab, work) for work in passes], float)
 
-    def moved(work: Work) -> float:
+    def moved(work: Pass) -> float:
         heads = vocab.size * (work.predictions > 0) + vocab.codebook_size * (work.of_level > 0)
         weights = bytes_per_value * (block_weights(model) + model.width * heads)
         # Every position of a pass reads the same keys, so keys read are those one query sees.

@@ -29,9 +29,9 @@ from audiolm_jax.model import checkpoints
 from audiolm_jax.model.sharding import ShardingConfig, check_sizes, make_mesh, on_mesh, shard_batch
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.training import chips, processes
 from audiolm_jax.training import metrics as recording
 from audiolm_jax.training import optimizer as optimizers
-from audiolm_jax.training import processes
 from audiolm_jax.training import workdir as workdirs
 from audiolm_jax.training.step import TrainingConfig, TrainState, initialiser, step_program
 
@@ -113,7 +113,7 @@ def train(
             return state
         step_fn = step_program(graph, tx, optimizer, training, vocab, sharding.rules, alone, base)
         stop = received if alone else []  # the signal that ends the run, once every process knows of it
-        peak = recording.peak_flops(training.peak_tflops)
+        peak = chips.peak_flops(training.peak_tflops)
         recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -16,58 +15,16 @@ from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import cost
 from audiolm_jax.serialization.vocab import CODE_START, Vocab
 
-# Dense bfloat16 peak of the data sheets, FLOP/s per device, by the beginning of jax's device_kind.
-PEAKS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-    "Tesla T4": 65e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
-
 
 def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray) -> float:
-    """FLOPs that one training step needs, forward and backward, recomputation not counted.
+    """FLOPs that one training step needs, forward and backward, recomputation not counted: `cost.flops` times 3.
 
-        6 * B*L * (matrices of the layers, `cost.block_weights`)
-      + 6 * N * B*L*L * Hq*K                                         attention, half of every square
-      + 6 * D * (sum over predictions of the size of their legal set)
-
-    N layers, B rows, L positions, Hq query heads of K channels, D width; count_X: predictions by class
-    (`losses.class_names`). Padding and the unused half of a square count like the rest of the formula, so it depends
-    on shapes and predictions and not on how they are computed. It is the numerator of the logged MFU.
+    Half of every square of attention counts, and the legal set of every prediction. count_X: predictions by class
+    (`losses.class_names`). Padding and packed documents count as if a row were one document, so the number depends on
+    shapes and predictions and not on how they are computed. It is the numerator of the logged MFU.
     """
-    attention = positions * config.layers * config.heads * config.head_width
-    layers = 6 * rows * positions * (cost.block_weights(config) + attention)
     sizes = [CODE_START, vocab.max_frames, *(vocab.codebook_size,) * vocab.codebooks, 0]
-    return layers + 6 * config.width * float(np.dot(count_X, sizes))
-
-
-def peak_flops(tflops: float = 0.0) -> float:
-    """FLOP/s of the whole mesh: given per device, from the table, or (unknown device) measured by a matmul."""
-    mesh = jax.sharding.get_mesh()
-    device, count = mesh.devices.flat[0], mesh.size
-    if tflops:
-        return tflops * 1e12 * count
-    for kind, peak in PEAKS.items():
-        if device.device_kind.startswith(kind):
-            return peak * count
-    # Every device of the mesh multiplies at the same time (those of one CPU share its cores).
-    x = jnp.ones((1024, 1024))
-    multiply = jax.jit(jnp.matmul)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        multiply(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 * count / best
+    return 3 * cost.flops(config, rows * positions, rows * positions**2 / 2, float(np.dot(count_X, sizes)))
 
 
 class Recorder:

@@ -54,7 +54,7 @@ class Counted:
     cache_bytes: int
     flops: dict[str, float]  # program -> FLOPs of one run
     runs: dict[str, int]  # program -> how often it ran
-    dense: dict[str, cost.Work]  # program -> what one run of it multiplies, pairs that no one sees included
+    dense: dict[str, cost.Pass]  # program -> what one run of it multiplies, pairs that no one sees included
     seconds: float  # of all runs one after the other, without a look at the codes; the fastest of a few times
 
     @property
@@ -98,7 +98,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
     placed = requests.place(prompts)
     prefill, flops["prompt"] = compiled(causal.run_prefill, model, *placed)
     seconds += fastest(lambda: prefill(model, *placed))
-    runs["prompt"], dense["prompt"] = 1, cost.Work(P, P * P, 0)
+    runs["prompt"], dense["prompt"] = 1, cost.Pass(P, P * P, 0)
     if grid.causal_levels:
         fixed, state = causal.start(model, grid, vocab, [request])
         steps = int(requests.steps_of(np.asarray(state.frames_B), grid)[0])
@@ -113,7 +113,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
             options=performance.compiler_options(),
         )
         # A step draws from the position before it, then computes its own: logits of one, block of the next.
-        dense["step"] = cost.Work(1, P + slots + 1, 1)
+        dense["step"] = cost.Pass(1, P + slots + 1, 1)
         prompt_cache, begun = fixed.prompt_cache, state
         while not np.asarray(state.done_B).all():
             state, cache = step(model, fixed, state, cache)
@@ -142,7 +142,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
         args = (model, vocab, fixed, every[0], codes_BFQ, output_DV)
         level, flops["level"] = compiled(masked.advance, *args, static=("vocab",))
         F = codes_BFQ.shape[1]
-        dense["level"] = cost.Work(F, F * (P + F), 0, F)
+        dense["level"] = cost.Pass(F, F * (P + F), 0, F)
         begun_BFQ = codes_BFQ
         for now in every:
             codes_BFQ = level(model, fixed, now, codes_BFQ, output_DV)
@@ -222,7 +222,7 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     with mock.patch.object(cpu, "applies", lambda: not dense):
         flops = compiled(step, jax.eval_shape(born), requests.place(batch), options=QUICK)[1]
         if dense:
-            work = cost.Work(length, length * length, length)
+            work = cost.Pass(length, length * length, length)
             return flops, 3 * rows * cost.forward_flops(config, vocab, work)
         weights = 6 * rows * length * cost.block_weights(config)
         attention, ran, each = _attention_blocks(config, batch["ahead_BL"][0])

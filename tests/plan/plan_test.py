@@ -146,8 +146,8 @@ def test_work_of_a_train_step_is_that_of_the_cost_model():
         [step] = programs.train(task, mesh)
         counted = work.count(step.traced.jaxpr).flops * mesh.size
     length, model = task.config.data.sequence_length, task.section("model")
-    dense = cost.Work(length, length**2, length)
-    logits = cost.forward_flops(model, task.vocab, cost.Work(0, 0, length))
+    dense = cost.Pass(length, length**2, length)
+    logits = cost.forward_flops(model, task.vocab, cost.Pass(0, 0, length))
     expected = step.rows * (3 * cost.forward_flops(model, task.vocab, dense) + logits)
     assert counted == pytest.approx(expected, rel=0.05)
 

@@ -202,7 +202,7 @@ def test_forward_flops_are_what_the_compiler_counts(changes):
     row = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     tokens = jax.ShapeDtypeStruct((batch, length, 1), jnp.int32)
     counted = jax.jit(forward).lower(state, tokens, row, row).compile().cost_analysis()["flops"]
-    dense = cost.Work(length, length * length, length)
+    dense = cost.Pass(length, length * length, length)
     assert batch * cost.forward_flops(config, vocab, dense) == pytest.approx(counted, rel=0.05)
 
 
@@ -216,7 +216,7 @@ def test_block_weights_are_the_matrices_of_the_model():
 
 def test_training_is_three_times_forward_and_linear_in_the_batch():
     one = cost.training_flops_per_step(MODEL, VOCAB, 1, 50)
-    assert one == 3 * cost.forward_flops(MODEL, VOCAB, cost.Work(50, 50 * 51 // 2, 50))
+    assert one == 3 * cost.forward_flops(MODEL, VOCAB, cost.Pass(50, 50 * 51 // 2, 50))
     assert cost.training_flops_per_step(MODEL, VOCAB, 8, 50) == 8 * one
 
 
