@@ -14,9 +14,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from audiolm_jax import config as configs
@@ -25,8 +23,7 @@ from audiolm_jax.data import examples
 from audiolm_jax.data.examples import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import sharding
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -72,7 +69,7 @@ def equal_shares(
         if compare.flops:
             steps = max(1, round(compare.flops / flops))
         shares[size, strategy] = {
-            "parameters": count_parameters(model, vocab),
+            "parameters": checkpoints.count_parameters(model, vocab),
             "rows_per_step": rows,
             "training_steps": steps,
             "training_flops": float(steps * flops),
@@ -139,13 +136,6 @@ def rows_for(target: float, stream: Sequence[tuple[int, int]], config: DataConfi
         else:
             above = middle
     return unit * min((below, above), key=lambda rows: abs(frames_per_step(stream, config, rows * unit) - target))
-
-
-def count_parameters(model: ModelConfig, vocab: Vocab) -> int:
-    """Numbers in the parameters of a model, counted on shapes."""
-    with jax.set_mesh(sharding.single_device_mesh()):
-        shapes = jax.eval_shape(lambda: nnx.state(Transformer(model, vocab.size, nnx.Rngs(0)), nnx.Param))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def positions_per_second(grid: Grid, frame_rate: float, seconds: float = 10.0) -> float:

@@ -143,6 +143,12 @@ def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sh
     return jax.eval_shape(lambda: Transformer(config, vocab.size, nnx.Rngs(0), rules))
 
 
+def count_parameters(config: ModelConfig, vocab: Vocab) -> int:
+    """Numbers in the parameters of a model, from shapes alone."""
+    with jax.set_mesh(sharding.single_device_mesh()):
+        return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(config, vocab), nnx.Param)))
+
+
 def digest(*trees: Any) -> str:
     """Sha256 over the arrays of trees, by their key paths."""
     found = hashlib.sha256()

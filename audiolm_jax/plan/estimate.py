@@ -25,37 +25,35 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
 
 
 def of_program(program: Program, target: Slice, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Everything that is known of one program, as plain JSON values. Compiling it may take minutes.
+    """Memory, traffic and least time of one program, as plain JSON values. Compiling it may take minutes.
 
-    known: fingerprint -> what this function gave for a program before; the same program is not compiled again.
+    known: fingerprint -> an earlier result; the same program is not compiled again.
     """
     lowered = program.traced.lower()
     fingerprint = _fingerprint(lowered.as_text(), target)
-    before = (known or {}).get(fingerprint)
-    read = {key: before[key] for key in READ if key in before} if before else _compile(lowered, target)
-    found = {
+    compiled = (known or {}).get(fingerprint) or _compile(lowered, target)
+    result = {
         "name": program.name,
         "rows": program.rows,
         "positions": program.positions,
         "runs": program.runs,
         "audio_seconds": program.audio_seconds,
         "fingerprint": fingerprint,
-        **read,
+        **{key: compiled[key] for key in COMPILED if key in compiled},
     }
-    if "sent" in found:
-        sent = [collectives.Collective(**{**one, "arrays": _tuples(one["arrays"])}) for one in found["sent"]]
+    if "collectives" in result:
         counted = work.count(program.traced.jaxpr)
-        found["collectives"] = collectives.totals(sent)
-        found["flops"], found["bytes"] = counted.flops, counted.bytes + 2 * found["memory"]["donated"]
-        found["estimate"] = roofline(found["flops"], found["bytes"], sent, target)
-    return found
+        result["flops"], result["bytes"] = counted.flops, counted.bytes + 2 * result["memory"]["donated"]
+        result["estimate"] = roofline(result["flops"], result["bytes"], result["interconnect_seconds"], target)
+    return result
 
 
-READ = ("memory", "sent", "compile_seconds", "compile_cpu_seconds")  # what comes out of the compiler
+# What comes out of the compiler.
+COMPILED = ("memory", "sent", "collectives", "interconnect_seconds", "compile_seconds", "compile_cpu_seconds")
 
 
 def _compile(lowered: Any, target: Slice) -> dict[str, Any]:
-    """READ, without "sent" if the compiler finds that the program does not fit."""
+    """COMPILED; only memory and seconds if the compiler finds that the program does not fit."""
     wall, cpu = time.perf_counter(), time.process_time()
 
     def clocks() -> dict[str, float]:
@@ -69,10 +67,13 @@ def _compile(lowered: Any, target: Slice) -> dict[str, Any]:
             raise
         full = {"total": needed, "capacity": target.chip.memory, "fits": False}
         return {"memory": full, **clocks()}
+    seconds, sent = clocks(), collectives.collectives(compiled.as_text())
     return {
-        **clocks(),
+        **seconds,
         "memory": memory(compiled.memory_analysis(), target.chip.memory),
-        "sent": [dataclasses.asdict(one) for one in collectives.collectives(compiled.as_text())],
+        "sent": [dataclasses.asdict(one) for one in sent],
+        "collectives": collectives.totals(sent),
+        "interconnect_seconds": interconnect_seconds(sent, target),
     }
 
 
@@ -83,21 +84,17 @@ def _fingerprint(text: str, target: Slice) -> str:
         version = importlib.metadata.version(compiler)
     except importlib.metadata.PackageNotFoundError:
         version = ""
-    return hashlib.sha256("\n".join([target.name, compiler, version, text]).encode()).hexdigest()
-
-
-def _tuples(arrays: Any) -> tuple:
-    return tuple((element, tuple(shape)) for element, shape in arrays)
+    return hashlib.sha256("\n".join([target.name, compiler, version, text]).encode()).hexdigest()[:16]
 
 
 def speed(programs: list[dict[str, Any]]) -> dict[str, float]:
     """What programs that run one after the other reach together at most; {} if one of them does not fit."""
-    if not all("estimate" in found for found in programs):
+    if not all("estimate" in program for program in programs):
         return {}
-    seconds = sum(found["estimate"]["seconds"] * found["runs"] for found in programs)
+    seconds = sum(program["estimate"]["seconds"] * program["runs"] for program in programs)
     return {
         "seconds": seconds,
-        "positions_per_second": sum(found["positions"] * found["runs"] for found in programs) / seconds,
+        "positions_per_second": sum(program["positions"] * program["runs"] for program in programs) / seconds,
         "audio_seconds_per_second": programs[0]["audio_seconds"] / seconds,
     }
 
@@ -126,16 +123,20 @@ def too_large(message: str) -> float | None:
     return float(match[1]) * UNITS[match[2]] if match else float("nan")
 
 
-def roofline(flops: float, moved: float, sent: list[collectives.Collective], target: Slice) -> dict[str, Any]:
-    """Seconds of one run by each bound, the largest, and which one that is."""
-    chip = target.chip
+def roofline(flops: float, moved: float, interconnect: float, target: Slice) -> dict[str, Any]:
+    """Seconds of one run by each bound, the largest, and which one that is. moved: bytes; interconnect: seconds."""
     bounds = {
-        "compute": flops / chip.flops,
-        "memory": moved / chip.bandwidth,
-        "interconnect": sum(one.times * passed_on(one) / target.link_bandwidth(one.group) for one in sent),
+        "compute": flops / target.chip.flops,
+        "memory": moved / target.chip.bandwidth,
+        "interconnect": interconnect,
     }
     bound = max(bounds, key=bounds.get)
     return {**bounds, "seconds": bounds[bound], "bound": bound}
+
+
+def interconnect_seconds(sent: list[collectives.Collective], target: Slice) -> float:
+    """Of all collectives of one run, one after the other."""
+    return sum(one.times * passed_on(one) / target.link_bandwidth(one.group) for one in sent)
 
 
 def passed_on(one: collectives.Collective) -> float:
@@ -145,14 +146,14 @@ def passed_on(one: collectives.Collective) -> float:
     return one.bytes * factor.get(one.kind, share)
 
 
-def advice(found: dict[str, Any], task: Any, target: Slice) -> str:
+def advice(program: dict[str, Any], task: Any, target: Slice) -> str:
     """What to change in a configuration whose program does not fit; "" if it does."""
-    if found["memory"]["fits"]:
+    if program["memory"]["fits"]:
         return ""
     config, changes = task.config, []
     sharding = task.section("sharding")
     shards = target.chips // (sharding.tensor * sharding.context)
-    if found["name"] == "train step":
+    if program["name"] == "train step":
         if not config.model.remat:
             changes.append("--config.model.remat=True (activations are computed again)")
         if sharding.preset == "data":
@@ -161,9 +162,9 @@ def advice(found: dict[str, Any], task: Any, target: Slice) -> str:
             changes.append(f"--config.training.accumulate={2 * config.training.accumulate} (half as many rows at once)")
             changes.append(f"--config.data.batch_size={config.data.batch_size // 2} (half the batch)")
     else:
-        if found["rows"] > shards:
-            changes.append(f"--rows={found['rows'] // 2} (fewer requests at once)")
-        if sharding.tensor < task.config.model.kv_heads and target.chips > sharding.tensor:
+        if program["rows"] > shards:
+            changes.append(f"--rows={program['rows'] // 2} (fewer requests at once)")
+        if sharding.tensor < config.model.kv_heads and target.chips > sharding.tensor:
             changes.append(
                 f"--config.sharding.preset=fsdp_tensor --config.sharding.tensor={2 * sharding.tensor} (heads sharded)"
             )

@@ -1,10 +1,16 @@
-"""The subcommand `audiolm plan`."""
+"""The plan of a configuration on a slice: every program compiled, its memory, traffic and least time."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.model import sharding
+from audiolm_jax.plan import chips, estimate, gpus, programs, table
 
 PROGRAMS = ("train", "sample")
 
@@ -13,37 +19,33 @@ def plan(
     config: ConfigDict,
     name: str,
     topology: str,
-    programs: tuple[str, ...] = PROGRAMS,
+    kinds: tuple[str, ...] = PROGRAMS,
     rows: int | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
     known: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The plan of a checked configuration, as plain JSON values; `tell` gets a line before and after every program.
+    """The plan of a checked configuration, as plain JSON values.
 
-    known: programs of earlier plans by fingerprint, which are not compiled again.
+    Args:
+      name: what the configuration is called in the plan.
+      topology: a slice, see `chips.parse`.
+      kinds: which of PROGRAMS.
+      rows: requests sampled at once (None: one per batch shard).
+      log: called with a line before and after every program.
+      known: fingerprint -> program of an earlier plan; it is not compiled again.
 
     Raises InputError for a slice that does not exist, a missing libtpu, a mesh or batch that does not divide.
     """
-    from audiolm_jax.errors import InputError
-    from audiolm_jax.model import sharding
-    from audiolm_jax.plan import chips
-
-    unknown = set(programs) - set(PROGRAMS)
-    if unknown or not programs:
-        raise InputError(f"--programs={','.join(programs)}: choose of {', '.join(PROGRAMS)}")
+    if not kinds or set(kinds) - set(PROGRAMS):
+        raise InputError(f"--programs={','.join(kinds)}: choose of {', '.join(PROGRAMS)}")
     if rows is not None and rows < 1:
         raise InputError(f"--rows={rows}: at least one request is sampled")
-    import jax
-
     target = chips.parse(topology)
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator this machine has is left alone
     devices = chips.devices(target)
-    from audiolm_jax.plan import estimate, gpus, table
-    from audiolm_jax.plan import programs as building
-
-    task = building.task(config)
+    task = programs.task(config)
     mesh = sharding.make_mesh(task.section("sharding"), devices)
-    made = {
+    result = {
         "config": name,
         "topology": target.name,
         "accelerator_type": target.sold_as,
@@ -58,26 +60,26 @@ def plan(
         "speed": {},
     }
     with jax.set_mesh(mesh), without_cache():
-        made["parameters"] = building.parameters(task)
-        tell(table.header(made))
-        if made["note"]:
-            tell(made["note"])
-        for kind in (kind for kind in PROGRAMS if kind in programs):
+        result["parameters"] = programs.parameters(task)
+        log(table.header(result))
+        if result["note"]:
+            log(result["note"])
+        for kind in (kind for kind in PROGRAMS if kind in kinds):
             if kind == "train":
-                series = building.train(task, mesh)
+                series = programs.train(task, mesh)
             else:
-                series = building.sample(task, mesh, rows or mesh.shape["data"] * mesh.shape["context"])
-            found = []
+                series = programs.sample(task, mesh, rows or mesh.shape["data"] * mesh.shape["context"])
+            estimates = []
             for program in series:
-                tell(f"compiling the {program.name} ...")
-                found.append(estimate.of_program(program, target, known))
-                found[-1]["advice"] = estimate.advice(found[-1], task, target)
-                tell(table.program(found[-1]))
-            made["programs"] += found
-            if reached := estimate.speed(found):
-                made["speed"][kind] = reached
-    made["fits"] = all(found["memory"]["fits"] for found in made["programs"])
-    return made
+                log(f"compiling the {program.name} ...")
+                estimates.append(estimate.of_program(program, target, known))
+                estimates[-1]["advice"] = estimate.advice(estimates[-1], task, target)
+                log(table.program(estimates[-1]))
+            result["programs"] += estimates
+            if speed := estimate.speed(estimates):
+                result["speed"][kind] = speed
+    result["fits"] = all(program["memory"]["fits"] for program in result["programs"])
+    return result
 
 
 @contextlib.contextmanager
@@ -86,9 +88,6 @@ def without_cache() -> Iterator[None]:
 
     Whether it is used is decided once, by the first compilation: `reset_cache` lets it be decided again.
     """
-    import jax
-    from jax.experimental.compilation_cache.compilation_cache import reset_cache
-
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     reset_cache()

@@ -20,14 +20,13 @@ from ml_collections import ConfigDict
 from audiolm_jax import codecs, serialization
 from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import sharding
+from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.sampling import causal, masked, performance
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
-from audiolm_jax.training import loop
 from audiolm_jax.training import optimizer as optimizers
+from audiolm_jax.training import processes
 from audiolm_jax.training.step import initialiser, step_program
 
 TEXT = 254  # bytes of the text before what is sampled; with BOS and <audio> a bucket of 256 positions
@@ -91,8 +90,7 @@ def task(config: ConfigDict) -> Task:
 
 def parameters(of: Task) -> int:
     """How many the model has."""
-    shapes = jax.eval_shape(lambda: Transformer(of.section("model"), of.vocab.size, nnx.Rngs(params=jax.random.key(0))))
-    return sum(x.size for x in jax.tree.leaves(shapes))
+    return checkpoints.count_parameters(of.section("model"), of.vocab)
 
 
 def train(of: Task, mesh: Mesh) -> Iterator[Program]:
@@ -103,7 +101,7 @@ def train(of: Task, mesh: Mesh) -> Iterator[Program]:
     model, rules = of.section("model"), of.section("sharding").rules
     settings, optimizing, data = of.section("training"), of.section("optimizer"), of.section("data")
     rows, length, parts = data.batch_size, data.sequence_length, settings.accumulate
-    loop.check_rows(rows, parts, mesh.shape["data"])
+    processes.check_rows(rows, parts, mesh.shape["data"])
     check(of, mesh, rules, {"length": ("data.sequence_length", length)})
     tx = optimizers.make(optimizing, settings.steps)
     graph, init = initialiser(model, of.vocab, rules, settings, tx)
@@ -146,9 +144,9 @@ def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:
     check(of, mesh, rules.for_decoding(), {"batch": ("--rows", rows)})
     context, Q = of.config.data.sequence_length, of.vocab.codebooks
     text = (("text", np.full(TEXT, TEXT_START, np.int32)),) if of.config.data.template else ()
-    requests = [plan.Request(text, np.zeros((0, Q), np.int32), None, b, sampling) for b in range(rows)]
-    plan.check(requests[0], of.grid, of.vocab, context)
-    frames = plan.limits(requests[0], of.grid, of.vocab, context)[0]
+    batch = [requests.Request(text, np.zeros((0, Q), np.int32), None, b, sampling) for b in range(rows)]
+    requests.check(batch[0], of.grid, of.vocab, context)
+    frames = requests.limits(batch[0], of.grid, of.vocab, context)[0]
     seconds = rows * frames / of.frame_rate
 
     def described(function, *args):
@@ -159,17 +157,17 @@ def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:
         return performance.decoding_form(Transformer(model_config, of.vocab.size, nnx.Rngs(params=key), rules))
 
     model = described(build)
-    common = (of.grid, of.vocab, requests)
+    common = (of.grid, of.vocab, batch)
     causal_levels = of.grid.causal_levels
-    prompts = plan.prompts(requests, of.grid, of.vocab, causal=causal_levels > 0, guided=sampling.guidance != 1)
-    placed = described(lambda: plan.place(prompts))
+    prompts = requests.prompts(batch, of.grid, of.vocab, causal=causal_levels > 0, guided=sampling.guidance != 1)
+    placed = described(lambda: requests.place(prompts))
     models, width = placed.tokens_MPS.shape[:2]
     traced = causal.prefill_program().trace(model, *placed)
     yield Program("prefill", traced, 1, models * width, seconds, rows)
     cache = None
     if causal_levels:
         fixed, state = described(lambda model: causal.start(model, *common, context), model)
-        steps = int(plan.steps_of(frames, of.grid)) - plan.prefilled_steps(0, of.grid)
+        steps = int(requests.steps_of(frames, of.grid)) - requests.prefilled_steps(0, of.grid)
         chunks = -(-steps // sampling.chunk)
         slots = causal.cache_sizes(steps, sampling.chunk)[-1]
         cache = described(lambda model: model.init_cache(models, slots), model)
@@ -179,9 +177,9 @@ def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:
     if of.grid.iterations:
         _, fixed = described(lambda model, cache: masked.start(model, *common, cache), model, cache)
         frames_B = np.full(rows, frames, np.int32)
-        grid_BFQ = np.full((rows, plan.bucket(frames, plan.FRAMES), Q), -1, np.int32)
-        passes = masked.schedule(requests, frames_B, of.grid)
-        frames_B, passes, codes_BFQ = described(lambda: plan.place((frames_B, passes, grid_BFQ)))
+        grid_BFQ = np.full((rows, requests.bucket(frames, requests.FRAMES), Q), -1, np.int32)
+        passes = masked.schedule(batch, frames_B, of.grid)
+        frames_B, passes, codes_BFQ = described(lambda: requests.place((frames_B, passes, grid_BFQ)))
         traced = masked.levels_program().trace(model, of.vocab, fixed._replace(frames_B=frames_B), passes, codes_BFQ)
         made = models * grid_BFQ.shape[1] * sum(of.grid.iterations)
         yield Program("masked passes", traced, 1, made, seconds, rows)

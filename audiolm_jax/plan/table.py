@@ -11,27 +11,27 @@ def header(plan: dict[str, Any]) -> str:
     )
 
 
-def program(found: dict[str, Any]) -> str:
+def program(plan: dict[str, Any]) -> str:
     """A few lines about one program."""
-    memory = found["memory"]
+    memory = plan["memory"]
     total = f"{size(memory['total'])} of {size(memory['capacity'])} per chip: "
     total += "fits" if memory["fits"] else "DOES NOT FIT"
     if "arguments" in memory:
         parts = ("arguments", "outputs", "donated", "temporaries", "code")
         total += f" ({', '.join(f'{name} {size(memory[name])}' for name in parts)})"
-    seconds = f"{found['compile_seconds']:.0f} s ({found['compile_cpu_seconds']:.0f} s of one core)"
+    seconds = f"{plan['compile_seconds']:.0f} s ({plan['compile_cpu_seconds']:.0f} s of one core)"
     lines = [
-        f"{found['name']}: {found['rows']} rows, compiled in {seconds}",
+        f"{plan['name']}: {plan['rows']} rows, compiled in {seconds}",
         f"  memory        {total}",
     ]
-    if found.get("advice"):
-        lines.append(f"  change        {found['advice']}")
-    if "estimate" not in found:
+    if plan.get("advice"):
+        lines.append(f"  change        {plan['advice']}")
+    if "estimate" not in plan:
         return "\n".join(lines)
-    lines.append(f"  work          {found['flops'] / 1e9:,.1f} GFLOP, {size(found['bytes'])} moved, per chip and run")
-    for kind, sent in found["collectives"].items():
+    lines.append(f"  work          {plan['flops'] / 1e9:,.1f} GFLOP, {size(plan['bytes'])} moved, per chip and run")
+    for kind, sent in plan["collectives"].items():
         lines.append(f"  {kind:13s} {sent['count']} a run, {size(sent['bytes'])} in all")
-    estimate = found["estimate"]
+    estimate = plan["estimate"]
     bounds = ", ".join(f"{name} {duration(estimate[name])}" for name in ("compute", "memory", "interconnect"))
     lines.append(f"  at least      {duration(estimate['seconds'])} a run, bound by {estimate['bound']} ({bounds})")
     return "\n".join(lines)
@@ -40,9 +40,9 @@ def program(found: dict[str, Any]) -> str:
 def speeds(plan: dict[str, Any]) -> list[str]:
     """What training and sampling can reach, a line each."""
     return [
-        f"{kind}: at most {reached['positions_per_second']:,.0f} positions and "
-        f"{reached['audio_seconds_per_second']:,.0f} seconds of audio per second"
-        for kind, reached in plan["speed"].items()
+        f"{kind}: at most {speed['positions_per_second']:,.0f} positions and "
+        f"{speed['audio_seconds_per_second']:,.0f} seconds of audio per second"
+        for kind, speed in plan["speed"].items()
     ]
 
 

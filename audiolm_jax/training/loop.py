@@ -196,19 +196,10 @@ def _restore(
     return TrainState(params=params, ema={}, **rest), position
 
 
-def check_rows(rows: int, parts: int, shards: int) -> None:
-    """Raises InputError for `rows` that cannot be split into `parts` of equal rows for each of `shards` devices."""
-    if rows % (parts * shards):
-        raise InputError(
-            f"a batch of {rows} rows cannot be split into training.accumulate={parts} parts over {shards} devices; "
-            f"choose a multiple of {parts * shards} rows"
-        )
-
-
 def _split(batch: dict[str, np.ndarray], parts: int, shards: int) -> dict[str, np.ndarray]:
     """[rows, ...] -> [parts, rows / parts, ...]; shards: parts into which the rows are split here."""
     rows = len(batch["tokens_BLS"])
-    check_rows(rows, parts, shards)
+    processes.check_rows(rows, parts, shards)
     rows_of = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that data.py adds
     return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in rows_of.items()}
 

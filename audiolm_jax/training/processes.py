@@ -23,6 +23,7 @@ TF_CPP_MIN_LOG_LEVEL=0 in the environment it is shown as it is.
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import signal
@@ -214,20 +215,24 @@ def leave(error: Exception) -> None:
     os._exit(code)
 
 
+def check_rows(rows: int, accumulate: int, shards: int, lanes: int = 1) -> None:
+    """Raises InputError for a batch that cannot be split into `accumulate` parts, each over `shards` devices."""
+    unit = accumulate * math.lcm(shards, lanes)
+    if rows % unit:
+        raise InputError(
+            f"data.batch_size={rows} rows cannot be split into training.accumulate={accumulate} parts, each over "
+            f"{shards} devices and out of data.lanes={lanes}; choose a multiple of {unit}"
+        )
+
+
 def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, lanes: int = 1) -> np.ndarray:
     """Which columns of a step's [accumulate, rows / accumulate] rows the devices of this process need, in order.
 
     Processes that only share the weights' axes of the mesh need the same ones.
     Raises InputError if the rows cannot be dealt out evenly.
     """
+    check_rows(rows, accumulate, rules.parts("batch", mesh), lanes)
     sharding = NamedSharding(mesh, rules.spec("batch"))
-    shards = rules.parts("batch", mesh)
-    unit = accumulate * int(np.lcm(shards, lanes))
-    if rows % unit:
-        raise InputError(
-            f"data.batch_size={rows} rows cannot be split into training.accumulate={accumulate} parts, each over "
-            f"{shards} devices and out of data.lanes={lanes}; choose a multiple of {unit}"
-        )
     count = rows // accumulate
     here = sharding.addressable_devices_indices_map((count,))
     return np.unique(np.concatenate([np.arange(count)[index] for index in here.values()]))

@@ -16,8 +16,7 @@ from audiolm_jax import config as configs
 from audiolm_jax.cli import main
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
-from audiolm_jax.plan import chips, collectives, estimate, gpus, programs, table, work
-from audiolm_jax.plan import plan as command
+from audiolm_jax.plan import chips, collectives, estimate, gpus, plan, programs, table, work
 from audiolm_jax.serialization import cost
 
 needs_libtpu = pytest.mark.skipif(
@@ -108,13 +107,14 @@ def test_links_of_a_ring_carry_both_ways():
 def test_the_roofline_is_the_largest_of_three():
     pod = chips.parse("v5e:16x16")
     gather = collectives.Collective("all-gather", 3, 16, (("bf16", (1024, 1024)),))
-    found = estimate.roofline(197e12, 8.1e11, [gather], pod)
+    seconds = estimate.interconnect_seconds([gather], pod)
+    found = estimate.roofline(197e12, 8.1e11, seconds, pod)
     assert (found["compute"], found["memory"]) == (1.0, 1.0)
     assert found["interconnect"] == pytest.approx(3 * 2 * 2**20 * 15 / 16 / 1e11)
     assert found["seconds"] == 1.0 and found["bound"] == "compute"
     twice = collectives.Collective("all-reduce", 3, 16, gather.arrays)
     assert estimate.passed_on(twice) == 2 * estimate.passed_on(gather)
-    assert estimate.roofline(0, 0, [gather], pod)["bound"] == "interconnect"
+    assert estimate.roofline(0, 0, seconds, pod)["bound"] == "interconnect"
 
 
 def test_work_is_counted_per_chip_and_in_loops_as_often_as_they_run():
@@ -250,19 +250,19 @@ def test_sampling_of_two_layers_on_v5e(capfd):
     asked = ["plan", "--config", "tiny", "--topology", "v5e-4", "--programs", "sample", "--rows", "8", "--json", *flags]
     assert main.main(asked) == 0
     out, err = capfd.readouterr()
-    plan = json.loads(out)
+    made = json.loads(out)
     assert "compiling the decode chunk" in err
-    assert (plan["topology"], plan["chips"], plan["fits"]) == ("v5e:2x2", 4, True)
-    assert plan["mesh"] == {"data": 4, "context": 1, "tensor": 1}
-    prefill, chunk, passes = plan["programs"]
-    assert [found["name"] for found in plan["programs"]] == ["prefill", "decode chunk", "masked passes"]
+    assert (made["topology"], made["chips"], made["fits"]) == ("v5e:2x2", 4, True)
+    assert made["mesh"] == {"data": 4, "context": 1, "tensor": 1}
+    prefill, chunk, passes = made["programs"]
+    assert [found["name"] for found in made["programs"]] == ["prefill", "decode chunk", "masked passes"]
     # 64 frames and the end of audio in chunks of 8; prompts of 256 positions.
     assert (prefill["positions"], chunk["runs"], chunk["positions"]) == (8 * 256, 9, 8 * 8)
     assert passes["positions"] == 8 * 64 * 2  # two codebooks after the coarsest
     # Two buffers of keys and values for each layer, 2 rows of a chip, bfloat16, as long as the doubled bucket.
     assert chunk["memory"]["donated"] == 2 * 2 * 2 * 128 * 2 * 32 * 2
     assert chunk["collectives"].keys() <= set(collectives.KINDS)
-    assert plan["speed"]["sample"]["audio_seconds_per_second"] > 0
+    assert made["speed"]["sample"]["audio_seconds_per_second"] > 0
     assert table.program(chunk).splitlines()[1].endswith(")")
 
 
@@ -270,13 +270,13 @@ def test_sampling_of_two_layers_on_v5e(capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["data", "fsdp"])
 def test_the_train_step_of_two_layers_on_v5e(preset):
-    made = command.plan(small(f"sharding.preset={preset}"), "tiny", "v5e-8", ("train",))
+    made = plan.plan(small(f"sharding.preset={preset}"), "tiny", "v5e-8", ("train",))
     [step] = made["programs"]
     assert made["fits"] and made["processes"] == 1
     state = 3 * 4 * made["parameters"]  # parameters and two averages, float32
     assert step["memory"]["donated"] == pytest.approx(state / (8 if preset == "fsdp" else 1), rel=0.1)
     assert ("all-gather" in step["collectives"]) == (preset == "fsdp")
-    again = command.plan(
+    again = plan.plan(
         small(f"sharding.preset={preset}"), "tiny", "v5e-8", ("train",), known={step["fingerprint"]: step}
     )
     assert again["programs"] == [step]
@@ -285,7 +285,7 @@ def test_the_train_step_of_two_layers_on_v5e(preset):
 @needs_libtpu
 @pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_to_change():
-    made = command.plan(small("data.batch_size=65536", "sharding.preset=data"), "tiny", "v5e-4", ("train",))
+    made = plan.plan(small("data.batch_size=65536", "sharding.preset=data"), "tiny", "v5e-4", ("train",))
     [step] = made["programs"]
     assert not made["fits"] and made["speed"] == {}
     assert step["memory"]["total"] > step["memory"]["capacity"] > 16e9
