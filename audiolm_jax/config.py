@@ -208,10 +208,9 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"config section {name} does not exist; did you mean {near[0]}?")
         if name in SECTIONS and dataclasses.is_dataclass(accepts(name)):
             section(config, name)
-    strategies = importlib.import_module("audiolm_jax.serialization").STRATEGIES
-    if "serialization" in config and config.serialization.strategy not in strategies:
-        raise InputError(
-            f"serialization.strategy is {config.serialization.strategy!r}; it must be one of {', '.join(strategies)}"
+    if "serialization" in config:
+        importlib.import_module("audiolm_jax.serialization").find(
+            "serialization.strategy", config.serialization.strategy
         )
 
 

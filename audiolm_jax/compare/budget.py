@@ -100,7 +100,7 @@ def training_views(grid: Grid, config: DataConfig, documents_N2: np.ndarray) -> 
     while True:
         for words, frames in rng.permutation(documents_N2).tolist():
             prompt = 2 + (0 if rng.random() < config.drop_text else words)  # with BOS and <audio>
-            kind = "causal" if grid.strategy.draw(rng, frames, grid) is None else "level"
+            kind = "causal" if grid.draw(rng, frames) is None else "level"
             yield prompt + of_audio(frames)[kind].positions, frames
 
 

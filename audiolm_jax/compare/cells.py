@@ -36,9 +36,7 @@ class CompareConfig:
         if not self.strategies:
             raise InputError("compare.strategies is empty; it must name at least one strategy")
         for name in self.strategies:
-            if name not in serialization.STRATEGIES:
-                known = ", ".join(serialization.STRATEGIES)
-                raise InputError(f"compare.strategies holds {name!r}; strategies are {known}")
+            serialization.find("compare.strategies", name)
         if len(set(self.strategies)) < len(self.strategies):
             raise InputError(f"compare.strategies is {self.strategies}; a strategy may be named once")
         if len(set(self.seeds)) < len(self.seeds) or not all(isinstance(s, int) and s >= 0 for s in self.seeds):
@@ -116,8 +114,9 @@ def variants(config: ConfigDict, codebooks: int) -> dict[tuple[str, str], Config
 
 
 def entry_name(config: ConfigDict, size: str, strategy: str) -> str:
-    """What a strategy of one size is called: with its size where there are several."""
-    return f"{strategy}-{size}" if len(config.compare.sizes) > 1 else strategy
+    """The name of a strategy of one size in folders and the report: with its size where there are several."""
+    name = serialization.label(strategy, tuple(config.compare.strategies))
+    return f"{name}-{size}" if len(config.compare.sizes) > 1 else name
 
 
 def plan(config: ConfigDict, parts: Mapping[tuple[str, str], ConfigDict], shares: Mapping) -> list[Cell]:

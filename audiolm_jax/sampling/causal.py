@@ -1,6 +1,6 @@
 """The causal loop: one jitted program for every strategy with a causal pass, driven by its order alone.
 
-At step s of a row, the cells (t, q) with order(t, q, T) = s are drawn from the last hidden state, each from its
+At position s of a row, the cells (t, q) with position(t, q, T) = s are drawn from the last hidden state, each from its
 legal set; cells that the grid already holds (a prompt) are taken as they are; their ids are the next input. The end
 of audio is the cell (T, 0): drawing it fixes T, the other codebooks then finish their tails. Until it is drawn T
 stands at the limit, where the end is forced.
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
     codes_BFQ: jax.Array  # int32, -1: not made yet
     frames_B: jax.Array
-    step_B: jax.Array  # the step whose cells come next; after the last one it stands
+    step_B: jax.Array  # the position whose cells come next; after the last one it stands
     done_B: jax.Array
     slot: jax.Array  # generated positions so far, the same for all rows
     hidden_MD: jax.Array  # of the last position: predicts the cells of step_B
@@ -53,14 +53,14 @@ class Fixed(NamedTuple):
 
 
 def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
-    """Which cells of a grid of `frames` rows are made at step_B: (here_BFQ bool over 0..frames, end_B bool).
+    """Which cells of a grid of `frames` rows stand at position step_B: (here_BFQ bool over 0..frames, end_B bool).
 
     Q is the number of causal codebooks. `end_B`: the cell (T, 0), which is the end of audio, is among them.
     """
     t = np.arange(frames + 1)[:, None]
     q = np.arange(grid.causal_levels)
     T = frames_B[:, None, None]
-    here_BFQ = (grid.order(t, q, T) == step_B[:, None, None]) & ((t < T) | ((t == T) & (q == 0)))
+    here_BFQ = (grid.position(t, q, T) == step_B[:, None, None]) & ((t < T) | ((t == T) & (q == 0)))
     end_B = jnp.any(here_BFQ[:, :, 0] & (t[:, 0] == T[:, :, 0]), axis=1)
     return here_BFQ, end_B
 
@@ -246,5 +246,5 @@ def complete_frames(state: State, grid: Grid) -> np.ndarray:
     T_B = np.asarray(state.frames_B)
     t, q = np.arange(state.codes_BFQ.shape[1])[:, None], np.arange(grid.causal_levels)
     T = T_B[:, None, None]
-    made_BF = (grid.order(t, q, T) < np.asarray(state.step_B)[:, None, None]).all(axis=-1)
+    made_BF = (grid.position(t, q, T) < np.asarray(state.step_B)[:, None, None]).all(axis=-1)
     return np.minimum(np.logical_and.accumulate(made_BF, axis=1).sum(axis=1), T_B)

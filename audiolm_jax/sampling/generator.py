@@ -98,7 +98,7 @@ class Generator:
         # MusicGen's training cut every codebook at the same step, so it has never seen the end of an audio segment,
         # where codebook 0 has run out and the others have not. Codebook 0 goes on until the last one has its frames,
         # and what is beyond them is dropped. 0 is what the reference does.
-        self.overrun = max(int(grid.order(0, q, 1)) for q in range(grid.codebooks)) if vocab.special else 0
+        self.overrun = max(int(grid.position(0, q, 1)) for q in range(grid.codebooks)) if vocab.special else 0
         self.mesh = mesh or sharding.single_device_mesh()
         self.data_config = data_config or examples.DataConfig()
         self.sampling, self.context = sampling or SamplingConfig(), context

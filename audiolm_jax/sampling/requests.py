@@ -126,17 +126,17 @@ def limits(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> t
 
 
 def steps_of(frames, grid: Grid):
-    """Steps of the causal pass over so many frames, the end of audio included; elementwise, also for jax arrays."""
-    steps = grid.order(frames, 0, frames)
+    """Positions of the causal pass over `frames` frames, </audio> included; elementwise, also for jax arrays."""
+    steps = grid.position(frames, 0, frames)
     for q in range(grid.causal_levels):
-        last = grid.order(frames - 1, q, frames)
+        last = grid.position(frames - 1, q, frames)
         steps = jnp.maximum(steps, last) if isinstance(steps, jax.Array) else np.maximum(steps, last)
     return steps + 1
 
 
 def prefilled_steps(frames: int, grid: Grid) -> int:
-    """Steps that hold nothing but the first `frames` frames: the causal prompt. Later ones are forced in the loop."""
-    return int(min(grid.order(frames, q, frames + 1) for q in range(grid.causal_levels)))
+    """Positions that hold only the first `frames` frames: the causal prompt. Later ones are forced in the loop."""
+    return int(min(grid.position(frames, q, frames + 1) for q in range(grid.causal_levels)))
 
 
 def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:

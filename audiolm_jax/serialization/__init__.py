@@ -4,15 +4,26 @@ A strategy is an order: `order(t, q, T, grid)` is the step at which cell (t, q) 
 Cells of one step are predicted together, given the text and every cell of an earlier step. Everything else (the
 layout a model sees, its inverse, visibility, cost, picture) is derived from it, once, in the files beside this one.
 
-A strategy is one file with these functions, chosen from `STRATEGIES`:
+A strategy is one module: a file in `strategies/` and its line in `STRATEGIES`, or a module of the user's, named by its
+import path (`--config.serialization.strategy=my_package.my_module`). It has two functions,
 
-    validate(grid)          raise InputError if an option of the grid does not fit this strategy
-    order(t, q, T, grid)    the step of cell (t, q), elementwise; (T, 0) is the place of the end of audio. Plain
-                            arithmetic, so that it works on ints, numpy arrays and, in t and T, traced jax arrays
+    order(t, q, T, grid)    the step of cell (t, q), an integer from 0 up; (T, 0) is the end of audio
     streams(grid)           S, how many tokens share a position: 1 (cells in turn) or Q (stream q is codebook q)
-    causal_levels(grid)     codebooks 0..n-1 come out of the causal pass, the others out of bidirectional passes
-    iterations(grid)        bidirectional passes for each remaining codebook, a tuple of Q - causal_levels
-    draw(rng, T, grid)      the training view of one audio segment: None (the causal pass) or a LevelView
+
+and those of the following that differ from their default:
+
+    OPTIONS                   the options of SerializationConfig that it takes, by name; others are refused. None: ()
+    validate(grid)            raise InputError if a value of its options does not fit
+    causal_levels(grid)       codebooks 0..n-1 come out of the causal pass, the others out of bidirectional passes: Q
+    iterations(grid)          bidirectional passes for each remaining codebook, a tuple of Q - causal_levels: ()
+    draw(rng, T, grid)        the training view of one audio segment: None (the causal pass) or a LevelView: None
+    position(t, q, T, grid)   where a cell of the causal pass stands in the sequence: the order
+
+`order` and `position` are elementwise: t and q are ints or integer arrays that broadcast. For the codebooks of the
+causal pass T may be an array too, and t and T traced jax arrays, since sampling computes the cells of a step inside
+jit, where T is not known before the end is drawn: so they are arithmetic and comparisons (a table may be indexed by
+q, which is never traced), and a cell up to the end has the same step whatever T is. For the other codebooks T is an
+int. `bind` checks what can be checked on small grids (contract.py).
 """
 
 import dataclasses
@@ -20,19 +31,51 @@ from types import ModuleType
 
 import numpy as np
 
+from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
+from audiolm_jax.serialization import contract
+from audiolm_jax.serialization.strategies import coarse_first, delay, flat, hierarchical, masked, parallel
+from audiolm_jax.serialization.views import LevelView as LevelView
+
+STRATEGIES: dict[str, ModuleType] = {
+    "flat": flat,
+    "parallel": parallel,
+    "delay": delay,
+    "coarse_first": coarse_first,
+    "hierarchical": hierarchical,
+    "masked": masked,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SerializationConfig:
-    """The order on the codec grid. Options that a strategy has no use for are refused, not ignored."""
+    """The order on the codec grid. Options that a strategy does not take are refused, not ignored."""
 
-    strategy: str = "delay"  # flat | parallel | delay | coarse_first | hierarchical | masked
+    strategy: str = "delay"  # flat | parallel | delay | coarse_first | hierarchical | masked | my_package.my_module
     delays: tuple[int, ...] = ()  # delay, coarse_first: steps by which codebook q lags; () is 0, 1, 2, ...
     iterations: tuple[int, ...] = ()  # masked: passes per codebook; () is 16, 1, 1, ... (SoundStorm)
     schedule: str = "cosine"  # masked: fraction still masked after a share of the passes: cosine | linear
     prompt_fraction: float = 1.0  # hierarchical, masked: share of training rows that keep a clean prompt
     causal_fraction: float = 0.5  # hierarchical: share of training rows that train the causal level
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_fraction", "causal_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"serialization.{name} is {getattr(self, name)}; it must lie in 0..1")
+
+
+def find(key: str, name: str) -> ModuleType:
+    """The strategy called `name`, of this package or of the user's; `key` is what the user set.
+
+    Raises InputError for an unknown name, a module that cannot be imported or that lacks `order` or `streams`.
+    """
+    return configs.plugin(key, name, STRATEGIES, ("order", "streams"))
+
+
+def label(name: str, names: tuple[str, ...] = ()) -> str:
+    """A short name for reports: the last part of a dotted one, or all of it where others of `names` end alike."""
+    last = name.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in {name, *names}].count(last) == 1 else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +87,7 @@ class Grid:
 
     @property
     def strategy(self) -> ModuleType:
-        return STRATEGIES[self.config.strategy]
+        return find("serialization.strategy", self.config.strategy)
 
     @property
     def streams(self) -> int:
@@ -52,69 +95,45 @@ class Grid:
 
     @property
     def causal_levels(self) -> int:
-        return self.strategy.causal_levels(self)
+        own = getattr(self.strategy, "causal_levels", None)
+        return own(self) if own else self.codebooks
 
     @property
     def iterations(self) -> tuple[int, ...]:
-        return self.strategy.iterations(self)
+        own = getattr(self.strategy, "iterations", None)
+        return own(self) if own else ()
+
+    def draw(self, rng: np.random.Generator, frames: int) -> LevelView | None:
+        own = getattr(self.strategy, "draw", None)
+        return own(rng, frames, self) if own else None
 
     def order(self, t, q, T):
+        """When: the step at which cell (t, q) of T frames is predicted."""
         return self.strategy.order(t, q, T, self)
 
-
-@dataclasses.dataclass(frozen=True)
-class LevelView:
-    """A bidirectional pass over one audio segment: predict the masked cells of one codebook.
-
-    `masked_T` [T] bool marks the cells of codebook `level` that are hidden and predicted. Coarser codebooks are
-    clean. Finer ones are hidden too, except in the `prompt` first frames, which are clean at every codebook.
-    """
-
-    level: int
-    masked_T: np.ndarray
-    prompt: int = 0
+    def position(self, t, q, T):
+        """Where: the position of cell (t, q) of the causal pass, counted from the segment's first."""
+        return getattr(self.strategy, "position", self.strategy.order)(t, q, T, self)
 
 
 def bind(config: SerializationConfig, codebooks: int) -> Grid:
-    """The grid of `config` with Q `codebooks`. Raises InputError for an unknown strategy or unfit options."""
-    if config.strategy not in STRATEGIES:
-        raise InputError(f"serialization.strategy is {config.strategy!r}; it must be one of {', '.join(STRATEGIES)}")
+    """The grid of `config` with Q `codebooks`.
+
+    Raises InputError for an unknown strategy, options that it does not take or that do not fit, and a module that
+    breaks the contract above.
+    """
     if codebooks < 1:
         raise InputError(f"a grid of {codebooks} codebooks was asked for; it must have at least 1")
-    for name in ("prompt_fraction", "causal_fraction"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"serialization.{name} is {getattr(config, name)}; it must lie in 0..1")
     grid = Grid(config, codebooks)
-    grid.strategy.validate(grid)
-    return grid
-
-
-def refuse_options(grid: Grid, *names: str) -> None:
-    """Raise InputError if one of the options `names`, which the strategy has no use for, was set."""
-    default = SerializationConfig()
-    for name in names:
-        value = getattr(grid.config, name)
-        if value != getattr(default, name):
+    accepted, default = getattr(grid.strategy, "OPTIONS", ()), SerializationConfig()
+    for option, value in dataclasses.asdict(config).items():
+        usual = getattr(default, option)
+        if option != "strategy" and option not in accepted and value != usual:
             raise InputError(
-                f"serialization.{name} is {value}, but the strategy {grid.config.strategy!r} has no {name}; "
-                f"leave it at {getattr(default, name)!r}"
+                f"serialization.{option} is {value}, but the strategy {config.strategy!r} has no {option}; "
+                f"leave it at {usual!r}"
             )
-
-
-from audiolm_jax.serialization.strategies import (  # noqa: E402  they use the names above
-    coarse_first,
-    delay,
-    flat,
-    hierarchical,
-    masked,
-    parallel,
-)
-
-STRATEGIES: dict[str, ModuleType] = {
-    "flat": flat,
-    "parallel": parallel,
-    "delay": delay,
-    "coarse_first": coarse_first,
-    "hierarchical": hierarchical,
-    "masked": masked,
-}
+    if hasattr(grid.strategy, "validate"):
+        grid.strategy.validate(grid)
+    contract.check(grid)
+    return grid

@@ -179,7 +179,7 @@ def training_row(
     if target == len(document):
         row = causal_row if grid.causal_levels else clean_row
         return row(document, grid, vocab, text_weight)
-    view = grid.strategy.draw(rng, len(document[target][1]), grid)
+    view = grid.draw(rng, len(document[target][1]))
     if view is None:
         return causal_row(document, grid, vocab, text_weight)
     return level_row(document, target, view, grid, vocab, text_weight)

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from audiolm_jax.serialization import Grid, cost, layout
+from audiolm_jax.serialization import Grid, cost, label, layout
 
 # Viridis (S. van der Walt and N. Smith, matplotlib 1.5, CC0) at nine even places: equal steps look equally large.
 _RAMP = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
@@ -33,7 +33,7 @@ def svg(grid: Grid, frames: int = 8, title: str = "") -> str:
     codebooks = grid.codebooks
     steps = cost.causal_steps(grid, frames) + sum(grid.iterations)
     ahead, _ = cost.look_ahead(grid, frames)
-    title = title or grid.config.strategy
+    title = title or label(grid.config.strategy)
     ends = [(frames, 0, int(grid.order(frames, 0, frames)))] if grid.causal_levels else []
 
     body = []

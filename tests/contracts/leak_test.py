@@ -17,6 +17,7 @@ from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.serialization import LevelView, SerializationConfig, bind, documents, layout
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
+from tests.helpers.layout_reference import visibility_TQTQ
 
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=16, dtype="float32")
 FIRST, SECOND = 5, 4  # frames of two documents packed into one row
@@ -145,7 +146,7 @@ def test_causal_predictions_see_earlier_steps_and_nothing_else(codebooks, option
         frame_LS, book_LS = layout.causal_cells(grid, frames[own])
         frame, book = frame_LS[step, stream], book_LS[step, stream]
         if frame < frames[own]:
-            may_see_TQ = layout.visibility_TQTQ(grid, frames[own])[frame, book]
+            may_see_TQ = visibility_TQTQ(grid, frames[own])[frame, book]
         else:
             assert packed["targets"][at, stream] == ids.END_AUDIO
             may_see_TQ = layout.order_TQ(grid, frames[own]) < grid.order(frames[own], 0, frames[own])
@@ -162,7 +163,7 @@ def test_causal_predictions_see_earlier_steps_and_nothing_else(codebooks, option
 def test_passes_over_a_level_see_earlier_steps_and_nothing_else(codebooks, options, filled):
     grid, vocab = bind(SerializationConfig(**options), codebooks), VOCAB[codebooks]
     step_TQ = layout.order_TQ(grid, FIRST)
-    visible_TQTQ = layout.visibility_TQTQ(grid, FIRST)
+    visible_TQTQ = visibility_TQTQ(grid, FIRST)
     checked = np.zeros((FIRST, codebooks), int)
     for level in range(grid.causal_levels, codebooks):
         for step in np.unique(step_TQ[:, level]):
@@ -201,7 +202,7 @@ def test_drawn_rows_see_what_is_not_hidden_and_nothing_else(codebooks, options):
     """Training rows with their random prompt, level and mask."""
     grid, vocab = bind(SerializationConfig(**options), codebooks), VOCAB[codebooks]
     rng = np.random.default_rng(0)
-    views = [view for view in (grid.strategy.draw(rng, FIRST, grid) for _ in range(40)) if view is not None][:12]
+    views = [view for view in (grid.draw(rng, FIRST) for _ in range(40)) if view is not None][:12]
     assert len({view.level for view in views}) > 1 or codebooks == 1
     assert any(view.prompt for view in views)
     for view in views:

@@ -13,7 +13,8 @@ Q numbers, the first (codebook 0, a sweep of its own) 0; by default 0, 0, 1, 2, 
 import numpy as np
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.serialization import refuse_options
+
+OPTIONS = ("delays",)
 
 
 def delays_Q(grid) -> np.ndarray:
@@ -22,7 +23,6 @@ def delays_Q(grid) -> np.ndarray:
 
 
 def validate(grid):
-    refuse_options(grid, "iterations", "schedule", "prompt_fraction", "causal_fraction")
     delays = grid.config.delays
     if delays and (len(delays) != grid.codebooks or delays[0] != 0 or list(delays) != sorted(delays)):
         raise InputError(
@@ -39,15 +39,3 @@ def order(t, q, T, grid):
 
 def streams(grid):
     return grid.codebooks
-
-
-def causal_levels(grid):
-    return grid.codebooks
-
-
-def iterations(grid):
-    return ()
-
-
-def draw(rng, T, grid):
-    return None

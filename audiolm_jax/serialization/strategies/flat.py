@@ -7,12 +7,6 @@
 Nothing is assumed independent; T*Q + 1 steps.
 """
 
-from audiolm_jax.serialization import refuse_options
-
-
-def validate(grid):
-    refuse_options(grid, "delays", "iterations", "schedule", "prompt_fraction", "causal_fraction")
-
 
 def order(t, q, T, grid):
     return t * grid.codebooks + q
@@ -20,15 +14,3 @@ def order(t, q, T, grid):
 
 def streams(grid):
     return 1
-
-
-def causal_levels(grid):
-    return grid.codebooks
-
-
-def iterations(grid):
-    return ()
-
-
-def draw(rng, T, grid):
-    return None

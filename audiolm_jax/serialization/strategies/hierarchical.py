@@ -14,11 +14,9 @@ prompt can be continued; VALL-E keeps a prompt in every row.
 
 import numpy as np
 
-from audiolm_jax.serialization import LevelView, refuse_options
+from audiolm_jax.serialization.views import LevelView
 
-
-def validate(grid):
-    refuse_options(grid, "delays", "iterations", "schedule")
+OPTIONS = ("prompt_fraction", "causal_fraction")
 
 
 def order(t, q, T, grid):

@@ -22,8 +22,9 @@ confidence, for which no likelihood is tractable.
 import numpy as np
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.serialization import LevelView, refuse_options
+from audiolm_jax.serialization.views import LevelView
 
+OPTIONS = ("iterations", "schedule", "prompt_fraction")
 GOLDEN = (np.sqrt(5) - 1) / 2
 SCHEDULES = {
     "cosine": lambda share: np.cos(np.pi / 2 * share),
@@ -32,7 +33,6 @@ SCHEDULES = {
 
 
 def validate(grid):
-    refuse_options(grid, "delays", "causal_fraction")
     count = grid.config.iterations
     if count and (len(count) != grid.codebooks or min(count) < 1):
         raise InputError(

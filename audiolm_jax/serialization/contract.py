@@ -1,0 +1,99 @@
+"""What a strategy promises, checked on small grids when it is bound to its codebooks.
+
+A module that breaks the contract of `audiolm_jax/serialization/__init__.py` would train another model than it says, so
+it is refused with one sentence. The checks look at a few T and find slips; that it holds for every T is the strategy's
+to ensure.
+"""
+
+import itertools
+from typing import NoReturn
+
+import numpy as np
+
+from audiolm_jax.errors import InputError
+
+FRAMES = (1, 2, 3, 5, 8)  # T of the grids that are checked
+
+
+def check(grid) -> None:
+    """Raises InputError if the strategy of `grid` breaks the contract, or needs the depth network that does not exist
+    yet."""
+    Q, causal, streams, passes = grid.codebooks, grid.causal_levels, grid.streams, grid.iterations
+    if not 0 <= causal <= Q:
+        _refuse(grid, f"causal_levels(grid) is {causal}; it must be 0..{Q}")
+    if streams != Q and (streams != 1 or causal < Q):
+        _refuse(grid, f"streams(grid) is {streams} for {Q} codebooks; it must be {Q}, or 1 if all of them are causal")
+    if len(passes) != Q - causal or min(passes, default=1) < 1:
+        _refuse(grid, f"iterations(grid) is {passes}; it must be {Q - causal} numbers from 1 up, one per codebook left")
+    if causal < Q and not hasattr(grid.strategy, "draw"):
+        _refuse(grid, "codebooks outside the causal pass need a function draw(rng, T, grid)")
+    for T in FRAMES:
+        _check_levels(grid, _integers(grid, "order", *np.mgrid[:T, :Q], T))
+        if causal:
+            _check_causal(grid, T)
+
+
+def causal_indices(grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """(t_N, q_N) of every cell of the causal pass, the end of audio (T, 0) last."""
+    t_TQ, q_TQ = np.mgrid[:frames, : grid.causal_levels]
+    return np.append(t_TQ, frames), np.append(q_TQ, 0)
+
+
+def _check_levels(grid, step_TQ: np.ndarray) -> None:
+    for level, passes in enumerate(grid.iterations, start=grid.causal_levels):
+        first, coarser = step_TQ[:, level].min(), step_TQ[:, :level].max(initial=-1)
+        if first <= coarser:
+            _refuse(grid, f"order is {first} in codebook {level}, no later than {coarser} in a coarser one")
+        if len(np.unique(step_TQ[:, level])) > passes:
+            _refuse(grid, f"order has more steps in codebook {level} than the {passes} of iterations(grid)")
+
+
+def _check_causal(grid, T: int) -> None:
+    t_N, q_N = causal_indices(grid, T)
+    place_N, step_N = (_integers(grid, name, t_N, q_N, T) for name in ("position", "order"))
+    cells = list(zip(t_N.tolist(), q_N.tolist(), strict=True))
+    seats = {}
+    for cell, place in zip(cells, place_N.tolist(), strict=True):
+        other = seats.setdefault((place, cell[1] if grid.streams > 1 else 0), cell)
+        if other != cell:
+            _refuse(grid, f"cells {other} and {cell} of {T} frames both stand at position {place} of one stream")
+    for q in range(grid.causal_levels):
+        if (np.diff(place_N[q_N == q]) < 0).any():
+            _refuse(grid, f"codebook {q} of {T} frames does not run forward in time (its end is cell ({T}, 0))")
+
+    # Where a longer segment has a frame of codebook 0, a shorter one may end; sampling cannot know T before.
+    longer_N, later_N = (_integers(grid, name, t_N, q_N, FRAMES[-1]) for name in ("position", "order"))
+    moved_N = (np.minimum(place_N, longer_N) <= place_N[-1]) & ((place_N != longer_N) | (step_N != later_N))
+    if moved_N.any():
+        cell = cells[int(np.argmax(moved_N))]
+        _refuse(grid, f"the step of cell {cell}, which comes before the end, depends on the number of frames")
+
+    by_place = np.argsort(place_N, kind="stable")
+    for one, two in itertools.pairwise(by_place):
+        pair = f"cells {cells[one]} and {cells[two]} of {T} frames"
+        steps = f"are predicted at steps {step_N[one]} and {step_N[two]}"
+        if place_N[one] == place_N[two] and step_N[one] != step_N[two]:
+            _refuse(
+                grid,
+                f"{pair} share position {place_N[one]} but {steps}: one after the other inside a position takes a "
+                "depth network, which does not exist yet",
+            )
+        if place_N[one] < place_N[two] and step_N[one] >= step_N[two]:
+            _refuse(grid, f"{pair} stand at positions {place_N[one]} and {place_N[two]} but {steps}")
+
+
+def _integers(grid, function: str, t: np.ndarray, q: np.ndarray, T: int) -> np.ndarray:
+    """`order` or `position` of many cells, of the shape of t."""
+    value = np.asarray(getattr(grid, function)(t, q, T))
+    if value.shape != t.shape or not np.issubdtype(value.dtype, np.integer) or value.min() < 0:
+        low = f", {value.min()} the smallest" if value.size else ""
+        _refuse(
+            grid,
+            f"{function}(t, q, T, grid) must give an integer from 0 up for every cell; for cells of shape {t.shape} it "
+            f"gives {value.dtype} of shape {value.shape}{low}",
+        )
+    return value
+
+
+def _refuse(grid, why: str) -> NoReturn:
+    raise InputError(f"serialization.strategy={grid.config.strategy}: {why}")
