@@ -244,7 +244,7 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
                 node = node.setdefault(parent, {})
             node[leaf] = tensor
         check_tree(abstract, found, str(path))
-        return jax.tree.map(lambda like, x: jax.device_put(x, like.sharding), abstract, found)
+        return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, found)
 
     return _build(about, load, model_changes), about
 

@@ -4,7 +4,9 @@ import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from audiolm_jax import codecs, loading, sampling, serialization
 from audiolm_jax.encoders import recogniser
@@ -32,11 +34,19 @@ def ships() -> str:
 def test_they_differ_in_the_strategy_alone(strategy, ships):
     about, parameters = described(strategy)
     first, first_parameters = described("flat")
-    assert (FOLDER / f"{strategy}.safetensors").stat().st_size < 16e6
+    assert (FOLDER / f"{strategy}.safetensors").stat().st_size < 4e6
     assert about["serialization"]["strategy"] == strategy and parameters == first_parameters
     assert about["codec"]["fingerprint"] == ships
     for key in ("model", "vocab", "codec", "tokens"):
         assert about[key] == first[key]
+
+
+def test_weights_of_half_precision_are_computed_with_in_float32():
+    path = FOLDER / "delay.safetensors"
+    with safe_open(path, "numpy") as file:
+        assert file.get_tensor("norm/scale").dtype == np.float16
+    model, _ = checkpoints.load_safetensors(path)
+    assert {x.dtype for x in jax.tree.leaves(checkpoints.params_of(model))} == {np.dtype(np.float32)}
 
 
 @pytest.mark.slow
