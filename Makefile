@@ -92,7 +92,7 @@ speed: $(VENV)/.package
 	$(VENV)/bin/python -m experiments.speed.bench
 
 pictures: $(VENV)/.package
-	$(VENV)/bin/python docs/draw.py
+	$(VENV)/bin/python -m docs.draw
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

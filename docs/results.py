@@ -1,4 +1,4 @@
-"""Puts the numbers of a comparison into the README: `python docs/results.py runs/demo/results.json`."""
+"""Puts the numbers of a comparison into the README: `python -m docs.results runs/demo/results.json`."""
 
 import json
 import sys

@@ -1,9 +1,7 @@
 """Eight CPU devices for the whole suite, and a mesh that is always entered."""
 
-import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 
 # The suite compiles more than it computes: machine code that is not optimised saves a quarter of its time. `make
 # test-all` sets XLA_FLAGS to nothing, and so runs everything as users do.
@@ -28,16 +26,3 @@ def mesh():
     one = sharding.single_device_mesh()
     with jax.set_mesh(one):
         yield one
-
-
-@pytest.fixture(scope="session")
-def script():
-    """script("docs/draw.py") is that file of the repository as a module: it is no part of the package."""
-
-    def load(path: str) -> ModuleType:
-        specification = importlib.util.spec_from_file_location(path, Path(__file__).parent.parent / path)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        return module
-
-    return load

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from audiolm_jax.serialization import STRATEGIES
+from docs import draw
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -76,9 +77,8 @@ def test_ci_runs_what_a_person_runs():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
-def test_pictures_of_the_readme_are_current(script):
+def test_pictures_of_the_readme_are_current():
     """`make pictures` would change nothing, and the README shows every strategy."""
-    draw = script("docs/draw.py")
     assert {path.name: path.read_text() for path in draw.FOLDER.iterdir()} == draw.drawn()
     readme = (ROOT / "README.md").read_text()
     for name in STRATEGIES:

@@ -200,8 +200,8 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     """(counted, predicted) FLOPs of one step of training/train_step, layers unrolled.
 
     dense: every logit and every pair, as on an accelerator; predicted for all pairs. Otherwise as on one CPU, in blocks
-    whose loops follow the data (blocks.py): the compiler counts each body once, so the body is compiled alone, counted,
-    and added as often as the data makes it run. Its backward pass multiplies again what the forward pass did.
+    whose loops follow the data (kernels/cpu.py): the compiler counts each body once, so the body is compiled alone,
+    counted, and added as often as the data makes it run. Its backward pass multiplies again what the forward pass did.
     """
     options, settings = optimizer.OptimizerConfig(), TrainingConfig()
     tx = optimizer.make(options, settings.steps)
@@ -256,7 +256,7 @@ def _attention_blocks(config: ModelConfig, ahead_BL: np.ndarray) -> tuple[float,
 def _logit_blocks(config: ModelConfig, vocab: Vocab, heads_BLS: np.ndarray) -> tuple[float, int, float]:
     """The same for one block of predictions of the loss."""
     R, D = cpu.PREDICTIONS, config.width
-    W = max(CODE_START, vocab.max_frames, vocab.codebook_size)  # blocks.py fills every legal set up to the widest
+    W = max(CODE_START, vocab.max_frames, vocab.codebook_size)  # kernels/cpu.py pads every legal set to the widest
     sets = np.where(heads_BLS == vocab.head_code_or_end, 3, heads_BLS)
     ran = sum(-(-int((sets == head).sum()) // R) for head in range(1, 3 + vocab.codebooks))
 

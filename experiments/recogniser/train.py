@@ -1,4 +1,4 @@
-"""Trains the recogniser of `audiolm_jax/evaluation/recogniser.py` on the synthetic corpus.
+"""Trains the recogniser of `audiolm_jax/encoders/recogniser.py` on the synthetic corpus.
 
     python -m experiments.recogniser.train --data /tmp/recogniser
 

@@ -1,4 +1,4 @@
-"""EnCodec, DAC and Mimi by themselves: lengths, rows, streams, files. Against `transformers`: codecs_parity_test.py."""
+"""EnCodec, DAC and Mimi by themselves: lengths, rows, streams, files. Against `transformers`: parity_test.py."""
 
 import contextlib
 import dataclasses

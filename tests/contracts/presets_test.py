@@ -135,7 +135,7 @@ def test_data_reduces_every_gradient_once():
 
 def test_fsdp_gathers_layers_twice_and_the_rest_once_and_reduces_every_gradient_once():
     assert total("fsdp", "all-gather", 8) == 2 * MATRICES + TABLE + HEAD
-    # XLA writes a reduce-scatter on a CPU as an all-reduce and a slice; on a TPU it is one (accelerators_test.py).
+    # XLA writes a reduce-scatter on a CPU as an all-reduce and a slice; on a TPU it is one (plan/accelerators_test.py).
     assert total("fsdp", "all-reduce", 8) + total("fsdp", "reduce-scatter", 8) == MATRICES + TABLE + HEAD
 
 

@@ -13,6 +13,7 @@ from audiolm_jax.data.corpora import CorpusConfig, sentences, synthetic
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intelligibility as heard
+from experiments.recogniser import train as training
 
 RATE = 16_000
 TINY = recogniser.RecogniserConfig(width=16, layers=2)
@@ -210,12 +211,7 @@ def test_the_second_opinion_hears_digits_and_knows_its_limits():
 # ---------------------------------------------------------------- training it
 
 
-@pytest.fixture(scope="module")
-def training(script):
-    return script("experiments/recogniser/train.py")
-
-
-def test_training_goes_on_with_the_batch_it_would_have_had(training):
+def test_training_goes_on_with_the_batch_it_would_have_had():
     rng = np.random.default_rng(0)
     examples = [(rng.normal(size=(n, 4)).astype(np.float16), np.ones(3, np.int32)) for n in rng.integers(90, 400, 90)]
     whole = [batch for (step, batch), _ in zip(training.batches(examples, 0, 0), range(40))]
@@ -225,7 +221,7 @@ def test_training_goes_on_with_the_batch_it_would_have_had(training):
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_augmentation_keeps_shapes_and_stays_finite(training):
+def test_augmentation_keeps_shapes_and_stays_finite():
     mel_BFM = jax.random.normal(jax.random.key(0), (4, 120, TINY.bands))
     out_BFM, frames_B = jax.jit(training.augment)(mel_BFM, jnp.array([120, 100, 60, 1]), jax.random.key(1))
     assert out_BFM.shape == mel_BFM.shape
@@ -233,7 +229,7 @@ def test_augmentation_keeps_shapes_and_stays_finite(training):
     assert (frames_B >= 1).all() and (frames_B <= 120).all()
 
 
-def test_the_corpora_of_the_script_can_be_made(training):
+def test_the_corpora_of_the_script_can_be_made():
     for corpus in training.CORPORA.values():
         assert isinstance(corpus, CorpusConfig)
         assert max(len(item["text"]) for item in synthetic.plan(corpus)) < training.CHARACTERS

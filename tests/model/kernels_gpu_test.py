@@ -1,6 +1,6 @@
 """The GPU's attention against the dense reference. It needs a GPU:
 
-AUDIOLM_TEST_PLATFORMS=cuda,cpu python -m pytest tests/cudnn_test.py
+AUDIOLM_TEST_PLATFORMS=cuda,cpu python -m pytest tests/model/kernels_gpu_test.py
 """
 
 import jax

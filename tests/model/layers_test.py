@@ -1,4 +1,4 @@
-"""Cross-attention, positions and biases of the backbone. That the defaults are as before: model_test.py."""
+"""Cross-attention, positions and biases of the backbone. That the defaults are as before: transformer_test.py."""
 
 import dataclasses
 import re
@@ -84,7 +84,7 @@ def decode(network, prompt_cache, cache, generated, valid_BE):
     return jax.lax.scan(body, cache, jnp.arange(G))
 
 
-# The first one also in musicgen_test.py, against the reference.
+# The first one also in families/musicgen_test.py, against the reference.
 @pytest.mark.parametrize("config", [pytest.param(MUSIC, marks=pytest.mark.slow), OTHER])
 def test_prefill_and_steps_equal_one_forward_pass(config):
     network, states = make(config), encoded(config)

@@ -15,6 +15,7 @@ from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, cost, documents, layout
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
+from experiments.cost_model import count
 
 VOCAB = Vocab(4, 64, 120)  # 640 ids
 MODEL = ModelConfig(layers=3, width=64, heads=4, kv_heads=2, head_width=16, ffn=96)
@@ -125,11 +126,6 @@ def test_totals_add_up():
     assert found.cache_bytes == (10 + 21) * 2 * 3 * 2 * 16 * 2  # positions, k and v, layers, heads, width, bytes
 
 
-@pytest.fixture(scope="module")
-def counting(script):
-    return script("experiments/cost_model/count.py")
-
-
 @functools.cache
 def decoder(config, vocab_size):
     return unstack(jax.jit(lambda: Transformer(config, vocab_size, nnx.Rngs(0)))())
@@ -148,10 +144,10 @@ SIZES = [
     "strategy",  # quick: one with a causal loop, one with passes over all frames
     [name if name in ("delay", "masked") else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES],
 )
-def test_generation_costs_what_is_counted_while_it_runs(counting, strategy, frames, codebooks, config):
+def test_generation_costs_what_is_counted_while_it_runs(strategy, frames, codebooks, config):
     """Passes, look-ahead and bytes exactly, the compiler's FLOPs of every program within 5 %."""
     grid, vocab = grid_of(codebooks, {"strategy": strategy}), Vocab(codebooks, 128, 64)
-    found, prompt = counting.generation(decoder(config, vocab.size), grid, vocab, frames), counting.TEXT + 2
+    found, prompt = count.generation(decoder(config, vocab.size), grid, vocab, frames), count.TEXT + 2
     said = cost.cost(grid, frames, prompt, config, vocab)
     assert (said.passes, said.first_passes, said.look_ahead) == (found.passes, found.first_passes, found.look_ahead)
     assert said.cache_bytes == found.cache_bytes
@@ -173,10 +169,10 @@ def test_generation_costs_what_is_counted_while_it_runs(counting, strategy, fram
         for quick in [(strategy, dense) == ("masked", True)]
     ],
 )
-def test_training_steps_cost_what_the_compiler_counts(counting, strategy, kind, dense):
+def test_training_steps_cost_what_the_compiler_counts(strategy, kind, dense):
     """Forward, backward and update within 5 %, with all logits and with legal ones alone."""
     grid, vocab = grid_of(3, {"strategy": strategy}), Vocab(3, 256, 64)
-    counted, said = counting.training_step(COUNTED, grid, vocab, 60, kind, dense)
+    counted, said = count.training_step(COUNTED, grid, vocab, 60, kind, dense)
     assert said == pytest.approx(counted, rel=0.05)
 
 

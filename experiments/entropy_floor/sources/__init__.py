@@ -106,7 +106,7 @@ def draw(rng: np.random.Generator, count: int, letters: str = "") -> list[tuple[
 
 
 class Split:
-    """Drawn grids with the reading side of `tokens.TokenSplit`, so that data.py serves them like recordings."""
+    """Drawn grids with the reading side of `tokens.TokenSplit`, so that data/batches.py serves them like recordings."""
 
     def __init__(self, drawn: list[tuple[str, int]], split: str):
         self.path, self.split = "sources", split
