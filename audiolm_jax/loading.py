@@ -55,5 +55,5 @@ def described(about: dict) -> tuple[Vocab, Grid, examples.DataConfig]:
     """Vocabulary, order and data section of a run, from what its checkpoint says about itself."""
     vocab = Vocab(**about["vocab"])
     order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
-    grid = serialization.bind(SerializationConfig(**order), vocab.codebooks)
+    grid = serialization.bind(SerializationConfig(**order), vocab.codebooks, about.get("framing", "markers"))
     return vocab, grid, examples.DataConfig(**about["data"])

@@ -19,7 +19,7 @@ from audiolm_jax.data import batches as data
 from audiolm_jax.data import corpora, tokens
 from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
-from audiolm_jax.families import finetune
+from audiolm_jax.families import finetune, musicgen
 from audiolm_jax.model.sharding import make_mesh
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import generator as generate
@@ -141,7 +141,7 @@ def play(config: ConfigDict, directory: Path, codec: Any, step: int, model: Tran
     """The same of a fine-tuned run: what it makes for the texts of the first held-out recordings, as long as these, at
     most a row of a batch."""
     source = held_out(directory, codec)
-    grid = serialization.bind(configs.section(config, "serialization"), base.vocab.codebooks)
+    grid = serialization.bind(configs.section(config, "serialization"), base.vocab.codebooks, musicgen.FRAMING)
     sampling = configs.section(config, "sampling")
     generator = generate.Generator(model, grid, base.vocab, codec, sampling=sampling, text_encoder=base.text_encoder)
     heads = [source.head(index) for index in range(min(SPOKEN, len(source)))]

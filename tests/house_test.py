@@ -67,7 +67,7 @@ KNOWN_CIRCLES = {
         ]
     )
 }
-KNOWN_LOADED = {"audiolm_jax.training": 30, "audiolm_jax.training.loop": 70}
+KNOWN_LOADED = {"audiolm_jax.training": 30, "audiolm_jax.training.loop": 73}
 
 
 def modules(root: Path) -> dict[str, Path]:

@@ -98,14 +98,15 @@ def training_batches(
       accumulate: microbatches of a step: the rows of a batch lie as [accumulate, B / accumulate].
       columns: the columns of these that are wanted (`distributed.columns`), None for all; a batch then has
         accumulate * len(columns) rows.
-      token_ids: text -> tokens for a text encoder; the vocabulary is a special one then (vocab.py).
+      token_ids: text -> tokens for a text encoder; the framing is `bare` then (framing.py).
 
     Raises:
       InputError: see `fitting` and `_Captioned`; the vocabulary does not belong to the dataset; an unfit strategy;
         rows that cannot be dealt out evenly to lanes and microbatches.
     """
-    grid = serialization.bind(serialization_config, vocab.codebooks)
-    wanted = dataclasses.replace(make_vocab(source.metadata, config), special=token_ids is not None)
+    grid = serialization.bind(serialization_config, vocab.codebooks, "markers" if token_ids is None else "bare")
+    wanted = make_vocab(source.metadata, config)
+    wanted = dataclasses.replace(wanted, extra_ids=grid.framing.extra_ids(wanted.codebooks))
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
     unit = accumulate * config.lanes
@@ -262,7 +263,7 @@ class _View:
 
 
 class _Captioned:
-    """The same in a special vocabulary, with the tokens of its text: from a recording that is longer than a row or than
+    """The same in the framing `bare`, with the tokens of its text: from a recording that is longer than a row or than
     vocab.max_frames a part of that length, drawn uniformly.
 
     Raises InputError if no part fits into a row, or no recording has a text.

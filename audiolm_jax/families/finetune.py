@@ -206,6 +206,6 @@ def open_base(config: ConfigDict) -> Base | None:
         lora.check(section, shapes)
     encoder = t5.load(folder / about["text_encoder"])
     tokenizer = t5.read_tokenizer(folder / about["text_encoder"] / t5.TOKENIZER)
-    kept = {key: about[key] for key in ("codec", "text_encoder")}
+    kept = {key: about[key] for key in ("framing", "codec", "text_encoder")}
     more = {"finetune": {"weights": about["weights"]}, "lora": dataclasses.asdict(section)}
     return Base(folder, kept | more, vocab, section, encoder, tokenizer)

@@ -2,8 +2,8 @@
 
 Reads and writes the Hugging Face layout of `facebook/musicgen-small`, `-medium`, `-large`, `-melody` and their stereo
 versions: `config.json`, `model.safetensors` (or shards), `tokenizer.json`. Nothing here is a network: the decoder is
-the Transformer of `model.py` with LayerNorm, exact GELU and sinusoidal positions, in a special vocabulary (vocab.py),
-with the delay order; the text encoder is `t5.py`, the codec EnCodec at 32 kHz. The text is what its layers attend to;
+the Transformer of `model.py` with LayerNorm, exact GELU and sinusoidal positions, with the framing `bare` and the
+delay order; the text encoder is `t5.py`, the codec EnCodec at 32 kHz. The text is what its layers attend to;
 in `-melody` chroma (chroma.py) and text stand before the first token instead, causal like all else, at positions of
 their own. Without a melody every chroma frame is the first class; the unconditional half of guidance has that, and
 zeros in the text's place.
@@ -39,8 +39,10 @@ from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
 from audiolm_jax.serialization import SerializationConfig
+from audiolm_jax.serialization.framing import FRAMINGS
 from audiolm_jax.serialization.vocab import CODE_START, Vocab
 
+FRAMING = "bare"
 WHAT = "MusicGen"  # begins a message
 MELODY = "musicgen_melody"  # the type of model that has chroma and text before its tokens and attends to nothing else
 CODEC, TEXT, GIVEN = "codec", "text_encoder", "published.json"  # in a workdir
@@ -99,7 +101,7 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
 
     layer, rows = "decoder.model.decoder.layers.{}", table_rows(vocab.size)
     code_ids = CODE_START + np.arange(Q * V)
-    special_ids = vocab.special_start + np.arange(Q)
+    special_ids = vocab.extra_start + np.arange(Q)
 
     def pack_embedding(tables: list[np.ndarray]) -> np.ndarray:
         """Q tables of V codes and the special token; the rows of ids that MusicGen has not are zero."""
@@ -173,7 +175,7 @@ class Published:
 
     def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
         """What makes music of it."""
-        grid = serialization.bind(self.serialization, self.vocab.codebooks)
+        grid = serialization.bind(self.serialization, self.vocab.codebooks, FRAMING)
         common = (self.model, grid, self.vocab, self.codec, examples.DataConfig(max_frames=self.vocab.max_frames))
         return generate.Generator(
             *common,
@@ -222,7 +224,8 @@ def read(source: str | Path, dtype: str = "auto") -> Published:
         text = huggingface.config_of(given.get("text_encoder") or {}, t5.T5Config, what=WHAT)
         encoder = t5.take(text, part)
     config, order, codec = described(given, codec, text)
-    vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), special=True)
+    extra_ids = FRAMINGS[FRAMING].extra_ids(codec.codebooks)
+    vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), extra_ids)
     model = fill(dataclasses.replace(config, dtype=dtype), vocab, weights)
     weights.finish()
     return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER, repository)
@@ -311,6 +314,7 @@ def import_run(source: str | Path, workdir: str | Path) -> str:
         p.model.config,
         p.vocab,
         serialization=dataclasses.asdict(p.serialization),
+        framing=FRAMING,
         codec=codec,
         text_encoder=TEXT,
         data=dataclasses.asdict(examples.DataConfig(max_frames=p.vocab.max_frames)),

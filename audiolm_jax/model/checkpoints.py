@@ -179,7 +179,14 @@ def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.Checkpo
             raise InputError(
                 f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}"
             )
-        yield m, step, m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        yield m, step, current(m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"])
+
+
+def current(about: dict) -> dict:
+    """A description as it is written today: before there were framings, `vocab.special` stood for `bare`."""
+    if about["vocab"].pop("special", False):
+        about["vocab"]["extra_ids"], about["framing"] = about["vocab"]["codebooks"], "bare"
+    return about
 
 
 def about(workdir: str | Path, step: int | None = None) -> dict:
@@ -234,6 +241,8 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
         raise InputError(f"{path} is not a readable safetensors file: {error}") from None
     if about is None:
         raise InputError(f"{path} has no description of its model (metadata key 'about'); export it with this package")
+
+    about = current(about)
 
     def load(abstract: dict) -> dict:
         found: dict = {}

@@ -97,8 +97,8 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     made_BFQ = jnp.where(written_BFQ, chosen_BC[:, None, :], state.codes_BFQ[:, :, : grid.causal_levels])
     codes_BFQ = jnp.concatenate([made_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
 
-    code_ids_BC = jnp.where(chosen_BC == K, vocab.end, ids.CODE_START + book_BC * K + chosen_BC)
-    silent_S = vocab.silent_S(grid.streams)
+    code_ids_BC = jnp.where(chosen_BC == K, grid.framing.end(vocab), ids.CODE_START + book_BC * K + chosen_BC)
+    silent_S = grid.framing.silent_S(grid.streams, vocab)
     tokens_BC = jnp.where(present_BC, code_ids_BC, silent_S[: code_ids_BC.shape[1]]).astype(jnp.int32)
     tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
     tokens_MS = jnp.tile(tokens_BS, (len(state.hidden_MD) // batch, 1))

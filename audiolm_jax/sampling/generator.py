@@ -95,10 +95,7 @@ class Generator:
             )
         self.grid, self.vocab, self.codec = grid, vocab, codec
         self.text_encoder, self.melody, self.windows = text_encoder, melody, windows
-        # MusicGen's training cut every codebook at the same step, so it has never seen the end of an audio segment,
-        # where codebook 0 has run out and the others have not. Codebook 0 goes on until the last one has its frames,
-        # and what is beyond them is dropped. 0 is what the reference does.
-        self.overrun = max(int(grid.position(0, q, 1)) for q in range(grid.codebooks)) if vocab.special else 0
+        self.extra_frames = grid.framing.extra_frames(grid)  # generated and dropped
         self.mesh = mesh or sharding.single_device_mesh()
         self.data_config = data_config or examples.DataConfig()
         self.sampling, self.context = sampling or SamplingConfig(), context
@@ -259,8 +256,8 @@ class Generator:
     def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Codes alone, chunk by chunk; the last one holds the finished grid."""
         grid, count = self.grid, len(requests)
-        if self.overrun:
-            requests = [dataclasses.replace(r, frames=r.frames + self.overrun) for r in requests]
+        if self.extra_frames:
+            requests = [dataclasses.replace(r, frames=r.frames + self.extra_frames) for r in requests]
         # The last request fills up, and what it makes is left away.
         requests = [*requests, *[requests[-1]] * performance.missing_rows(requests, self.model, grid, self.mesh)]
         common = (self.model, grid, self.vocab, requests)
@@ -276,8 +273,8 @@ class Generator:
                     complete_B = causal.complete_frames(state, grid)
                     arrays = (np.asarray(x) for x in (state.codes_BFQ, state.frames_B, state.done_B))
                     codes_BFQ, frames_B, done_B = arrays
-                    if self.overrun:
-                        frames_B = frames_B - self.overrun
+                    if self.extra_frames:
+                        frames_B = frames_B - self.extra_frames
                         complete_B = np.minimum(complete_B, frames_B)
                         done_B = complete_B == frames_B
                     yield Progress(*(x[:count] for x in (codes_BFQ, complete_B, frames_B, done_B, passes_B)))

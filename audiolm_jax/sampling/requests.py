@@ -74,7 +74,7 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
             f"a prompt of codes has shape {request.prompt_TQ.shape}; it must be [frames, {grid.codebooks}]"
         )
     vocab.code_ids(request.prompt_TQ)
-    if vocab.special and request.frames is None:
+    if not grid.framing.ends and request.frames is None:
         raise InputError("this model predicts no end of audio: the length is needed, in seconds or frames")
     prompt, most = len(request.prompt_TQ), longest(request, vocab)
     if request.frames is not None and not 1 <= request.frames <= most:
@@ -150,7 +150,7 @@ def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
     frame_LS, book_LS = layout.causal_cells(grid, len(request.prompt_TQ) + 1)
     frame_LS, book_LS = frame_LS[:steps], book_LS[:steps]
     code_ids_LS = vocab.code_ids(request.prompt_TQ)[frame_LS, book_LS]
-    tokens_LS = np.where(frame_LS >= 0, code_ids_LS, vocab.silent_S(grid.streams)).astype(np.int32)
+    tokens_LS = np.where(frame_LS >= 0, code_ids_LS, grid.framing.silent_S(grid.streams, vocab)).astype(np.int32)
     return {
         "tokens": np.concatenate([row["tokens"], tokens_LS]),
         "ahead": np.concatenate([row["ahead"], np.zeros(steps, np.int32)]),

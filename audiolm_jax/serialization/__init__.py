@@ -34,6 +34,7 @@ import numpy as np
 from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import contract
+from audiolm_jax.serialization.framing import FRAMINGS, Framing
 from audiolm_jax.serialization.strategies import coarse_first, delay, flat, hierarchical, masked, parallel
 from audiolm_jax.serialization.views import LevelView as LevelView
 
@@ -80,10 +81,11 @@ def label(name: str, names: tuple[str, ...] = ()) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A strategy bound to Q codebooks: what every function of a strategy receives."""
+    """A strategy bound to Q codebooks, and its framing: what every function of a strategy receives."""
 
     config: SerializationConfig
     codebooks: int
+    framing: Framing = FRAMINGS["markers"]
 
     @property
     def strategy(self) -> ModuleType:
@@ -116,15 +118,17 @@ class Grid:
         return getattr(self.strategy, "position", self.strategy.order)(t, q, T, self)
 
 
-def bind(config: SerializationConfig, codebooks: int) -> Grid:
-    """The grid of `config` with Q `codebooks`.
+def bind(config: SerializationConfig, codebooks: int, framing: str = "markers") -> Grid:
+    """The grid of `config` with Q `codebooks`, framed as framing.py says.
 
-    Raises InputError for an unknown strategy, options that it does not take or that do not fit, and a module that
-    breaks the contract above.
+    Raises InputError for an unknown strategy or framing, options that it does not take or that do not fit, and a
+    module that breaks the contract above.
     """
     if codebooks < 1:
         raise InputError(f"a grid of {codebooks} codebooks was asked for; it must have at least 1")
-    grid = Grid(config, codebooks)
+    if framing not in FRAMINGS:
+        raise InputError(f"the framing is {framing!r}; it must be one of {', '.join(FRAMINGS)}")
+    grid = Grid(config, codebooks, FRAMINGS[framing])
     accepted, default = getattr(grid.strategy, "OPTIONS", ()), SerializationConfig()
     for option, value in dataclasses.asdict(config).items():
         usual = getattr(default, option)
@@ -136,4 +140,5 @@ def bind(config: SerializationConfig, codebooks: int) -> Grid:
     if hasattr(grid.strategy, "validate"):
         grid.strategy.validate(grid)
     contract.check(grid)
+    grid.framing.validate(grid)
     return grid

@@ -13,8 +13,7 @@ side by side (hidden cells hold MASK), every frame seeing the whole segment; ear
 
 Text and <audio> see only what is before them, so neither the text nor the predicted length can see the frames.
 
-In a special vocabulary (vocab.py) a document is one audio segment, and its row one position of special ids, then the
-steps of the strategy; where a stream holds its special id nothing is predicted.
+That is the framing `markers`; framing.py has the others.
 
 A row is a dict of numpy arrays over its own L positions; data.py packs rows into batches:
 
@@ -36,7 +35,7 @@ Document = tuple[tuple[str, np.ndarray], ...]
 Row = dict[str, np.ndarray]
 
 
-class _Builder:
+class Builder:
     """Collects blocks of inputs, and of predictions by the position that makes them."""
 
     def __init__(self, streams: int) -> None:
@@ -56,9 +55,9 @@ class _Builder:
         self.predictions.append((at, self._wide(targets, ids.PAD), self._wide(heads, ids.HEAD_NONE), weight))
 
     def then(self, tokens, heads, weight: float) -> None:
-        """Adds positions whose inputs are predicted causally, each by the position before it."""
-        tokens_LS = self._wide(tokens, ids.PAD)
-        self.expect(tokens_LS, heads, weight, at=self.length - 1)
+        """Adds positions whose inputs are predicted causally, each by the position before it, where it has a head."""
+        tokens_LS, heads_LS = self._wide(tokens, ids.PAD), self._wide(heads, ids.HEAD_NONE)
+        self.expect(np.where(heads_LS == ids.HEAD_NONE, ids.PAD, tokens_LS), heads_LS, weight, at=self.length - 1)
         self.see(tokens_LS)
 
     def _wide(self, values, fill: int) -> np.ndarray:
@@ -85,9 +84,11 @@ class _Builder:
         return row
 
 
-def check(document: Document, grid: Grid, vocab: Vocab) -> None:
-    """Raise InputError for an empty document, an unknown segment, zero or too many frames, a wrong grid."""
-    if not document:
+def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) -> None:
+    """Raise InputError for an empty document, an unknown segment, zero or too many frames, a wrong grid, segments that
+    the framing has no place for. opened: an audio segment is to follow."""
+    kinds = [kind for kind, _ in document] + ["audio"] * opened
+    if not kinds:
         raise InputError("an empty document was given; it must have at least one segment")
     for kind, values in document:
         if kind not in ("text", "audio"):
@@ -97,20 +98,14 @@ def check(document: Document, grid: Grid, vocab: Vocab) -> None:
                 raise InputError(f"codes of shape {values.shape} were given; they must be [frames, {grid.codebooks}]")
             if not 1 <= len(values) <= vocab.max_frames:
                 raise InputError(f"an audio segment has {len(values)} frames; it must have 1..{vocab.max_frames}")
+    grid.framing.check(kinds)
 
 
 def causal_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
     """The row of the causal pass over the codebooks that have one."""
     check(document, grid, vocab)
-    if vocab.special:
-        return _special_row(document, grid, vocab)
-
-    def steps(build: _Builder, codes_TQ: np.ndarray) -> None:
-        heads_LS = layout.heads_of(*layout.causal_cells(grid, len(codes_TQ)), vocab)
-        build.then(layout.serialize(codes_TQ, grid, vocab), heads_LS, 1.0)
-
-    build = _segments(document, grid, text_weight, steps)
-    build.expect(ids.EOS, ids.HEAD_TEXT, text_weight, at=build.length - 1)
+    build = _causal(document, grid, vocab, text_weight)
+    grid.framing.finish(build, text_weight)
     return build.row()
 
 
@@ -124,7 +119,7 @@ def level_row(
     check(document, grid, vocab)
     build = _clean(document[:target], grid, vocab, text_weight)
     codes_TQ = document[target][1]
-    build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
+    grid.framing.open(build, vocab, text_weight)
     if grid.causal_levels == 0:
         build.expect(vocab.length_id(len(codes_TQ)), ids.HEAD_LENGTH, 1.0, at=build.length - 1)
     tokens_TQ, targets_TQ, heads_TQ = hide(codes_TQ, view, vocab)
@@ -137,7 +132,7 @@ def clean_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float =
     """The whole document with its audio in place and nothing hidden: only its text is predicted."""
     check(document, grid, vocab)
     build = _clean(document, grid, vocab, text_weight)
-    build.expect(ids.EOS, ids.HEAD_TEXT, text_weight, at=build.length - 1)
+    grid.framing.finish(build, text_weight)
     return build.row()
 
 
@@ -185,64 +180,52 @@ def training_row(
     return level_row(document, target, view, grid, vocab, text_weight)
 
 
-def _special_row(document: Document, grid: Grid, vocab: Vocab) -> Row:
-    if [kind for kind, _ in document] != ["audio"]:
-        raise InputError("a row of this vocabulary is one audio segment and nothing else; its text is encoded apart")
-    [(_, codes_TQ)] = document
-    frame_LS, book_LS = layout.causal_cells(grid, len(codes_TQ))
-    tokens_LS = layout.serialize(codes_TQ, grid, vocab)
-    is_code = (frame_LS >= 0) & (frame_LS < len(codes_TQ))
-    build = _Builder(grid.streams)
-    build.see(vocab.silent_S(grid.streams)[None])
-    heads_LS = np.where(is_code, ids.HEAD_CODE + book_LS, ids.HEAD_NONE)
-    build.expect(np.where(is_code, tokens_LS, ids.PAD), heads_LS, 1.0, at=build.length - 1)
-    build.see(tokens_LS)
-    return build.row()
-
-
 def prompt_row(document: Document, grid: Grid, vocab: Vocab, causal: bool) -> Row:
-    """The inputs from BOS to the <audio> of a segment that is to be generated after `document` (which may be empty).
+    """The inputs of `document` (which may be empty) up to where a segment that is to be generated after it opens.
 
     `causal` says in which pass the prompt is used: earlier audio stands in the causal layout or frame by frame.
-    In a special vocabulary (vocab.py) it is one position, and nothing may stand before the segment.
     """
-    if vocab.special:
-        if document:
-            raise InputError("this vocabulary has no place for segments before the audio; its text is encoded apart")
-        build = _Builder(grid.streams)
-        build.see(vocab.silent_S(grid.streams)[None])
-        return build.row()
-    if document:
-        row = (causal_row if causal else clean_row)(document, grid, vocab)
-        build = _Builder(grid.streams)
-        build.see(row["tokens"], row["ahead"])
-    else:
-        build = _Builder(grid.streams)
-        build.see(ids.BOS)
-    build.see(ids.AUDIO)
+    check(document, grid, vocab, opened=True)
+    build = (_causal if causal else _clean)(document, grid, vocab, 0.0)
+    grid.framing.open(build, vocab, 0.0)
+    build.predictions.clear()
     return build.row()
 
 
-def _clean(document: Document, grid: Grid, vocab: Vocab, text_weight: float) -> _Builder:
+def _causal(document: Document, grid: Grid, vocab: Vocab, text_weight: float) -> Builder:
+    """Audio stands in the causal layout, and is predicted."""
+
+    def steps(build: Builder, codes_TQ: np.ndarray) -> None:
+        heads_LS = layout.causal_heads(grid, len(codes_TQ), vocab)
+        build.then(layout.serialize(codes_TQ, grid, vocab), heads_LS, 1.0)
+
+    return _segments(document, grid, vocab, text_weight, steps)
+
+
+def _clean(document: Document, grid: Grid, vocab: Vocab, text_weight: float) -> Builder:
     """Audio stands in place frame by frame, every frame seeing its whole segment; nothing of it is predicted."""
 
-    def frames(build: _Builder, codes_TQ: np.ndarray) -> None:
+    def frames(build: Builder, codes_TQ: np.ndarray) -> None:
         build.see(vocab.code_ids(codes_TQ), ahead=np.arange(len(codes_TQ))[::-1])
-        build.see(ids.END_AUDIO)
+        build.see(grid.framing.end(vocab))
 
-    return _segments(document, grid, text_weight, frames)
+    return _segments(document, grid, vocab, text_weight, frames)
 
 
 def _segments(
-    document: Document, grid: Grid, text_weight: float, audio: Callable[[_Builder, np.ndarray], None]
-) -> _Builder:
-    """BOS, then every segment in turn; `audio` adds what follows an <audio>."""
-    build = _Builder(grid.streams)
-    build.see(ids.BOS)
+    document: Document,
+    grid: Grid,
+    vocab: Vocab,
+    text_weight: float,
+    audio: Callable[[Builder, np.ndarray], None],
+) -> Builder:
+    """What the framing begins with, then every segment in turn; `audio` adds what follows the opening of audio."""
+    build = Builder(grid.streams)
+    grid.framing.begin(build)
     for kind, values in document:
         if kind == "text":
             build.then(values, ids.HEAD_TEXT, text_weight)
         else:
-            build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
+            grid.framing.open(build, vocab, text_weight)
             audio(build, values)
     return build

@@ -51,22 +51,24 @@ def causal_cells(grid: Grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def serialize(codes_TQ: np.ndarray, grid: Grid, vocab: Vocab) -> np.ndarray:
-    """Codes of the causal levels -> ids [L, S], </audio> included, PAD where a stream is silent; its special id in
-    place of both in a special vocabulary (vocab.py)."""
+    """Codes of the causal levels -> ids [L, S], the end included; the framing says what a silent stream holds."""
     code_ids_TQ = vocab.code_ids(codes_TQ)
     frame_LS, book_LS = causal_cells(grid, len(code_ids_TQ))
-    tokens_LS = np.tile(vocab.silent_S(grid.streams), (len(frame_LS), 1))
+    tokens_LS = np.tile(grid.framing.silent_S(grid.streams, vocab), (len(frame_LS), 1))
     is_end = frame_LS == len(code_ids_TQ)
     is_code = (frame_LS >= 0) & ~is_end
     tokens_LS[is_code] = code_ids_TQ[frame_LS[is_code], book_LS[is_code]]
-    tokens_LS[is_end] = vocab.end
+    tokens_LS[is_end] = grid.framing.end(vocab)
     return tokens_LS
 
 
-def heads_of(frame_LS: np.ndarray, book_LS: np.ndarray, vocab: Vocab) -> np.ndarray:
-    """[..., S] int32: the legal set (vocab.py) of the cell predicted in each place, 0 where there is none.
+def causal_heads(grid: Grid, frames: int, vocab: Vocab) -> np.ndarray:
+    """[L, S] int32: the legal set (vocab.py) of the cell predicted in each place, 0 where nothing is.
 
-    The end may take the place of every frame of codebook 0 but the first: no segment is empty.
+    Where ends are predicted, one may take the place of every frame of codebook 0 but the first: no segment is empty.
     """
-    heads = np.where(frame_LS >= 0, ids.HEAD_CODE + book_LS, ids.HEAD_NONE)
-    return np.where((book_LS == 0) & (frame_LS > 0), vocab.head_code_or_end, heads).astype(np.int32)
+    frame_LS, book_LS = causal_cells(grid, frames)
+    predicted_LS = (frame_LS >= 0) & (grid.framing.ends | (frame_LS < frames))
+    heads_LS = np.where(predicted_LS, ids.HEAD_CODE + book_LS, ids.HEAD_NONE)
+    or_end_LS = grid.framing.ends & (book_LS == 0) & (frame_LS > 0)
+    return np.where(or_end_LS, vocab.head_code_or_end, heads_LS).astype(np.int32)

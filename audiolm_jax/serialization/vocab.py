@@ -4,11 +4,7 @@
     8 .. 263                      text: one id per UTF-8 byte
     264 + q*K + code              codes of codebook q, K ids each
     264 + Q*K + (T - 1)           lengths: T frames, 1 <= T <= max_frames (masked strategies only predict them)
-    264 + Q*K + max_frames + q    `special` vocabularies alone: what stream q holds where its codebook has no code
-
-In a special vocabulary (MusicGen's) no stream is ever silent: one position that holds all special ids stands where
-others have BOS ... <audio>, stream q holds its special id before its first code and after its last, and nothing
-predicts an end, so a length must be asked for.
+    264 + Q*K + max_frames + n    `extra_ids`, n = 0, 1, ...: what they mean is up to the framing (framing.py)
 
 Structural ids lie outside every codebook, so no legal frame can be mistaken for an end (CSM's end of audio is a
 frame of zeros, which is also a legal frame).
@@ -45,13 +41,15 @@ class Vocab:
     codebooks: int
     codebook_size: int
     max_frames: int
-    special: bool = False  # MusicGen's layout, see above
+    extra_ids: int = 0  # of a framing that has ids of its own
 
     def __post_init__(self) -> None:
         for name in ("codebooks", "codebook_size", "max_frames"):
             value = getattr(self, name)
             if value < 1:
                 raise InputError(f"vocab {name} is {value}; it must be at least 1")
+        if self.extra_ids < 0:
+            raise InputError(f"vocab extra_ids is {self.extra_ids}; it must be at least 0")
 
     @property
     def length_start(self) -> int:
@@ -60,27 +58,11 @@ class Vocab:
     @property
     def size(self) -> int:
         """V, the number of ids."""
-        return self.special_start + (self.codebooks if self.special else 0)
+        return self.extra_start + self.extra_ids
 
     @property
-    def special_start(self) -> int:
+    def extra_start(self) -> int:
         return self.length_start + self.max_frames
-
-    @property
-    def end(self) -> int:
-        """What stream 0 holds after the last frame of codebook 0."""
-        return self.special_start if self.special else END_AUDIO
-
-    def silent_S(self, streams: int) -> np.ndarray:
-        """What each stream holds where its codebook has no code. Raises InputError if special ones do not fit."""
-        if not self.special:
-            return np.full(streams, PAD, np.int32)
-        if streams != self.codebooks:
-            raise InputError(
-                f"this vocabulary has a special id for each of {self.codebooks} codebooks; an order of {streams} "
-                "streams does not fit it (parallel and delay do)"
-            )
-        return self.special_start + np.arange(streams, dtype=np.int32)
 
     @property
     def heads(self) -> int:
@@ -117,7 +99,7 @@ class Vocab:
         legal_HV = np.zeros((self.heads, self.size), bool)
         legal_HV[HEAD_TEXT, TEXT_START : TEXT_START + TEXT_SIZE] = True
         legal_HV[HEAD_TEXT, [AUDIO, EOS]] = True
-        legal_HV[HEAD_LENGTH, self.length_start : self.special_start] = True
+        legal_HV[HEAD_LENGTH, self.length_start : self.extra_start] = True
         for q, start in enumerate(self.code_offsets):
             legal_HV[HEAD_CODE + q, start : start + self.codebook_size] = True
         legal_HV[self.head_code_or_end] = legal_HV[HEAD_CODE]

@@ -37,7 +37,7 @@ def make(sizes: dict, tensors: dict[str, np.ndarray], frames: int, dtype: str) -
         cross_width=sizes["hidden_size"],  # states as the blocks read them: their projection is no part of a step
         dtype=dtype,
     )
-    vocab = Vocab(sizes["num_codebooks"], sizes["vocab_size"], frames, special=True)
+    vocab = Vocab(sizes["num_codebooks"], sizes["vocab_size"], frames, sizes["num_codebooks"])
     weights = files.Weights(Path("random"), tensors, "reference")
     weights.ignore("embed_positions")
     model = musicgen.fill(config, vocab, weights)
@@ -54,7 +54,7 @@ class Decoder:
 
     def __init__(self, model: Transformer, vocab: Vocab, states, block, rows, guidance, steps, options):
         self.model, self.vocab, self.steps = model, vocab, steps
-        self.grid = serialization.bind(GRID_DELAYS, vocab.codebooks)
+        self.grid = serialization.bind(GRID_DELAYS, vocab.codebooks, "bare")
         sampling = SamplingConfig(top_k=(250,), guidance=guidance, chunk=steps)
         nothing = np.zeros((0, vocab.codebooks), np.int32)
         requests = [plan.Request((), nothing, vocab.max_frames, seed, sampling, states[seed]) for seed in range(rows)]
@@ -133,7 +133,7 @@ def kernels(decoder: Decoder) -> int:
 
 def piece(model: Transformer, vocab: Vocab, rows: int, guidance: float, frames: int, chunk: int):
     """A function that makes pieces of so many frames, as codes."""
-    grid = serialization.bind(GRID_DELAYS, vocab.codebooks)
+    grid = serialization.bind(GRID_DELAYS, vocab.codebooks, "bare")
     sampling = SamplingConfig(top_k=(250,), guidance=guidance, chunk=chunk)
     states = np.random.default_rng(1).standard_normal((64, model.config.width)).astype(np.float32)
     nothing = np.zeros((0, vocab.codebooks), np.int32)

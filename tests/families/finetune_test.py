@@ -144,7 +144,7 @@ def test_a_batch_is_what_the_tokens_say(root):
     base, batches, _ = opened(root, "data.drop_text=0.3")
     source = tokens.open_split(root / "data" / "tokens", "train")
     known = {example["text"]: example["codes"] for example in map(source.__getitem__, range(len(source)))}
-    special_Q = base.vocab.special_start + np.arange(4)
+    special_Q = base.vocab.extra_start + np.arange(4)
     seen, starts = set(), set()
     for _ in range(6):
         batch = next(batches)

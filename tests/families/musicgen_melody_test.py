@@ -199,7 +199,7 @@ def test_logits_equal_the_reference(name, folders):
 
 
 def compare_codes(model, generator, frames, heard, scale=3.0):
-    generator.overrun = 0  # the end as the reference has it
+    generator.extra_frames = 0  # the end as the reference has it
     sampling = SamplingConfig(temperature=(0.0,), guidance=scale)
     results = generator.generate(TEXTS, melody=heard, frames=frames, sampling=sampling)
     expected = []

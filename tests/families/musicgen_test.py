@@ -61,7 +61,7 @@ def delayed(codes_BTQ, generator):
 
 
 def tokens_of(ids_BQL, vocab):
-    special_Q = vocab.special_start + np.arange(vocab.codebooks)
+    special_Q = vocab.extra_start + np.arange(vocab.codebooks)
     ids_BLQ = ids_BQL.transpose(0, 2, 1)
     codes = CODE_START + np.arange(vocab.codebooks) * vocab.codebook_size + ids_BLQ
     return np.where(ids_BLQ == vocab.codebook_size, special_Q, codes)
@@ -157,7 +157,7 @@ def reference_codes(model, generator, frames, **given):
 def test_greedy_generation_equals_the_reference_for_200_steps(folders):
     model, folder = folders["mono"]
     generator = audiolm_jax.load(folder)
-    generator.overrun = 0  # the end as the reference has it
+    generator.extra_frames = 0  # the end as the reference has it
     given = theirs_of(generator, model)
     frames = 201 - 4
     expected, waveforms = reference_codes(model, generator, frames, guidance_scale=3.0, **given)
@@ -173,7 +173,7 @@ def test_greedy_generation_equals_the_reference_for_200_steps(folders):
 def test_continuing_audio_equals_the_reference(name, folders):
     model, folder = folders[name]
     generator = audiolm_jax.load(folder)
-    generator.overrun = 0
+    generator.extra_frames = 0
     channels, frames = generator.codec.channels, 24
     heard = sound(0, 2, channels, 9 * generator.codec.hop)
     given = {**theirs_of(generator, model), "input_values": torch.tensor(heard), "padding_mask": torch.ones(2, 54)}

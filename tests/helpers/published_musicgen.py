@@ -133,7 +133,7 @@ def written(folder: Path, codec_config=None, **changes) -> None:
         "text_encoder": {"model_type": "t5", **text},
         "audio_encoder": {"model_type": "encodec", **dataclasses.asdict(codec.config[0])},
     }
-    vocab = Vocab(codec.codebooks, codec.codebook_size, 30 * round(codec.frame_rate), special=True)
+    vocab = Vocab(codec.codebooks, codec.codebook_size, 30 * round(codec.frame_rate), codec.codebooks)
     sizes, order, _ = musicgen.described(given, codec, config)
     with jax.set_mesh(sharding.single_device_mesh()):
         model = jax.jit(lambda key: Transformer(sizes, vocab.size, nnx.Rngs(params=key)))(jax.random.key(0))

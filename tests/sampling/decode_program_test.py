@@ -20,8 +20,8 @@ from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 from tests.helpers import published_musicgen
 
-VOCAB = Vocab(4, 40, 1500, special=True)
-GRID = serialization.bind(SerializationConfig(strategy="delay"), VOCAB.codebooks)
+VOCAB = Vocab(4, 40, 1500, extra_ids=4)
+GRID = serialization.bind(SerializationConfig(strategy="delay"), VOCAB.codebooks, "bare")
 CONFIG = ModelConfig(
     layers=2,
     width=32,

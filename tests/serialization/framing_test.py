@@ -1,0 +1,57 @@
+"""Framings: the row of one small document written out, and what does not fit."""
+
+import numpy as np
+import pytest
+
+from audiolm_jax.errors import InputError
+from audiolm_jax.serialization import SerializationConfig, bind, documents, layout
+from audiolm_jax.serialization import vocab as ids
+from audiolm_jax.serialization.vocab import HEAD_CODE, Vocab
+
+CODES_TQ = np.array([[0, 1], [2, 3], [1, 0]])
+DELAY = SerializationConfig("delay")
+
+
+def test_markers_predict_both_ends():
+    vocab = Vocab(2, 4, 8)
+    row = documents.causal_row((("audio", CODES_TQ),), bind(DELAY, 2), vocab)
+    a, b = vocab.code_offsets
+    expected = [[ids.BOS, 0], [ids.AUDIO, 0], [a, 0], [a + 2, b + 1], [a + 1, b + 3], [ids.END_AUDIO, b]]
+    np.testing.assert_array_equal(row["tokens"], expected)
+    np.testing.assert_array_equal(row["targets"], [*expected[1:], [ids.EOS, 0]])
+    assert row["heads"][-2:].tolist() == [[vocab.head_code_or_end, HEAD_CODE + 1], [ids.HEAD_TEXT, 0]]
+
+
+def test_bare_has_fillers_and_predicts_codes_alone():
+    grid, vocab = bind(DELAY, 2, "bare"), Vocab(2, 4, 8, extra_ids=2)
+    row = documents.causal_row((("audio", CODES_TQ),), grid, vocab)
+    (a, b), x = vocab.code_offsets, vocab.extra_start
+    assert vocab.size == x + 2 == Vocab(2, 4, 8).size + 2
+    np.testing.assert_array_equal(row["tokens"], [[x, x + 1], [a, x + 1], [a + 2, b + 1], [a + 1, b + 3], [x, b]])
+    np.testing.assert_array_equal(row["targets"], [[a, 0], [a + 2, b + 1], [a + 1, b + 3], [0, b], [0, 0]])
+    book_0, book_1 = HEAD_CODE, HEAD_CODE + 1
+    np.testing.assert_array_equal(row["heads"], [[book_0, 0], [book_0, book_1], [book_0, book_1], [0, book_1], [0, 0]])
+    np.testing.assert_array_equal(row["weights"], row["heads"] > 0)
+    np.testing.assert_array_equal(documents.prompt_row((), grid, vocab, True)["tokens"], [[x, x + 1]])
+    assert grid.framing.extra_frames(grid) == 1 and bind(DELAY, 2).framing.extra_frames(bind(DELAY, 2)) == 0
+    assert not layout.causal_heads(grid, 3, vocab)[-1, 0]
+
+
+@pytest.mark.parametrize("kinds", [("text", "audio"), ("audio", "audio"), ("audio", "text"), ("text",)])
+def test_bare_has_one_audio_segment(kinds):
+    values = {"text": np.array([ids.TEXT_START]), "audio": CODES_TQ}
+    document = tuple((kind, values[kind]) for kind in kinds)
+    with pytest.raises(InputError, match="'bare' it is one audio segment"):
+        documents.causal_row(document, bind(DELAY, 2, "bare"), Vocab(2, 4, 8, 2))
+    documents.causal_row(document, bind(DELAY, 2), Vocab(2, 4, 8))
+
+
+def test_what_cannot_be_framed():
+    with pytest.raises(InputError, match="'bare' has a filler id for each of 2 codebooks; the strategy 'flat'"):
+        bind(SerializationConfig("flat"), 2, "bare")
+    with pytest.raises(InputError, match="'masked' has no causal stream for each"):
+        bind(SerializationConfig("masked"), 2, "bare")
+    with pytest.raises(InputError, match="framing is 'open'; it must be one of markers, bare"):
+        bind(DELAY, 2, "open")
+    with pytest.raises(InputError, match="extra_ids is -1"):
+        Vocab(2, 4, 8, -1)
