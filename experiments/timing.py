@@ -1,7 +1,7 @@
-"""Two programs timed fairly on one machine: by turns, with as many threads, and only while nothing else runs.
+"""Two programs timed fairly on one machine: by turns, with equal threads, and only while nothing else runs.
 
-A busy neighbour slows different programs by different factors (thread pools that spin suffer most), so that a ratio
-taken beside one says nothing.
+A busy neighbour slows different programs by different factors (thread pools that spin suffer most), so a ratio
+measured beside one means nothing.
 """
 
 import os

@@ -6,7 +6,7 @@
 Both run in this process with as many threads as it may use cores (`taskset -c 1` makes it one), taking turns. The
 numbers are medians, after calls on at most ten seconds that compile everything; a call that takes longer than the
 budget is made once. The last column is the most memory that the process has held until then, nearly all of it the
-reference's, which keeps whole signals; `--alone` leaves the reference out where that is more than there is. Needs the
+reference's, which keeps whole signals; `--alone` leaves the reference out where memory is too small for that. Needs the
 reference: pip install 'audiolm-jax[parity]'.
 """
 
@@ -77,10 +77,10 @@ def calls(codec, model, audio: np.ndarray) -> dict[str, tuple]:
     x = torch.tensor(audio if codec.channels == 2 else audio[:, None])
     codes = codec.encode(audio)
     grid = torch.tensor(codes).transpose(1, 2)
-    if kind == "encodec" and model.config.chunk_length is not None:  # whole chunks, as its feature extractor makes
+    if kind == "encodec" and model.config.chunk_length is not None:  # full chunks, as its feature extractor makes
         chunks = -(-x.shape[-1] // model.config.chunk_stride)
-        whole = (chunks - 1) * model.config.chunk_stride + model.config.chunk_length
-        x = torch.nn.functional.pad(x, (0, whole - x.shape[-1]))
+        length = (chunks - 1) * model.config.chunk_stride + model.config.chunk_length
+        x = torch.nn.functional.pad(x, (0, length - x.shape[-1]))
 
     def encode():
         if kind == "encodec":

@@ -156,7 +156,7 @@ def check(notebook, players: int, pictures: int) -> str:
 
 
 def run(name: str, out: Path | None) -> str:
-    """Executes one notebook and says what it showed. Raises InputError."""
+    """Executes one notebook; returns what it showed. Raises InputError."""
     trial = NOTEBOOKS[name]
     notebook = pair.notebook(pair.FOLDER / f"{name}.py")  # which tells of a missing library
     import nbformat

@@ -4,7 +4,7 @@
 
 NAME.py, in jupytext's percent format, is what is edited; NAME.ipynb is what Colab opens: the same cells without
 outputs, always the same bytes. --check writes nothing and names the notebooks that are not what their scripts make.
-Who has edited one in Colab takes it over with `jupytext --to py:percent NAME.ipynb` and then writes the pair anew.
+To keep edits made in Colab: `jupytext --to py:percent NAME.ipynb`, then write the pair again.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 2 if something would change")
     if parser.parse_args().check:
         if wrong := differing():
-            raise InputError(f"{', '.join(wrong)}: not what the script of that name makes; make pairs writes it anew")
+            raise InputError(f"{', '.join(wrong)}: differs from what the script of that name makes; run make pairs")
         return 0
     for script in scripts():
         files.write_text(script.with_suffix(".ipynb"), text_of(script))

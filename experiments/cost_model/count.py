@@ -175,7 +175,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
 
 
 def _bytes(tree) -> int:
-    """Of the positions that hold a key or a value: buckets are longer than what is kept in them."""
+    """Bytes of the positions that hold a key or a value; buckets are longer than that."""
     held = (np.asarray(leaf) for leaf in jax.tree.leaves(tree))
     return sum(x[:, :, (x != 0).any(axis=(0, 1, 3))].nbytes for x in held)
 

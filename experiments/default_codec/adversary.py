@@ -54,7 +54,7 @@ class Adversary(nnx.Module):
         self.resolutions = nnx.List([Resolution(config, rngs) for _ in config.windows])
 
     def __call__(self, waveform_BN: jax.Array) -> list[tuple[jax.Array, list[jax.Array]]]:
-        """What each resolution says of waveforms."""
+        """Scores of waveforms, one array per resolution."""
         return [r(stft(waveform_BN, w)) for r, w in zip(self.resolutions, self.config.windows, strict=True)]
 
 

@@ -4,7 +4,7 @@ The state of the codebooks is a dict:
 
     books    [Q, K, Z]  the codebooks
     share    [Q, K]     running share of the frames that use a code
-    sum      [Q, K, Z]  running mean over frames of what was given to a code (`means` only)
+    sum      [Q, K, Z]  running mean of the vectors assigned to a code (`means` only)
 """
 
 import jax
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from audiolm_jax.codecs.quantizer import quantize
 
 WAYS = ("means", "gradient")
-DEAD = 0.05  # a code used less than this share of an even use is replaced by something the codebook was given
+DEAD = 0.05  # a code used less than this share of an even use is replaced by a random vector of the batch
 
 # Part of every batch is decoded from a random number of leading codebooks, few ones more often: a language
 # model may use only the first four, so these must be good by themselves.
@@ -33,7 +33,7 @@ def prefixes(rng: np.random.Generator, batch: int, codebooks: int, full: float) 
 
 
 def state_of(way: str, books_QKZ: jax.Array, share_QK: jax.Array | None = None) -> dict:
-    """The state of given codebooks, whose running means agree with them; without shares all codes are equally used."""
+    """The state that starts from `books`: running means agree with them; without shares all codes are equally used."""
     if share_QK is None:
         share_QK = jnp.full(books_QKZ.shape[:2], 1 / books_QKZ.shape[1])
     state = {"books": books_QKZ, "share": share_QK}
@@ -44,7 +44,7 @@ def quantized(latents_BTZ, books_QKZ, prefix_B) -> tuple[jax.Array, dict, tuple]
     """Straight-through quantisation of each row with its own number of codebooks, the losses, and what `follow` needs.
 
     The losses are those of VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937, equation 3): `commit` pulls latents to
-    codes, `books` pulls codes to what they are given. Both are relative, so that shrinking the latents does not pay.
+    codes, `books` pulls codes to their vectors. Both are relative, so that shrinking the latents does not pay.
     """
     used_QB = jnp.arange(len(books_QKZ))[:, None] < prefix_B
     fixed = jax.lax.stop_gradient
@@ -59,22 +59,22 @@ def quantized(latents_BTZ, books_QKZ, prefix_B) -> tuple[jax.Array, dict, tuple]
 
 
 def follow(state: dict, found: tuple, decay, key) -> dict:
-    """Counts the uses of every code, moves the codes to the running means of what they are given if that is the way
-    (arXiv:1711.00937, appendix A.1), and puts a random given vector where a code has died."""
+    """Counts the uses of every code, moves the codes to the running means of their vectors if that is the way
+    (arXiv:1711.00937, appendix A.1), and replaces a dead code by a random vector of the batch."""
     codes_QBT, given_QBTZ, used_QB = found
     books, share = state["books"], state["share"]
     q, k, z = books.shape
     weight = jnp.broadcast_to(used_QB[:, :, None], codes_QBT.shape).reshape(q, -1).astype(jnp.float32)
     weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1)
-    codes, given = codes_QBT.reshape(q, -1), given_QBTZ.reshape(q, -1, z)
+    codes, vectors = codes_QBT.reshape(q, -1), given_QBTZ.reshape(q, -1, z)
     level = jnp.arange(q)[:, None]
     share = decay * share + (1 - decay) * jnp.zeros((q, k)).at[level, codes].add(weight)
     if "sum" in state:
-        now = jnp.zeros((q, k, z)).at[level, codes].add(weight[..., None] * given)
+        now = jnp.zeros((q, k, z)).at[level, codes].add(weight[..., None] * vectors)
         total = decay * state["sum"] + (1 - decay) * now
         books = total / jnp.maximum(share, 1e-9)[..., None]
     dead = share < DEAD / k
-    picks = given[level, jax.random.randint(key, (q, k), 0, given.shape[1])]
+    picks = vectors[level, jax.random.randint(key, (q, k), 0, vectors.shape[1])]
     books = jnp.where(dead[..., None], picks, books)
     share = jnp.where(dead, 0.5 / k, share)
     means = {"sum": jnp.where(dead[..., None], books * share[..., None], total)} if "sum" in state else {}

@@ -22,8 +22,8 @@ CLIPS = 3  # utterances of a split to listen to
 def si_sdr(source: np.ndarray, output: np.ndarray) -> float:
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv:1811.02508, equation 4)."""
     source, output = source - source.mean(), output - output.mean()
-    kept = (output @ source) / (source @ source) * source
-    return float(10 * np.log10((kept @ kept) / max((output - kept) @ (output - kept), 1e-12)))
+    target = (output @ source) / (source @ source) * source
+    return float(10 * np.log10((target @ target) / max((output - target) @ (output - target), 1e-12)))
 
 
 def log_mel_distance(source: np.ndarray, output: np.ndarray, sample_rate: int) -> float:
@@ -90,7 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--splits", nargs="*", default=["test", "unseen"])
     parser.add_argument("--levels", nargs="*", default=["templates"], help="corpora to draw on: templates, digits")
-    parser.add_argument("--limit", type=int, help="only so many utterances of a split")
+    parser.add_argument("--limit", type=int, help="at most this many utterances of a split")
     parser.add_argument("--out", type=Path, help="folder for results.json and report.html")
     parser.add_argument("--log", type=Path, help="log of the training (default: log.jsonl beside the weights)")
     args = parser.parse_args()

@@ -47,7 +47,7 @@ def _about(results: dict) -> str:
 
 
 def _rate(results: dict, count: int) -> float:
-    """Kbit per second of so many codebooks."""
+    """Kbit per second of `codebooks` codebooks."""
     return count * results["frame_rate"] * np.log2(results["codebook_size"]) / 1000
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.default_codec.train --workdir /tmp/codec --minutes 75
 
-Starting again with the same workdir goes on from the last checkpoint; Ctrl-C writes one. Beside every checkpoint lies
+Started again with the same workdir it resumes from the last checkpoint; Ctrl-C writes one. Beside every checkpoint lies
 `<workdir>/default.safetensors`, weights as the package ships them, for `evaluate.py`, which makes a page of them.
 """
 
@@ -42,7 +42,7 @@ ADVERSARY_TRANSFORM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is; one that is continued has to be given the same."""
+    """Settings of a run; a resumed run must have the same."""
 
     config: FrameConfig = dataclasses.field(default_factory=FrameConfig)
     batch: int = 16
@@ -54,7 +54,7 @@ class Settings:
     only: str = ""  # "decoder": encoder and codebooks stay as they are, and so do the codes of everything
     adversary: float = 0.0  # weight of the hinge loss; 0 trains without an adversary
     adversary_from: float = 0.2  # share of training before the codec listens to it
-    adversary_every: int = 4  # the adversary hears one row in so many
+    adversary_every: int = 4  # one row in this many goes to the adversary
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Networks:
 
 
 def init(networks: Networks, start: Path | None) -> dict:
-    """The whole state of training, from random weights or from those of a file."""
+    """The state of training, from random weights or from those of a file."""
     settings, config = networks.settings, networks.settings.config
     if start:
         _, model, books_QKZ = default.load(start).config
@@ -161,7 +161,7 @@ def valid_terms(networks, trained, waveform_BN, prefix_B):
 
 
 def save_checkpoint(path: Path, state: dict, progress: dict) -> None:
-    """Every array of the state by its path in the tree, progress as JSON; whole or not at all."""
+    """Every array of the state by its path in the tree, progress as JSON; the file is replaced at once."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     arrays = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
     with files.replacing(path) as temporary:
@@ -188,8 +188,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, log and result")
     parser.add_argument("--corpus", type=Path, help="where the corpus is or goes (default: <workdir>/corpus)")
     parser.add_argument("--start", type=Path, help="weights to begin with, their configuration included")
-    parser.add_argument("--steps", type=int, default=12000, help="training ends after so many steps ...")
-    parser.add_argument("--minutes", type=float, help="... or so many minutes, whichever comes first")
+    parser.add_argument("--steps", type=int, default=12000, help="training ends after this many steps ...")
+    parser.add_argument("--minutes", type=float, help="... or this many minutes, whichever comes first")
     parser.add_argument("--checkpoint-minutes", type=float, default=3)
     for holder, prefix in ((Settings, ""), (FrameConfig, "config.")):
         for field in dataclasses.fields(holder):
@@ -202,12 +202,12 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     allocator.keep_memory()
-    given = vars(args)
+    values = vars(args)
     if args.start and not args.start.is_file():
         raise InputError(f"--start={args.start}: there is no such file; weights of the codec 'default' are needed")
-    config = FrameConfig(**{f.name: given[f"config.{f.name}"] for f in dataclasses.fields(FrameConfig)})
+    config = FrameConfig(**{f.name: values[f"config.{f.name}"] for f in dataclasses.fields(FrameConfig)})
     config = default.load(args.start).config[0] if args.start else config
-    own = {f.name: given[f.name] for f in dataclasses.fields(Settings) if f.name != "config"}
+    own = {f.name: values[f.name] for f in dataclasses.fields(Settings) if f.name != "config"}
     settings = Settings(config=config, **own)
     networks = Networks(settings)
     args.workdir.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def _steps(listed: Outcomes, grid: Grid) -> np.ndarray:
 
 
 def _refine(context_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
-    """Contexts that also know `value_N`, numbered anew from 0."""
+    """Contexts that also know `value_N`, numbered from 0 again."""
     values, value_N = np.unique(value_N, return_inverse=True)
     return np.unique(context_N * len(values) + value_N, return_inverse=True)[1]
 

@@ -4,7 +4,7 @@
     python -m experiments.entropy_floor.run --break leak              the same with a mistake built in; it is found
     python -m experiments.entropy_floor.run --strategies delay,flat   some strategies
 
-One small network per strategy learns all sources at once: the first letter of its text says which one it is to be.
+One small network per strategy learns all sources at once: the first letter of the text names the source.
 The workdir is resumable like any run. Exit code 1 if a number is not where theory says it must be.
 """
 
@@ -197,7 +197,7 @@ def main() -> int:
         if name not in ORDERS:
             raise InputError(f"--strategies={flags.strategies}: there is no {name!r}; known are {', '.join(ORDERS)}")
     workdir = flags.workdir or Path("runs") / ("floor" + (f"-{flags.mistake}" if flags.mistake else ""))
-    kept = stages.Stages(workdir / "stages")
+    cache = stages.Stages(workdir / "stages")
     mistake = broken.MISTAKES[flags.mistake] if flags.mistake else contextlib.nullcontext
     with mistake():
         rows, tests = {}, {}
@@ -207,14 +207,14 @@ def main() -> int:
             if flags.steps is not None:
                 setup = dataclasses.replace(setup, steps=flags.steps)
             settings = repr((setup, DATA, ORDERS[name], GRIDS, SEED))
-            kept.run(f"train-{name}", functools.partial(train, ORDERS[name], run, setup), settings)
+            cache.run(f"train-{name}", functools.partial(train, ORDERS[name], run, setup), settings)
             measured = functools.partial(measure, ORDERS[name], run)
-            rows[name] = kept.run(f"bits-{name}", measured, HELD, DRAWS, after=[f"train-{name}"])
+            rows[name] = cache.run(f"bits-{name}", measured, HELD, DRAWS, after=[f"train-{name}"])
             if name == "masked":
                 few = functools.partial(measure, FEW_PASSES, run, "exact")
-                rows["masked, 3 1 1 passes"] = kept.run("bits-few", few, HELD, after=[f"train-{name}"])
+                rows["masked, 3 1 1 passes"] = cache.run("bits-few", few, HELD, after=[f"train-{name}"])
             drawn = functools.partial(sampled.test, ORDERS[name], run, vocabulary(), DATA, rows[name])
-            tests[name] = kept.run(f"samples-{name}", drawn, sampled.COUNT, after=[f"bits-{name}"])
+            tests[name] = cache.run(f"samples-{name}", drawn, sampled.COUNT, after=[f"bits-{name}"])
     verdicts = [row["verdict"] for by_letter in rows.values() for row in by_letter.values()]
     print(f"\n{table(rows)}\n\n{sampled.table(tests)}\n")
     files.write_json(workdir / "results.json", {"bits": rows, "samples": tests})

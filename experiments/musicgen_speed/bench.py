@@ -6,12 +6,12 @@
 
 A cell is a type, a batch, guidance (which doubles the rows of the model) and a context. Both programs run in this
 process with as many threads, taking turns: a chunk of steps that ends at that context, sampling included (the 250 most
-likely codes), from the same keys and values; after a first chunk whose logits are compared. What was measured is kept
+likely codes), from the same keys and values; after a first chunk whose logits are compared. Results are stored
 in a JSON file, and not measured again. A busy machine is refused. Needs the reference: pip install
 'audiolm-jax[parity]'.
 
 The same command runs on a GPU, if jax and torch have one; `--dtypes`, `--batches`, `--references` say what. `--clip 30`
-times whole pieces instead of steps. Published sizes are those of facebook/musicgen-small.
+times full pieces instead of steps. Published sizes are those of facebook/musicgen-small.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def measured(cell: Cell, sizes: dict, opened: tuple, flags: argparse.Namespace) 
 
 
 def clip(cell: Cell, opened: tuple, seconds: float, flags: argparse.Namespace) -> dict:
-    """A whole piece from nothing, as `sampling` makes it: the best of a few, after one that compiles everything."""
+    """A full piece from nothing, as `sampling` makes it: the best of a few, after one that compiles everything."""
     import ours
 
     model, vocab, _ = opened
@@ -213,7 +213,7 @@ def described(bandwidth: float) -> dict:
     return about | {"cores": timing.cores()} | peers | {"gigabytes_per_second": round(bandwidth / 1e9, 1)}
 
 
-def kept(path: Path | None, about: dict, again: bool) -> dict:
+def stored(path: Path | None, about: dict, again: bool) -> dict:
     """What a file holds of this machine: {name: row}; `about` gets the larger of both bandwidths, as whatever else ran
     makes a probe smaller. Raises InputError if it is of another machine."""
     if path is None or again or not path.exists():
@@ -246,14 +246,18 @@ def parsed() -> argparse.Namespace:
         default=[],
         help="a further option of the compiler here, name=value; may be repeated",
     )
-    parser.add_argument("--clip", type=float, help="time whole pieces of so many seconds instead, here alone")
+    parser.add_argument(
+        "--clip", type=float, help="time full pieces of this many seconds, without the reference"
+    )
     parser.add_argument("--chunk", type=int, default=32, help="steps of a chunk of --clip (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="fewer than published, to try something out")
     parser.add_argument("--tiny", action="store_true", help="sizes of a toy, to try the script out")
-    parser.add_argument("--json", type=Path, help="where results are kept (default: results-cpu.json, -gpu.json here)")
-    parser.add_argument("--again", action="store_true", help="measure what is kept already, too")
-    parser.add_argument("--table", action="store_true", help="print the table of what is kept, measure nothing")
-    parser.add_argument("--anyway", action="store_true", help="also on a busy machine; nothing is kept then")
+    parser.add_argument(
+        "--json", type=Path, help="file of results (default: results-cpu.json, -gpu.json here)"
+    )
+    parser.add_argument("--again", action="store_true", help="measure again what is stored already")
+    parser.add_argument("--table", action="store_true", help="print the table of stored results, measure nothing")
+    parser.add_argument("--anyway", action="store_true", help="also on a busy machine; nothing is stored then")
     return parser.parse_args()
 
 
@@ -282,7 +286,7 @@ def main() -> int:
         timing.refuse_busy()
     bandwidth = speed.probe(size=256, megabytes=64 if flags.tiny else 1024).bytes_per_second
     about = described(bandwidth)
-    found, opened, dtype = kept(path, about, flags.again), None, None
+    found, opened, dtype = stored(path, about, flags.again), None, None
     print(json.dumps(about), flush=True)
     frames = 1500 if flags.clip is None else max(1500, round(50 * flags.clip))
     with jax.set_mesh(sharding.single_device_mesh()):

@@ -132,7 +132,7 @@ def kernels(decoder: Decoder) -> int:
 
 
 def piece(model: Transformer, vocab: Vocab, rows: int, guidance: float, frames: int, chunk: int):
-    """A function that makes pieces of so many frames, as codes."""
+    """A function that makes pieces of `frames` frames, as codes."""
     grid = serialization.bind(GRID_DELAYS, vocab.codebooks, "bare")
     sampling = SamplingConfig(top_k=(250,), guidance=guidance, chunk=chunk)
     states = np.random.default_rng(1).standard_normal((64, model.config.width)).astype(np.float32)

@@ -42,7 +42,7 @@ class Decoder:
         self.valid = torch.tensor(valid, dtype=torch.long, device=self.device)
         config = model.config
         self.books, self.pad = config.num_codebooks, config.pad_token_id
-        # As `Cache.update` is told: layer by layer, [M, H, slots, K].
+        # In the order of `Cache.update`: layer by layer, [M, H, slots, K].
         own = DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=end)
         self.cache = EncoderDecoderCache(own, DynamicCache(config=config))
         self.forward = model
@@ -98,7 +98,7 @@ class Decoder:
         return torch.where(set_ids == -1, ids, set_ids)
 
     def run(self, steps: int) -> None:
-        """Draws and goes on, that many times."""
+        """Draws and takes that many steps."""
         self.reset()
         logits = self.logits
         with torch.inference_mode():
@@ -108,7 +108,7 @@ class Decoder:
                 torch.cuda.synchronize()
 
     def follow(self, codes_BNQ: np.ndarray) -> np.ndarray:
-        """Logits [M, Q, V] float32 after the given codes instead of drawn ones."""
+        """Logits [M, Q, V] float32 after these codes instead of drawn ones."""
         self.reset()
         with torch.inference_mode():
             for n in range(codes_BNQ.shape[1]):

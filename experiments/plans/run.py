@@ -67,7 +67,8 @@ def overrides(size: str, strategy: str, kind: str) -> list[str]:
     return [f"serialization.strategy={strategy}", *flat, *(SAMPLING.get(size, ()) if kind == "sample" else ())]
 
 
-# Columns of plans.csv: which plan, and what `estimate.of_program` says of a program of it (a dot is one level down).
+# Columns of plans.csv: which plan, and the values of `estimate.of_program` for one of its programs (a dot is one level
+# down).
 # Bytes, FLOPs and seconds are those of one chip in one run of the program.
 PLAN = ("size", "strategy", "slice", "kind")
 TEXT = ("name", "fingerprint")

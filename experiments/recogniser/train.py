@@ -37,7 +37,7 @@ CORPORA = {
 BUCKETS = (200, 300, 400, 900)  # log-mel frames; longer utterances are left out of training
 BATCH_FRAMES = 2000  # log-mel frames in a batch, padding included
 CHARACTERS = 128
-CODEC_EVERY = 3  # one training sentence in so many is also heard through the codec
+CODEC_EVERY = 3  # one training sentence in this many is used through the codec as well
 
 
 def arguments():
@@ -55,7 +55,7 @@ def arguments():
         help="codec through which some training sentences are also heard, with few or all codebooks; 'none': not",
     )
     parser.add_argument("--codec_path", default=None, help="weights of the codec, where not its own")
-    parser.add_argument("--limit", type=int, default=None, help="use only so many utterances of each split")
+    parser.add_argument("--limit", type=int, default=None, help="use at most this many utterances of each split")
     return parser.parse_args()
 
 
@@ -232,7 +232,7 @@ def save_checkpoint(path, state, step, settings):
 
 
 def load_checkpoint(path, state, settings):
-    """(state, step) to go on from; step 0 where there is no checkpoint."""
+    """(state, step) to resume from; step 0 where there is no checkpoint."""
     from safetensors import safe_open
 
     if not path.exists():

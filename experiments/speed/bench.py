@@ -9,7 +9,7 @@ strategy. Other sizes, rows and lengths, for instance those of a 300M model on o
     python -m experiments.speed.bench size_300m --rows 32 --seconds 30
     python -m experiments.speed.bench size_300m --rows 4 --length 6400 --seconds 30 --only flat
 
-"codes ms" is the time of a whole segment without the codec, "ms a pass" that by the passes of the network.
+"codes ms" is the time of a segment without the codec, "ms a pass" that time divided by the passes of the network.
 """
 
 import argparse
