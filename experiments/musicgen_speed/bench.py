@@ -246,15 +246,11 @@ def parsed() -> argparse.Namespace:
         default=[],
         help="a further option of the compiler here, name=value; may be repeated",
     )
-    parser.add_argument(
-        "--clip", type=float, help="time full pieces of this many seconds, without the reference"
-    )
+    parser.add_argument("--clip", type=float, help="time full pieces of this many seconds, without the reference")
     parser.add_argument("--chunk", type=int, default=32, help="steps of a chunk of --clip (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="fewer than published, to try something out")
     parser.add_argument("--tiny", action="store_true", help="sizes of a toy, to try the script out")
-    parser.add_argument(
-        "--json", type=Path, help="file of results (default: results-cpu.json, -gpu.json here)"
-    )
+    parser.add_argument("--json", type=Path, help="file of results (default: results-cpu.json, -gpu.json here)")
     parser.add_argument("--again", action="store_true", help="measure again what is stored already")
     parser.add_argument("--table", action="store_true", help="print the table of stored results, measure nothing")
     parser.add_argument("--anyway", action="store_true", help="also on a busy machine; nothing is stored then")
