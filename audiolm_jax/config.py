@@ -1,6 +1,8 @@
-"""Configurations: a file with `get_config()`, overrides from the command line, sections as frozen dataclasses.
+"""Configurations: sections as frozen dataclasses, a file with `get_config()`, overrides from the command line.
 
-A configuration file returns an `ml_collections.ConfigDict`, usually `configs/default.py` with a few keys changed:
+The dataclass of a section (`SECTIONS`) is the one home of its keys: `key` gives each its default, its meaning and the
+values it takes, and `validate` checks them. A configuration is an `ml_collections.ConfigDict` of all sections; a file
+changes some keys of `defaults()`, which `configs/default.py` returns:
 
     from configs import default
 
@@ -9,19 +11,25 @@ A configuration file returns an `ml_collections.ConfigDict`, usually `configs/de
         config.model.layers = 6
         return config
 
-Each section is splatted into the signature that uses it (`SECTIONS`), so a key that nothing reads is an error.
+Neither this file nor those of the dataclasses import JAX: a configuration is checked at once.
 """
 
 import ast
+import collections.abc
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
-import inspect
+import math
+import numbers
+import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,25 +38,210 @@ from ml_collections import ConfigDict
 
 from audiolm_jax.errors import InputError
 
-# Section of the configuration -> what takes its keys: a frozen dataclass or a function's keyword arguments.
+# Section of the configuration -> its frozen dataclass. "" holds the keys outside of sections.
 SECTIONS = {
+    "": "audiolm_jax.config:TopLevel",
     "corpus": "audiolm_jax.data.corpora:CorpusConfig",
-    "codec": "audiolm_jax.codecs:load",
-    "tokens": "audiolm_jax.data.tokens:TokensConfig",
-    "data": "audiolm_jax.data.examples:DataConfig",
+    "codec": "audiolm_jax.codecs:CodecConfig",
+    "tokens": "audiolm_jax.data.config:TokensConfig",
+    "data": "audiolm_jax.data.config:DataConfig",
     "serialization": "audiolm_jax.serialization:SerializationConfig",
-    "model": "audiolm_jax.model.transformer:ModelConfig",
-    "sharding": "audiolm_jax.model.sharding:ShardingConfig",
-    "optimizer": "audiolm_jax.training.optimizer:OptimizerConfig",
-    "training": "audiolm_jax.training.step:TrainingConfig",
-    "finetune": "audiolm_jax.families.finetune:FinetuneConfig",
-    "lora": "audiolm_jax.model.lora:LoraConfig",
+    "model": "audiolm_jax.model.config:ModelConfig",
+    "sharding": "audiolm_jax.model.config:ShardingConfig",
+    "optimizer": "audiolm_jax.training.config:OptimizerConfig",
+    "training": "audiolm_jax.training.config:TrainingConfig",
+    "finetune": "audiolm_jax.families.config:FinetuneConfig",
+    "lora": "audiolm_jax.model.config:LoraConfig",
     "sampling": "audiolm_jax.sampling:SamplingConfig",
-    "evaluation": "audiolm_jax.evaluation.run:EvaluationConfig",
-    "compare": "audiolm_jax.compare.cells:CompareConfig",
+    "evaluation": "audiolm_jax.evaluation.config:EvaluationConfig",
+    "compare": "audiolm_jax.compare.config:CompareConfig",
 }
 
 PACKAGE = Path(__file__).resolve().parent
+
+_BOUNDS = {"at_least": (">=", operator.ge), "above": (">", operator.gt)}
+_BOUNDS |= {"at_most": ("<=", operator.le), "below": ("<", operator.lt)}
+_NOUNS = {bool: "True or False", int: "an integer", float: "a number", str: "text", Mapping: "a mapping"}
+
+
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    among: Sequence[str] | Mapping[str, ModuleType | str] = (),
+    filled: bool = False,
+) -> Any:
+    """A field of a section.
+
+    Bounds and `among` hold for every item of a tuple. `among` as a mapping is a table of modules, and the name of a
+    module from outside is accepted too (`plugin`). filled: the tuple may not be empty.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    rules = {"bounds": {name: bound for name, bound in bounds.items() if bound is not None}, "among": among}
+    values = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
+    return dataclasses.field(**values, metadata={"meaning": meaning, "filled": filled, **rules})
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of the configuration: its path such as "model.layers", its annotation, and what `key` says of it."""
+
+    path: str
+    kind: Any
+    default: Any
+    meaning: str = ""
+    bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    among: Sequence[str] | Mapping[str, ModuleType | str] = ()
+    filled: bool = False
+
+    @property
+    def range(self) -> str:
+        """The accepted names, or the bounds in symbols."""
+        outside = ", or a module such as my_package.my_module" if isinstance(self.among, Mapping) else ""
+        return ", ".join(self.among) + outside or " and ".join(f"{_BOUNDS[n][0]} {b}" for n, b in self.bounds.items())
+
+    @property
+    def accepted(self) -> str:
+        """What a value must be, as the end of a sentence."""
+        form, item = _parts(self.kind)
+        noun = f"one of {self.range}" if self.among else f"{_NOUNS.get(item, 'anything')} {self.range}".strip()
+        if form is tuple:
+            return f"a tuple of {'one or more items' if self.filled else 'items'}, each {noun}"
+        return f"{noun} or None" if form is None else noun
+
+    def check(self, value: Any) -> Any:
+        """The value, a list as a tuple (JSON has no tuples). Raises InputError for one that the key does not take."""
+        with contextlib.suppress(ValueError, OverflowError):
+            value = _convert(value, self.kind)
+            items = value if isinstance(value, tuple) else () if value is None else (value,)
+            fits = [_BOUNDS[name][1](item, bound) for item in items for name, bound in self.bounds.items()]
+            if self.among:
+                fits += [item in self.among or (isinstance(self.among, Mapping) and "." in item) for item in items]
+            if all(fits) and (items or not self.filled):
+                return value
+        raise InputError(f"{self.path}={value if isinstance(value, str) else repr(value)} must be {self.accepted}")
+
+    def parse(self, text: str) -> Any:
+        """The value that an override writes as `text`. Raises InputError for one of another type."""
+        try:
+            return _convert(_parse(text, self.kind), self.kind)
+        except (ValueError, SyntaxError, KeyError, OverflowError):
+            raise InputError(
+                f"--config.{self.path}={text} must be {self.accepted}, as in {self.path}={self.default}"
+            ) from None
+
+
+def _parts(kind: Any) -> tuple[Any, Any]:
+    """An annotation in two parts: (tuple, of what), (None, what it is unless None) or (itself, itself)."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if tuple in (kind, origin):
+        return tuple, arguments[0] if arguments else object
+    if origin is types.UnionType:
+        return None, arguments[0]
+    return (Mapping, Mapping) if origin is collections.abc.Mapping else (kind, kind)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value` if it is of the annotation `kind`, lists as tuples; else ValueError."""
+    form, item = _parts(kind)
+    if form is tuple:
+        return tuple(_convert(one, item) for one in (value if isinstance(value, tuple | list) else (value,)))
+    if form is None and value is None:
+        return None
+    if item is Mapping:
+        fits = isinstance(value, Mapping | ConfigDict)
+    elif item in (int, float):
+        number = numbers.Real if item is float else numbers.Integral
+        fits = isinstance(value, number) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and (item is float or abs(value) < 2**63)
+    else:
+        fits = isinstance(value, item)
+    if not fits:
+        raise ValueError(value)
+    return value
+
+
+def _parse(text: str, kind: Any) -> Any:
+    form, item = _parts(kind)
+    if form is tuple:
+        return _tuple(text)
+    if form is None and text == "None":
+        return None
+    if item is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    return item(text) if item in (int, float, str) else ast.literal_eval(text)
+
+
+def _tuple(text: str) -> tuple:
+    with contextlib.suppress(ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    if any(mark in text for mark in "()[]'\""):
+        raise ValueError(text)
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+@functools.cache
+def keys_of(section: type, name: str) -> dict[str, Key]:
+    """The keys of the dataclass of section `name`."""
+    kinds, prefix = typing.get_type_hints(section), f"{name}." if name else ""
+    return {
+        field.name: Key(
+            prefix + field.name,
+            kinds[field.name],
+            field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
+            **field.metadata,
+        )
+        for field in dataclasses.fields(section)
+    }
+
+
+def validate(section: Any, name: str) -> None:
+    """Checks every value of a section, for its `__post_init__`; lists become tuples.
+
+    Raises InputError naming the first key whose value is not of the annotated type or not in the accepted range.
+    """
+    for attribute, known in keys_of(type(section), name).items():
+        object.__setattr__(section, attribute, known.check(getattr(section, attribute)))
+
+
+@dataclasses.dataclass(frozen=True)
+class TopLevel:
+    """Keys outside of sections."""
+
+    seed: int = key(
+        0,
+        "Seed of initial weights, data order and training noise. Corpora have a seed of their own.",
+        at_least=0,
+        at_most=2**32 - 1,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self, "")
+
+
+def accepts(name: str) -> type:
+    """The dataclass of section `name`."""
+    module, _, attribute = SECTIONS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def keys() -> dict[str, Key]:
+    """Every key there is, by its path, in the order of SECTIONS."""
+    return {known.path: known for name in SECTIONS for known in keys_of(accepts(name), name).values()}
+
+
+def defaults() -> ConfigDict:
+    """A configuration of all keys at their defaults."""
+    config = ConfigDict()
+    for name in SECTIONS:
+        values = {attribute: known.default for attribute, known in keys_of(accepts(name), name).items()}
+        config.update({name: values} if name else values)
+    return config
 
 
 def folder() -> Path:
@@ -73,58 +266,59 @@ def find(name: str) -> Path:
 def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """The configuration of file or name `name`, with overrides such as "model.layers=6", locked.
 
-    Raises InputError if the file cannot be run, lacks `get_config`, or an override does not fit.
+    Keys that the file does not set have their defaults. Raises InputError if the file cannot be run, lacks
+    `get_config`, or an override does not fit.
     """
     path = find(name)
-    _make_importable(path.resolve().parent)
+    # `from configs import default` finds the package's configurations, then those beside the file.
+    package = sys.modules.setdefault("configs", ModuleType("configs"))
+    others = [*getattr(package, "__path__", []), str(path.resolve().parent)]
+    package.__path__ = list(dict.fromkeys([str(folder()), *others]))
     spec = importlib.util.spec_from_file_location(f"audiolm_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = ConfigDict(module.get_config())
+        config = ConfigDict(module.get_config()).unlock()
     except Exception as error:
         raise InputError(
             f"--config={name}: {path} does not run: {type(error).__name__}: {error}; it must be a Python file "
             "with a function get_config() that returns a ConfigDict"
         ) from error
+    for section, values in defaults().items():
+        if section not in config:
+            config[section] = values
+        elif isinstance(values, ConfigDict) and isinstance(config[section], ConfigDict):
+            config[section].update({key: value for key, value in values.items() if key not in config[section]})
     config.lock()
     for text in overrides:
         override(config, text)
     return config
 
 
-def _make_importable(directory: Path) -> None:
-    """Makes `from configs import default` work from a clone, from a wheel, and beside the file being loaded."""
-    package = sys.modules.setdefault("configs", ModuleType("configs"))
-    old = list(getattr(package, "__path__", []))
-    package.__path__ = list(dict.fromkeys([str(folder()), *old, str(directory)]))
-
-
 def override(config: ConfigDict, text: str) -> None:
-    """Sets one key from `key.path=value`; the value must have the type of the one it replaces.
+    """Sets one key from `key.path=value`.
 
     Raises InputError for an unknown key (naming the nearest ones) and for a value of another type.
     """
-    key, equals, value = text.partition("=")
+    path, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"--config.{text}: a value is missing; write --config.{text}=VALUE")
-    *parents, leaf = key.split(".")
-    section = config
-    for depth, name in enumerate(parents):
-        if not isinstance(section, ConfigDict) or name not in section:
-            raise InputError(_unknown(config, key, ".".join(parents[: depth + 1])))
-        section = section[name]
-    if not isinstance(section, ConfigDict) or leaf not in section:
-        raise InputError(_unknown(config, key, key))
-    old = section[leaf]
-    if isinstance(old, ConfigDict):
-        keys = ", ".join(f"{key}.{name}" for name in old) or "set in a configuration file"
-        raise InputError(f"--config.{key}={value}: {key} is a section; its keys are {keys}")
-    try:
-        section[leaf] = _parse(value, old)
-    except (ValueError, SyntaxError, TypeError, KeyError):
-        kind = "a tuple such as (1, 2)" if isinstance(old, tuple) else type(old).__name__
-        raise InputError(f"--config.{key}={value}: must be {kind}, as in {key}={old!r}") from None
+    present = flat(config)
+    below = [name for name in present if name.startswith(f"{path}.")]
+    if path == "compare.sizes" or below:
+        names = ", ".join(below) or "set in a configuration file"
+        raise InputError(f"--config.{path}={value}: {path} is a section; its keys are {names}")
+    if path not in present:
+        parent, _, leaf = path.rpartition(".")
+        beside = [name.removeprefix(f"{parent}.") for name in present if parent and name.startswith(f"{parent}.")]
+        near = [f"{parent}.{name}" for name in difflib.get_close_matches(leaf, beside, n=2, cutoff=0.6)]
+        near += [name for name in present if name.rpartition(".")[2] == leaf]
+        near = near or difflib.get_close_matches(path, present, n=2, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near[:3])}?" if near else f"the top-level keys are {', '.join(config)}"
+        raise InputError(f"--config.{path}: there is no such key; {hint}")
+    known = keys().get(path) or Key(path, type(present[path]), present[path])  # the latter of compare.sizes
+    with config.ignore_type():
+        config.update_from_flattened_dict({path: known.parse(value)})
 
 
 def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
@@ -138,80 +332,41 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _unknown(config: ConfigDict, key: str, wrong: str) -> str:
-    keys = list(flat(config))
-    parent, _, leaf = key.rpartition(".")
-    beside = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == parent]
-    near = [f"{parent}.{name}" for name in difflib.get_close_matches(leaf, beside, n=2, cutoff=0.6) if parent]
-    near += [name for name in keys if name.rpartition(".")[2] == leaf]
-    near = near or difflib.get_close_matches(key, keys, n=2, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near[:3])}?" if near else f"the top-level keys are {', '.join(config)}"
-    return f"--config.{key}: there is no key {wrong}; {hint}"
-
-
-def _parse(text: str, old: Any) -> Any:
-    if isinstance(old, bool):
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    if isinstance(old, int):
-        return int(text.replace("_", ""))
-    if isinstance(old, float):
-        return float(text)
-    if isinstance(old, str):
-        return text
-    if isinstance(old, tuple):
-        value = _tuple(text)
-        kinds = {type(item) for item in old}
-        if old and any(type(item) not in kinds | ({int} if float in kinds else set()) for item in value):
-            raise ValueError
-        return value
-    try:  # no old value to tell the type
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _tuple(text: str) -> tuple:
-    with contextlib.suppress(ValueError, SyntaxError):
-        value = ast.literal_eval(text)
-        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if any(mark in text for mark in "()[]'\""):
-        raise ValueError
-    return tuple(item.strip() for item in text.split(",") if item.strip())
-
-
-def accepts(name: str) -> Callable:
-    """What takes the keys of section `name`: imported when asked for."""
-    module, _, attribute = SECTIONS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def section(config: ConfigDict, name: str, **changes: Any) -> Any:
-    """Section `name` as its frozen dataclass (or whatever `SECTIONS` names), with `changes`.
+    """Section `name` as its frozen dataclass, with `changes`.
 
-    Raises InputError for keys that it does not take and for values that it refuses.
+    Raises InputError for keys that it does not have and for values that it refuses.
     """
-    values = {**config[name], **changes} if name in config else changes
-    target = accepts(name)
-    known = list(inspect.signature(target).parameters)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-            raise InputError(f"config key {name}.{key} does not exist; did you mean {name}.{near[0]}?")
+    target, values = accepts(name), config.get(name, {})
+    if not isinstance(values, Mapping | ConfigDict):
+        raise InputError(f"config section {name} is {values!r}; it must map keys to values")
+    values, known = {**values, **changes}, keys_of(target, name)
+    for attribute in values:
+        if attribute not in known:
+            near = difflib.get_close_matches(attribute, known, n=1, cutoff=0)
+            raise InputError(f"config key {name}.{attribute} does not exist; did you mean {name}.{near[0]}?")
     return target(**values)
 
 
 def check(config: ConfigDict) -> None:
-    """Builds every section once, so that a wrong key or value is named before any work starts."""
+    """Builds every section once, so that a wrong key or value is named before any work starts.
+
+    Also of sections that the command does not use: it takes milliseconds, as none imports what it configures. The
+    modules of the user's that keys name are imported, those of the package when they are used.
+    """
+    top = keys_of(TopLevel, "")
     for name in config:
-        if name != "seed" and name not in SECTIONS:
-            near = difflib.get_close_matches(name, SECTIONS, n=1, cutoff=0)
+        if name not in SECTIONS and name not in top:
+            near = difflib.get_close_matches(name, [*SECTIONS, *top], n=1, cutoff=0)
             raise InputError(f"config section {name} does not exist; did you mean {near[0]}?")
-        if name in SECTIONS and dataclasses.is_dataclass(accepts(name)):
-            section(config, name)
-    if "serialization" in config:
-        importlib.import_module("audiolm_jax.serialization").find(
-            "serialization.strategy", config.serialization.strategy
-        )
+    TopLevel(**{name: config[name] for name in top if name in config})
+    for name in filter(None, SECTIONS):
+        built = section(config, name)
+        for attribute, known in keys_of(type(built), name).items():
+            names = getattr(built, attribute) if isinstance(known.among, Mapping) else ()
+            for module in (names,) if isinstance(names, str) else names:
+                if module not in known.among:
+                    plugin(known.path, module, known.among)
 
 
 def plugin(key: str, name: str, table: Mapping[str, ModuleType | str], functions: Iterable[str] = ()) -> ModuleType:
@@ -226,10 +381,7 @@ def plugin(key: str, name: str, table: Mapping[str, ModuleType | str], functions
     if isinstance(entry, ModuleType):
         return entry
     if not entry or "." not in entry:
-        raise InputError(
-            f"{key}={name} must be one of {', '.join(table)}, or the name of a module with a dot in it, such as "
-            "my_package.my_module"
-        )
+        raise InputError(f"{key}={name} must be one of {', '.join(table)}, or a module such as my_package.my_module")
     if entry not in sys.modules and not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # last, so that it hides nothing; `python -m audiolm_jax` has it anyway
     try:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from audiolm_jax import codecs, files, locks, serialization
 from audiolm_jax import config as configs
-from audiolm_jax import files, locks, serialization
 from audiolm_jax.data import batches as data
 from audiolm_jax.data import corpora, tokens
 from audiolm_jax.data.examples import make_vocab
@@ -42,7 +42,7 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
     """
     config = finetune.configured(config)
-    codec, section = configs.section(config, "codec"), configs.section(config, "corpus")
+    codec, section = codecs.load(**config.codec), configs.section(config, "corpus")
     found: list[corpora.Utterance] = []
     lock = directory / "corpus.lock"
     locks.share({"corpus": lock}, lambda _: found.extend(utterances(config, directory, progress)))
@@ -80,7 +80,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
                 f"model.{name}={config.model[name]}: tokens hold no states of an encoder to train with; leave it at "
                 f"{off}, or start from an imported checkpoint (finetune.base)"
             )
-    codec = configs.section(config, "codec")
+    codec = codecs.load(**config.codec)
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     order = configs.section(config, "serialization")
     vocab = vocabulary(config, source.metadata) if base is None else base.vocab

@@ -43,23 +43,46 @@ the batch axis (`[N]`, `[T, Q]`) except the streaming steps. Promises, checked f
   missing, truncated or pickled weights.
 """
 
+import dataclasses
 from pathlib import Path
 
-from audiolm_jax.codecs import dac, default, encodec, mimi, stereo, tiny
-from audiolm_jax.errors import InputError
+from audiolm_jax.config import key, plugin, validate
 
+# Modules by name, imported when used.
 CODECS = {
-    "default": default,
-    "tiny": tiny,
-    "encodec": encodec,
-    "encodec_stereo": stereo,
-    "dac": dac,
-    "mimi": mimi,
+    "default": "audiolm_jax.codecs.default",
+    "tiny": "audiolm_jax.codecs.tiny",
+    "encodec": "audiolm_jax.codecs.encodec",
+    "encodec_stereo": "audiolm_jax.codecs.stereo",
+    "dac": "audiolm_jax.codecs.dac",
+    "mimi": "audiolm_jax.codecs.mimi",
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+    """What turns waveforms into codes and back."""
+
+    name: str = key(
+        "default",
+        "default (neural, 16 kHz, 25 frames per second), a published one (encodec, encodec_stereo, dac, mimi; "
+        "encodec_stereo is a mono one for two channels), or tiny (a toy for tests that needs no weights).",
+        among=CODECS,
+    )
+    path: str | None = key(
+        None,
+        "A folder with config.json and model.safetensors, the latter itself, or a repository owner/name@revision; "
+        "None: the weights that ship with the package (default alone).",
+    )
+    codebooks: int | None = key(None, "Codebooks to keep, the coarsest first; None: all.", at_least=1)
+
+    def __post_init__(self) -> None:
+        validate(self, "codec")
+
+
 def load(name: str, path: str | Path | None = None, codebooks: int | None = None):
-    """The codec called `name`, with weights from `path` (None: its own) and the first `codebooks` codebooks."""
-    if name not in CODECS:
-        raise InputError(f"codec: {name!r} is not known; known codecs are {', '.join(sorted(CODECS))}")
-    return CODECS[name].load(path=path, codebooks=codebooks)
+    """The codec called `name`, with weights from `path` (None: its own) and the first `codebooks` codebooks.
+
+    Raises InputError for an unknown name, weights that cannot be used, and more codebooks than there are.
+    """
+    return plugin("codec.name", name, CODECS, ["load"]).load(path=path, codebooks=codebooks)

@@ -6,64 +6,14 @@ for every strategy and size.
 """
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from audiolm_jax import config as configs
 from audiolm_jax import serialization
-from audiolm_jax.compare.report.schema import EQUAL
 from audiolm_jax.errors import InputError
-from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import SerializationConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """What is compared, and under which budget."""
-
-    strategies: tuple[str, ...] = ("flat", "delay", "hierarchical", "masked")
-    seeds: tuple[int, ...] = ()  # of the runs of each strategy; (): the seed of the configuration alone
-    sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # name -> changed model keys
-    equal: str = "flops"  # "flops": training FLOPs; "tokens": frames of audio per step and in all
-    flops: float = 0.0  # equal "flops": training FLOPs of every strategy; 0: what training.steps steps take
-    tolerance: float = 0.05  # largest difference of what is equal between strategies, as a fraction
-
-    def __post_init__(self) -> None:
-        if not self.strategies:
-            raise InputError("compare.strategies is empty; it must name at least one strategy")
-        for name in self.strategies:
-            serialization.find("compare.strategies", name)
-        if len(set(self.strategies)) < len(self.strategies):
-            raise InputError(f"compare.strategies is {self.strategies}; a strategy may be named once")
-        if len(set(self.seeds)) < len(self.seeds) or not all(isinstance(s, int) and s >= 0 for s in self.seeds):
-            raise InputError(f"compare.seeds is {self.seeds}; it must hold integers from 0 on, each once")
-        if self.equal not in EQUAL:
-            raise InputError(f"compare.equal is {self.equal!r}; it must be one of {', '.join(EQUAL)}")
-        if self.flops < 0 or self.tolerance < 0:
-            raise InputError(f"compare.flops={self.flops} and compare.tolerance={self.tolerance} must not be negative")
-        if self.flops and self.equal != "flops":
-            raise InputError(f"compare.flops={self.flops:g} is the budget of compare.equal='flops', not {self.equal!r}")
-        for name, changes in self.sizes.items():
-            _check_size(name, changes)
-
-
-def _check_size(name: str, changes: Mapping[str, Any]) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
-        raise InputError(f"compare.sizes holds the name {name!r}; letters, digits, '_' and '.' make folder names")
-    if not isinstance(changes, Mapping | ConfigDict):
-        raise InputError(f"compare.sizes.{name} is {changes!r}; it must map keys of the section model to values")
-    known = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    for key, value in changes.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise InputError(f"compare.sizes.{name}.{key}: the section model has no key {key}; did you mean {near}?")
-        if type(value) is not type(known[key]):
-            kind = type(known[key]).__name__
-            raise InputError(f"compare.sizes.{name}.{key} is {value!r}; it must be {kind}, as in {known[key]!r}")
 
 
 @dataclasses.dataclass(frozen=True)

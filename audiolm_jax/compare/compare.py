@@ -23,8 +23,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from audiolm_jax import codecs, loading, runs, serialization
 from audiolm_jax import config as configs
-from audiolm_jax import loading, runs, serialization
 from audiolm_jax import locks as claims
 from audiolm_jax.compare import budget as shares
 from audiolm_jax.compare import cells, report, results
@@ -134,7 +134,7 @@ def references(comparison: Comparison, examples: Sequence[dict], fingerprint: st
     stages.run("baselines", counted, *used, after=["tokens"])
 
     def listen() -> dict:
-        codec, folder = configs.section(config, "codec"), comparison.workdir / "speech"
+        codec, folder = codecs.load(**config.codec), comparison.workdir / "speech"
         return measures.ceilings(comparison.recordings, examples, codec, judge, evaluation, folder)
 
     stages.run("ceilings", listen, *used, judge.fingerprint, after=["tokens"])

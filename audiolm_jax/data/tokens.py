@@ -21,7 +21,6 @@ function of its utterances and the codec alone, so the bytes are those of an und
 machine.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -38,34 +37,12 @@ from audiolm_jax import locks as claims
 from audiolm_jax.data import corpora, schema
 from audiolm_jax.data import encode as encoding
 from audiolm_jax.data import shards as token_shards
+from audiolm_jax.data.config import TokensConfig
 from audiolm_jax.data.corpora import CorpusConfig, Rejects, Utterance
 from audiolm_jax.errors import InputError
 
 VERSION = "1.0.0"
 _REMEDY = "choose another folder, or delete this one"
-
-
-@dataclasses.dataclass(frozen=True)
-class TokensConfig:
-    """Section `tokens` of the configuration."""
-
-    # Name of the dataset: the one to give to tfds.data_source.
-    name: str = "audio_tokens"
-    # Recordings in one shard: what is lost at most when writing is interrupted, and the unit of parallel reading.
-    shard_utterances: int = 256
-    # Seconds of audio encoded at once; recordings are padded to 2, 4, 8, ... seconds, so that few shapes compile.
-    batch_seconds: float = 32.0
-    # Threads that load and resample recordings while the codec encodes.
-    workers: int = 2
-
-    def __post_init__(self):
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise InputError(f"tokens.name = {self.name!r} must be lower case letters, digits and underscores")
-        for key in ("shard_utterances", "workers"):
-            if getattr(self, key) < 1:
-                raise InputError(f"tokens.{key} = {getattr(self, key)} must be 1 or more")
-        if not self.batch_seconds > 0:
-            raise InputError(f"tokens.batch_seconds = {self.batch_seconds} must be above 0")
 
 
 def write(

@@ -27,6 +27,7 @@ from flax import nnx
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
+from audiolm_jax.evaluation.config import METHODS
 from audiolm_jax.model import sharding
 from audiolm_jax.model.losses import target_logprobs
 from audiolm_jax.model.transformer import Transformer
@@ -35,7 +36,6 @@ from audiolm_jax.serialization import Grid, LevelView, documents, layout
 from audiolm_jax.serialization.documents import Document, Row
 from audiolm_jax.serialization.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
 
-METHODS = ("auto", "exact", "bound")
 SHORTEST = 32  # positions of the smallest bucket of rows
 
 

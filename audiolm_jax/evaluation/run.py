@@ -16,42 +16,13 @@ from audiolm_jax import files, loading
 from audiolm_jax.data import batches, corpora, encode, tokens
 from audiolm_jax.data.examples import DataConfig, make_vocab
 from audiolm_jax.encoders import recogniser
-from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, speed
+from audiolm_jax.evaluation.config import EvaluationConfig
 from audiolm_jax.families import musicgen
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling import generator as generate
 from audiolm_jax.serialization.vocab import Vocab
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Which held-out speech, and how much of it."""
-
-    split: str = "test"
-    also: tuple[str, ...] = ()  # audiolm compare: further splits whose likelihood is measured
-    utterances: int = 0  # scored by likelihood, spread evenly over the split; 0: all
-    method: str = (
-        "auto"  # masked: "bound" (any order), "exact" (the fixed order), "auto" (bound where there is a choice)
-    )
-    draws: int = 4  # random subsets per utterance and codebook, for the bound
-    sentences: int = 24  # held-out sentences that are spoken and listened to
-    batch: int = 8  # sentences that are spoken at once
-    timed: int = 3  # sentences that are spoken alone, with a clock
-    repeats: int = 3  # times each of them is clocked, after one that is not
-    heard: int = 4  # sentences to listen to in the report
-    recogniser: str = ""  # weights of the recogniser; "": those that ship with the package
-
-    def __post_init__(self) -> None:
-        for name in ("draws", "sentences", "batch", "timed", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"evaluation.{name}={getattr(self, name)} must be at least 1")
-        for name in ("utterances", "heard"):
-            if getattr(self, name) < 0:
-                raise InputError(f"evaluation.{name}={getattr(self, name)} must not be negative")
-        if self.method not in likelihood.METHODS:
-            raise InputError(f"evaluation.method={self.method!r}; it must be one of {', '.join(likelihood.METHODS)}")
 
 
 def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling: SamplingConfig) -> dict:

@@ -44,13 +44,6 @@ from audiolm_jax.serialization.vocab import Vocab
 FREE = ("dtype", "remat", "dropout")  # keys of the section model that a run chooses by itself
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
-    """Section `finetune` of the configuration."""
-
-    base: str = ""  # the workdir that `audiolm import` made
-
-
 def configured(config: ConfigDict) -> ConfigDict:
     """The configuration with everything that the checkpoint `finetune.base` decides; unchanged if there is none.
 

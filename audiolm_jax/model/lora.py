@@ -8,7 +8,6 @@ A step computes `merged` once for each microbatch, and a whole gradient of the c
 and B: what is saved is the optimizer's two averages of every weight, and what devices send each other of them.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -17,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.model.config import LoraConfig
 
 # What `lora.matrices` may name: the parameters of a layer, and how many of their axes are inputs.
 MATRICES = {
@@ -24,23 +24,6 @@ MATRICES = {
     "cross": {("cross", "q_DHGK"): 1, ("cross", "kv_DHCK"): 1, ("cross", "out_HGKD"): 3},
     "ffn": {("up_DCF",): 1, ("down_FD",): 1},
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Section `lora` of the configuration."""
-
-    rank: int = 0  # columns of A; 0: all weights are trained, without LoRA
-    alpha: float = 16.0
-    matrices: tuple[str, ...] = ("attention", "cross")  # also "ffn"
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise InputError(f"lora.rank={self.rank} must not be negative")
-        if not self.alpha > 0:
-            raise InputError(f"lora.alpha={self.alpha} must be greater than 0")
-        if not self.matrices or not set(self.matrices) <= set(MATRICES):
-            raise InputError(f"lora.matrices={self.matrices} must name one or more of {', '.join(MATRICES)}")
 
 
 def chosen(config: LoraConfig) -> dict[tuple[str, ...], int]:

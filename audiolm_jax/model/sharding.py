@@ -16,8 +16,6 @@ What a training step sends under each preset (the tests read it from compiled pr
                   keeps them for the backward pass), their gradients reduced and scattered
 """
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,90 +26,19 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
-
-AXES = ("data", "context", "tensor")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """Logical axis -> mesh axis, several of them (the first is the outermost), or None: not sharded."""
-
-    batch: str | tuple[str, ...] | None = None  # rows of a batch
-    length: str | None = None  # positions of a row; keys and values are gathered over it
-    embed: str | tuple[str, ...] | None = None  # the model-width axis of a weight, as stored (gathered before use)
-    heads: str | None = None  # key/value heads (their query groups travel with them)
-    ffn: str | None = None  # feed-forward width
-    vocab: str | None = None  # ids: rows of the output matrix
-
-    def axes(self, logical: str | None) -> tuple[str, ...]:
-        """The mesh axes of a logical axis."""
-        axes = None if logical is None else getattr(self, logical)
-        return (axes,) if isinstance(axes, str) else axes or ()
-
-    def spec(self, *logical: str | None) -> P:
-        """The partition of an array whose axes have these logical names.
-
-        Raises InputError if two of its axes would live on the same mesh axis.
-        """
-        used = [axis for name in logical for axis in self.axes(name)]
-        names = [None if name is None else getattr(self, name) for name in logical]
-        if len(set(used)) != len(used):
-            raise InputError(
-                f"sharding rules put two axes of an array {logical} on one mesh axis: {tuple(names)}; "
-                f"give each of them its own mesh axis or None"
-            )
-        return P(*names)
-
-    def parts(self, logical: str, mesh: Mesh | AbstractMesh) -> int:
-        """Into how many parts the mesh cuts a logical axis."""
-        return math.prod(mesh.shape[axis] for axis in self.axes(logical))
-
-    def for_decoding(self) -> "Rules":
-        """Where the same model lives while it is sampled from: weights are whole along the axes that rows lie on
-        (gathered once, not in every step), and what shared positions shares rows."""
-        rows = self.axes("batch") + self.axes("length")
-        return dataclasses.replace(self, batch=rows[0] if len(rows) == 1 else rows, length=None, embed=None)
+from audiolm_jax.model.config import ShardingConfig
+from audiolm_jax.model.rules import AXES, Rules
+from audiolm_jax.model.rules import PRESETS as PRESETS
+from audiolm_jax.model.rules import platform as platform
 
 
-PRESETS = {
-    "data": Rules(batch="data"),
-    "fsdp": Rules(batch="data", embed="data"),
-    "fsdp_tensor": Rules(batch="data", embed="data", heads="tensor", ffn="tensor", vocab="tensor"),
-    # The last positions of a causal row see most, so the last devices of a row compute most.
-    "fsdp_context": Rules(batch="data", length="context", embed=("data", "context")),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardingConfig:
-    """preset: a key of PRESETS. tensor, context: devices along these axes (the others go to data)."""
-
-    preset: str = "data"
-    tensor: int = 1
-    context: int = 1
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise InputError(f"sharding.preset={self.preset!r} is unknown; choose one of {sorted(PRESETS)}")
-        for name, preset in (("tensor", "fsdp_tensor"), ("context", "fsdp_context")):
-            size = getattr(self, name)
-            if size < 1:
-                raise InputError(f"sharding.{name}={size} must be at least 1")
-            if size > 1 and self.preset != preset:
-                raise InputError(f"sharding.{name}={size} needs sharding.preset={preset!r}, not {self.preset!r}")
-
-    @property
-    def rules(self) -> Rules:
-        return PRESETS[self.preset]
-
-
-def make_mesh(config: ShardingConfig = ShardingConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: ShardingConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """An explicit-axis mesh of shape (data, context, tensor) over all given devices (default: every device).
 
     Enter it with `jax.set_mesh(mesh)`; the model never runs without one, also on a single device.
     Raises InputError if `context` times `tensor` does not divide the number of devices, and for several TPU slices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    config, devices = config or ShardingConfig(), jax.devices() if devices is None else list(devices)
     inner = config.context * config.tensor
     if len(devices) % inner:
         name = "context" if config.context > 1 else "tensor"
@@ -136,17 +63,6 @@ def check_sizes(mesh: Mesh, rules: Rules, sizes: dict[str, tuple[str, int]]) -> 
                 f"{name}={size} cannot be shared by the {parts} devices along {' and '.join(axes)} (section sharding); "
                 f"choose a multiple of {parts}, or fewer devices there"
             )
-
-
-def platform() -> str:
-    """ "cpu", "tpu" or "gpu": of the mesh that is entered, also of devices that are only described (a topology to
-    compile for, an abstract mesh that names its device); where nothing is said of devices, of those there are.
-
-    Everything that chooses by platform asks here, so that a program compiled ahead of time is the one that will run.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def abstract_mesh(data: int = 1, context: int = 1, tensor: int = 1) -> AbstractMesh:

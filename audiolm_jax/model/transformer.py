@@ -13,14 +13,12 @@ positions, biases, and cross-attention to an encoder's states are choices of `Mo
 A mesh must be entered (`jax.set_mesh`), also on one device; see `sharding.py`.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from audiolm_jax.errors import InputError
 from audiolm_jax.model import attention, layers, sharding
+from audiolm_jax.model.config import ModelConfig, table_rows
 from audiolm_jax.model.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, product, row_axes
 from audiolm_jax.model.sharding import PRESETS, Rules, gather
 
@@ -28,90 +26,6 @@ from audiolm_jax.model.sharding import PRESETS, Rules, gather
 Cache = tuple[dict[str, jax.Array], ...]
 Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
 Given = tuple[jax.Array, ...]  # per width of given_widths states [B, L, width], zeros at positions without one
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Sizes and choices of the backbone; `heads` counts query heads, `kv_heads` divides it."""
-
-    layers: int = 4
-    width: int = 256
-    heads: int = 4
-    kv_heads: int = 2
-    head_width: int = 64
-    ffn: int = 704
-    norm: str = "rmsnorm"  # rmsnorm | layernorm
-    norm_eps: float = 1e-6
-    mlp: str = "gated"  # gated (SwiGLU) | plain (GELU, its tanh form) | exact (GELU itself)
-    bias: bool = False  # on every matrix of a block
-    positions: str = "rotary"  # rotary | sinusoidal | learned
-    max_positions: int = 0  # learned: rows of the table
-    rope_base: float = 10000.0
-    cross_width: int = 0  # width of the encoder's states that every block attends to; 0: none
-    given_widths: tuple[int, ...] = ()  # widths of states that stand at positions like tokens, each kind by itself
-    dropout: float = 0.0  # on the output of each attention and feed-forward part, in training only
-    tied: bool = False  # the output matrix is the embedding table
-    # auto (float32 on CPU at any batch, so that a row is the same alone and among others; else bfloat16) | float32 |
-    # bfloat16 (on a CPU faster from four rows up); parameters are float32
-    dtype: str = "auto"
-    remat: bool = False  # recompute a layer's activations in the backward pass
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "kv_heads", "head_width", "ffn"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.heads % self.kv_heads:
-            raise InputError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
-        if self.head_width % 2 and self.positions == "rotary":
-            raise InputError(f"model.head_width={self.head_width} must be even (rotary positions pair channels)")
-        if self.norm_eps <= 0:
-            raise InputError(f"model.norm_eps={self.norm_eps} must be greater than 0")
-        for name, least in (("cross_width", 0), ("max_positions", int(self.positions == "learned"))):
-            if getattr(self, name) < least:
-                raise InputError(f"model.{name}={getattr(self, name)} must be at least {least}")
-        if self.max_positions and self.positions != "learned":
-            raise InputError(
-                f"model.max_positions={self.max_positions} has no use without model.positions='learned'; leave it at 0"
-            )
-        object.__setattr__(self, "given_widths", tuple(self.given_widths))  # a list, read from JSON
-        if any(width < 1 for width in self.given_widths):
-            raise InputError(f"model.given_widths={self.given_widths}: each must be at least 1")
-        if self.rope_base <= 1:
-            raise InputError(f"model.rope_base={self.rope_base} must be greater than 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout={self.dropout} must be in [0, 1)")
-        choices = {
-            "norm": ("rmsnorm", "layernorm"),
-            "mlp": ("gated", "plain", "exact"),
-            "positions": ("rotary", "sinusoidal", "learned"),
-            "dtype": ("auto", "float32", "bfloat16"),
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise InputError(f"model.{name}={getattr(self, name)!r} is unknown; choose one of {accepted}")
-
-    @property
-    def compute_dtype(self) -> jnp.dtype:
-        if self.dtype == "auto":
-            return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
-        return jnp.dtype(self.dtype)
-
-    @property
-    def cache_dtype(self) -> jnp.dtype:
-        """Of keys and values that decoding keeps. float32 on a CPU: XLA has no product of a row and a matrix of 16 bits
-        there, and would write a float32 copy of the cache in every step."""
-        return jnp.dtype("float32") if sharding.platform() == "cpu" else self.compute_dtype
-
-    def sharded_sizes(self, vocab_size: int) -> dict[str, tuple[str, int]]:
-        """What mesh axes may have to divide, for `sharding.check_sizes`."""
-        names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
-        sizes = {logical: (f"model.{name}", getattr(self, name)) for logical, name in names.items()}
-        return sizes | {"vocab": ("the number of rows of the vocabulary", table_rows(vocab_size))}
-
-
-def table_rows(vocab_size: int) -> int:
-    """Rows of the embedding table and columns of the output matrix: a multiple of 128, which meshes divide."""
-    return -(-vocab_size // 128) * 128
 
 
 class Block(nnx.Module):

@@ -11,49 +11,54 @@ there, a prompt of any length, is kept; the order of the strategy says which cel
 
 import dataclasses
 
+from audiolm_jax.config import key, validate
 from audiolm_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How codes are drawn. `temperature`, `top_k`, `top_p` hold one number, or one per codebook."""
+    """How codes are drawn. `temperature`, `top_k` and `top_p` hold one number, or one per codebook."""
 
-    temperature: tuple[float, ...] = (1.0,)  # 0 takes the most likely code
-    top_k: tuple[int, ...] = (0,)  # keep the k most likely codes; 0 keeps all
-    top_p: tuple[float, ...] = (1.0,)  # keep the most likely codes that hold this much probability; 1 keeps all
-    guidance: float = 1.0  # u + g (c - u), c with and u without the text; 1 is off, and costs nothing
-    max_frames: int = 0  # the longest segment that is made, prompt included; 0: as long as the model was trained for
-    seed: int = 0  # row b of a request draws from seed + b
-    chunk: int = 32  # steps in one executable: what a stream waits for, and how late an end of all rows is noticed
-    one_pass_temperature: float = 0.0  # hierarchical, masked: of levels made in a single bidirectional pass
-    confidence_noise: float = 1.0  # masked: Gumbel noise on log-probabilities when ranking, sinking to 0 in a level
-    anneal: float = 0.0  # masked: share of the temperature that is gone in the last pass of a level
-    length_temperature: float = 0.0  # masked: of the number of frames; 0 takes the most likely
+    temperature: tuple[float, ...] = key((1.0,), "0 takes the most likely code.", at_least=0, filled=True)
+    top_k: tuple[int, ...] = key((0,), "Keep the k most likely codes; 0: all.", at_least=0, filled=True)
+    top_p: tuple[float, ...] = key(
+        (1.0,),
+        "Keep the most likely codes that hold this much probability; 1: all.",
+        above=0,
+        at_most=1,
+        filled=True,
+    )
+    guidance: float = key(
+        1.0, "Guidance g: logits are u + g (c - u), c with and u without the text; 1: off, at no cost.", at_least=0
+    )
+    max_frames: int = key(
+        0, "Frames of the longest segment, prompt included; 0: data.max_frames of the training.", at_least=0
+    )
+    seed: int = key(0, "Row b of a request draws from seed + b.")
+    chunk: int = key(
+        32,
+        "Steps in one executable: a stream waits for them, and the end of all rows is noticed after them.",
+        at_least=1,
+    )
+    one_pass_temperature: float = key(
+        0.0,
+        "hierarchical, masked: temperature of codebooks that are made in a single bidirectional pass.",
+        at_least=0,
+    )
+    confidence_noise: float = key(
+        1.0,
+        "masked: Gumbel noise on log-probabilities when cells are ranked, sinking to 0 within a codebook.",
+        at_least=0,
+    )
+    anneal: float = key(
+        0.0, "masked: fraction of the temperature that is gone in the last pass of a codebook.", at_least=0, at_most=1
+    )
+    length_temperature: float = key(
+        0.0, "masked: temperature of the number of frames; 0 takes the most likely.", at_least=0
+    )
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p"):
-            values = getattr(self, name)
-            if isinstance(values, (int, float)):
-                values = (values,)
-            object.__setattr__(self, name, tuple(values))
-            if not self.__dict__[name]:
-                raise InputError(f"sampling.{name} is empty; it must hold one number, or one per codebook")
-        for name, accepted, fits in (
-            ("temperature", "0 or more", lambda x: x >= 0),
-            ("top_k", "0 or more", lambda x: x >= 0),
-            ("top_p", "above 0 and at most 1", lambda x: 0 < x <= 1),
-            ("guidance", "0 or more", lambda x: x >= 0),
-            ("max_frames", "0 or more", lambda x: x >= 0),
-            ("chunk", "1 or more", lambda x: x >= 1),
-            ("one_pass_temperature", "0 or more", lambda x: x >= 0),
-            ("confidence_noise", "0 or more", lambda x: x >= 0),
-            ("anneal", "in 0..1", lambda x: 0 <= x <= 1),
-            ("length_temperature", "0 or more", lambda x: x >= 0),
-        ):
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if not fits(value):
-                    raise InputError(f"sampling.{name} is {value}; it must be {accepted}")
+        validate(self, "sampling")
 
     def per_codebook(self, name: str, codebooks: int) -> tuple:
         """Option `name` for each of Q codebooks. Raises InputError if it holds neither 1 nor Q numbers."""

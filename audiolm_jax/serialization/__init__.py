@@ -31,7 +31,7 @@ from types import ModuleType
 
 import numpy as np
 
-from audiolm_jax import config as configs
+from audiolm_jax.config import key, plugin, validate
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import contract
 from audiolm_jax.serialization.framing import FRAMINGS, Framing
@@ -52,25 +52,29 @@ STRATEGIES: dict[str, ModuleType] = {
 class SerializationConfig:
     """The order on the codec grid. Options that a strategy does not take are refused, not ignored."""
 
-    strategy: str = "delay"  # flat | parallel | delay | coarse_first | hierarchical | masked | my_package.my_module
-    delays: tuple[int, ...] = ()  # delay, coarse_first: steps by which codebook q lags; () is 0, 1, 2, ...
-    iterations: tuple[int, ...] = ()  # masked: passes per codebook; () is 16, 1, 1, ... (SoundStorm)
-    schedule: str = "cosine"  # masked: fraction still masked after a share of the passes: cosine | linear
-    prompt_fraction: float = 1.0  # hierarchical, masked: share of training rows that keep a clean prompt
-    causal_fraction: float = 0.5  # hierarchical: share of training rows that train the causal level
+    strategy: str = key("delay", "The order, one of the strategies below.", among=STRATEGIES)
+    delays: tuple[int, ...] = key(
+        (), "delay, coarse_first: steps by which each codebook lags, such as (0, 1, 2, 3); (): that."
+    )
+    iterations: tuple[int, ...] = key((), "masked: passes per codebook when sampling; (): 16, 1, 1, ... (SoundStorm).")
+    schedule: str = key("cosine", "masked: fraction still hidden after a fraction of the passes, cosine or linear.")
+    prompt_fraction: float = key(
+        1.0, "hierarchical, masked: fraction of training rows that keep a clean prompt.", at_least=0, at_most=1
+    )
+    causal_fraction: float = key(
+        0.5, "hierarchical: fraction of training rows that train the causal level.", at_least=0, at_most=1
+    )
 
     def __post_init__(self) -> None:
-        for name in ("prompt_fraction", "causal_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"serialization.{name} is {getattr(self, name)}; it must lie in 0..1")
+        validate(self, "serialization")
 
 
-def find(key: str, name: str) -> ModuleType:
-    """The strategy called `name`, of this package or of the user's; `key` is what the user set.
+def find(path: str, name: str) -> ModuleType:
+    """The strategy called `name`, of this package or of the user's; `path` is the key that the user set.
 
     Raises InputError for an unknown name, a module that cannot be imported or that lacks `order` or `streams`.
     """
-    return configs.plugin(key, name, STRATEGIES, ("order", "streams"))
+    return plugin(path, name, STRATEGIES, ("order", "streams"))
 
 
 def label(name: str, names: tuple[str, ...] = ()) -> str:

@@ -1,46 +1,14 @@
 """AdamW with a learning-rate schedule, as an optax chain."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import optax
 
-from audiolm_jax.errors import InputError
+from audiolm_jax.training.config import OptimizerConfig
 
 # Parameters without weight decay: gains, biases, and the table whose rows are seen too rarely for it.
 NOT_DECAYED = ("scale", "bias", "embedding_VD", "positions_PD")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) and its schedule: linear warmup to `learning_rate`, then `schedule`."""
-
-    learning_rate: float = 2e-3  # at the peak
-    schedule: str = "cosine"  # cosine | constant | wsd (stay at the peak, then fall linearly, arXiv 2404.06395)
-    warmup: int = 20  # steps
-    decay_fraction: float = 0.3  # of all steps: the last part of wsd
-    final: float = 0.05  # last learning rate, as a fraction of the peak
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip: float = 1.0  # global gradient norm; 0: not clipped
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("cosine", "constant", "wsd"):
-            raise InputError(
-                f"optimizer.schedule={self.schedule!r} is unknown; choose one of 'cosine', 'constant', 'wsd'"
-            )
-        for name, low, high in (("b1", 0, 1), ("b2", 0, 1), ("final", 0, 1), ("decay_fraction", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"optimizer.{name}={getattr(self, name)} must be in [{low}, {high}]")
-        for name in ("learning_rate", "eps"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"optimizer.{name}={getattr(self, name)} must be greater than 0")
-        for name in ("warmup", "weight_decay", "clip"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"optimizer.{name}={getattr(self, name)} must not be negative")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -10,38 +10,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from audiolm_jax.errors import InputError
 from audiolm_jax.families.finetune import Base
 from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.serialization.vocab import CODE_START, MASK, Vocab
 from audiolm_jax.training import optimizer as optimizers
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """How long, how averaged, how often to tell and to save; all intervals in steps."""
-
-    steps: int = 200
-    accumulate: int = 1  # microbatches per step: the batch's rows are split into as many parts
-    ema: float = 0.0  # decay of the moving average of the parameters; 0: none
-    z_loss: float = 0.0
-    log_every: int = 10
-    checkpoint_every: int = 100
-    keep: int = 1  # checkpoints kept
-    probe_every: int = 0  # audio samples and other probes; 0: none
-    peak_tflops: float = 0.0  # per device, for the MFU; 0: from a table, or measured
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"training.{name}={getattr(self, name)} must be at least 1")
-        for name in ("z_loss", "probe_every", "peak_tflops"):
-            if getattr(self, name) < 0:
-                raise InputError(f"training.{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"training.ema={self.ema} must be in [0, 1)")
+from audiolm_jax.training.config import TrainingConfig
 
 
 @jax.tree_util.register_dataclass

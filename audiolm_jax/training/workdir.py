@@ -1,6 +1,5 @@
 """A workdir belongs to one run: that of the configuration in its config.json."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
     if path.exists():
-        takers = [(name, configs.accepts(name)) for name in config if name in configs.SECTIONS]
-        defaults = {name: dataclasses.asdict(taker()) for name, taker in takers if dataclasses.is_dataclass(taker)}
-        ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(defaults)))
+        ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(configs.defaults().to_dict())))
         theirs = {key: value for key, value in defaults.items() if key in ours}
         theirs |= configs.flat(json.loads(path.read_text(encoding="utf-8")))
         different = [

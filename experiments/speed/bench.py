@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import config, serialization
+from audiolm_jax import codecs, config, serialization
 from audiolm_jax.data import examples
 from audiolm_jax.evaluation import speed
 from audiolm_jax.model import losses, sharding
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=serialization.STRATEGIES, default=list(serialization.STRATEGIES))
     options = parser.parse_args()
     settings = config.load(options.config)
-    codec, section = config.section(settings, "codec"), config.section(settings, "data")
+    codec, section = codecs.load(**settings.codec), config.section(settings, "data")
     vocab = Vocab(section.codebooks or codec.codebooks, codec.codebook_size, section.max_frames)
     sizes, frames = config.section(settings, "model"), round(options.seconds * codec.frame_rate)
     batch_rows, length = options.rows or section.batch_size, options.length or section.sequence_length

@@ -1,10 +1,8 @@
 """The command line: help that teaches, bad input in one sentence with exit code 2."""
 
 import asyncio
-import dataclasses
 import errno
 import gc
-import inspect
 import os
 import shlex
 import subprocess
@@ -72,7 +70,7 @@ def test_a_command_is_imported_only_when_it_is_asked_for():
         (["compare", "--workdir", "x", "--config", "nope"], "demo"),
         (["compare", "--workdir", "x", "--config.model.layrs=3"], "did you mean model.layers"),
         (["compare", "--workdir", "x", "--config.layers=3"], "did you mean model.layers"),
-        (["compare", "--workdir", "x", "--config.model.layers=many"], "must be int"),
+        (["compare", "--workdir", "x", "--config.model.layers=many"], "must be an integer >= 1, as in model.layers=4"),
         (["compare", "--workdir", "x", "--config.model.layers"], "a value is missing"),
         (["compare", "--workdir", "x", "--config.model=3"], "model is a section"),
         (["compare", "--workdir", "x", "--config.model.norm=batchnorm"], "rmsnorm"),
@@ -162,31 +160,6 @@ def test_overrides_have_the_type_of_the_key(text, expected):
 def test_overrides_of_another_type_are_refused(text):
     with pytest.raises(InputError, match="must be"):
         config.load("default", [text])
-
-
-@pytest.mark.parametrize("section", config.SECTIONS)
-def test_default_names_every_key_with_its_default(section):
-    """`configs/default.py` and the signature that takes the section cannot drift apart."""
-    values = config.load("default")[section].to_dict()
-    target = config.accepts(section)
-    parameters = inspect.signature(target).parameters
-    assert set(values) == set(parameters)
-    made = {f.name: f.default_factory() for f in getattr(target, "__dataclass_fields__", {}).values()
-            if f.default_factory is not dataclasses.MISSING}  # fmt: skip
-    for name, parameter in parameters.items():
-        default = made.get(name, parameter.default)
-        if default is not inspect.Parameter.empty:
-            assert values[name] == default, name
-            assert type(values[name]) is type(default), name
-
-
-def test_default_comments_every_key():
-    lines = (ROOT / "configs" / "default.py").read_text().splitlines()
-    keys = [number for number, line in enumerate(lines) if line.strip().startswith('"') and '": ' in line]
-    assert len(keys) > 60
-    for number in keys:
-        above = lines[number - 1].strip()
-        assert above.startswith(("#", '"')), f"default.py line {number + 1} has no comment"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)

@@ -56,13 +56,13 @@ def test_options_go_to_the_strategies_that_have_them():
     ("text", "expected"),
     [
         ("strategies=delay,zigzag", "zigzag"),
-        ("strategies=()", "empty"),
+        ("strategies=()", "one or more"),
         ("strategies=delay,delay", "once"),
         ("seeds=1,1", "each once"),
-        ("seeds=-1", "from 0 on"),
-        ("seeds=0.5,1", "integers"),
+        ("seeds=-1", "each an integer >= 0"),
+        ("seeds=0.5,1", "each an integer >= 0"),
         ("equal=steps", "one of flops, tokens"),
-        ("flops=-1", "must not be negative"),
+        ("flops=-1", "must be a number >= 0"),
     ],
 )
 def test_compare_refuses(text, expected):
@@ -74,9 +74,9 @@ def test_compare_refuses(text, expected):
     ("sizes", "expected"),
     [
         ({"small": {"layerz": 1}}, r"compare.sizes.small.layerz: .* did you mean layers\?"),
-        ({"small": {"layers": 1.5}}, "compare.sizes.small.layers is 1.5; it must be int"),
+        ({"small": {"layers": 1.5}}, "compare.sizes.small.layers=1.5 must be an integer"),
         ({"a/b": {}}, "the name 'a/b'"),
-        ({"small": 3}, "compare.sizes.small is 3"),
+        ({"small": 3}, "compare.sizes.small=3 must map"),
         ({"small": {"heads": 3, "kv_heads": 2}}, "heads"),
     ],
 )

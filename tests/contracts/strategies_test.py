@@ -313,7 +313,7 @@ def test_prompt_row_is_the_start_of_the_training_row():
         ({"strategy": "masked", "causal_fraction": 0.1}, 2, "'masked' has no causal_fraction"),
         ({"strategy": "masked", "iterations": (4, 0)}, 2, "2 numbers from 1 up"),
         ({"strategy": "masked", "schedule": "sine"}, 2, "one of cosine, linear"),
-        ({"strategy": "masked", "prompt_fraction": 1.5}, 2, "must lie in 0..1"),
+        ({"strategy": "masked", "prompt_fraction": 1.5}, 2, "prompt_fraction=1.5 must be a number >= 0 and <= 1"),
         ({"strategy": "delay"}, 0, "at least 1"),
     ],
 )

@@ -183,11 +183,11 @@ def test_rejects_are_listed_and_too_many_stop_the_run(tmp_path):
     ("change", "message"),
     [
         ({"name": "radio"}, "synthetic, folder, tfds"),
-        ({"sample_rate": 0}, r"corpus\.sample_rate = 0"),
-        ({"max_reject_fraction": 2}, "between 0 and 1"),
+        ({"sample_rate": 0}, r"corpus\.sample_rate=0 must be an integer >= 1"),
+        ({"max_reject_fraction": 2}, "must be a number >= 0 and <= 1"),
         ({"valid_fraction": 0.5, "test_fraction": 0.5}, "nothing is left"),
-        ({"min_seconds": 5, "max_seconds": 4}, r"corpus\.max_seconds = 4"),
-        ({"train": -1}, "must not be negative"),
+        ({"min_seconds": 5, "max_seconds": 4}, r"corpus\.max_seconds=4 must be above"),
+        ({"train": -1}, "corpus.train=-1 must be an integer >= 0"),
     ],
 )
 def test_bad_configuration_is_named(change, message):

@@ -6,7 +6,6 @@ goes on. What is wrong with the whole corpus raises `InputError` at once.
 """
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from audiolm_jax.config import key, plugin, validate
 from audiolm_jax.errors import InputError
 
-# Modules by name, imported when asked for: each may need packages the others do not.
+# Modules by name, imported when used: each may need packages that the others do not.
 CORPORA = {
     "synthetic": "audiolm_jax.data.corpora.synthetic",
     "folder": "audiolm_jax.data.corpora.folder",
@@ -28,73 +28,67 @@ SPLITS = ("train", "valid", "test", "unseen")
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Section `corpus` of the configuration."""
+    """Where audio and text come from."""
 
-    # Which corpus: "synthetic" (made here by espeak-ng), "folder" (own recordings) or "tfds" (a prepared set).
-    name: str = "synthetic"
-    # folder: the folder with the recordings. synthetic: where to keep the corpus; empty = below the data directory.
-    path: str = ""
-    # Sample rate in Hz of what a corpus delivers; recordings at another rate are resampled.
-    sample_rate: int = 16000
-    # Seconds of the shortest and longest recording taken; others are rejected.
-    min_seconds: float = 0.3
-    max_seconds: float = 30.0
-    # The run stops when more than this share of the recordings is rejected.
-    max_reject_fraction: float = 0.2
+    name: str = key(
+        "synthetic",
+        "synthetic (spoken here by espeak-ng), folder (own recordings) or tfds (a prepared data set).",
+        among=CORPORA,
+    )
+    path: str = key(
+        "", "folder: the folder with the recordings. synthetic: where to keep them; empty: below the data folder."
+    )
+    sample_rate: int = key(
+        16000, "Sample rate of the corpus in Hz; recordings at another rate are resampled.", at_least=1
+    )
+    min_seconds: float = key(0.3, "Recordings shorter than this are rejected.", at_least=0)
+    max_seconds: float = key(30.0, "Recordings longer than this are rejected.")
+    max_reject_fraction: float = key(
+        0.2, "The run stops when a larger fraction of the recordings is rejected.", at_least=0, at_most=1
+    )
+    level: str = key(
+        "digits", "synthetic: digits (strings of 3-6 digit words) or templates (sentences of about 330 words)."
+    )
+    speakers: int = key(8, "synthetic: voices of train, valid and test.")
+    unseen_speakers: int = key(4, "synthetic: further voices, heard only in the split unseen.")
+    train: int = key(1800, "synthetic: utterances in the split train. No text is in two splits.", at_least=0)
+    valid: int = key(100, "synthetic: utterances in the split valid.", at_least=0)
+    test: int = key(100, "synthetic: utterances in the split test.", at_least=0)
+    unseen: int = key(40, "synthetic: utterances in the split unseen.", at_least=0)
+    seed: int = key(
+        0, "synthetic: seed of texts, voices and synthesis; the same seed gives the same samples.", at_least=0
+    )
+    workers: int = key(2, "synthetic: processes that synthesise speech in parallel.", at_least=1)
+    shard_size: int = key(256, "synthetic: utterances in one resumable shard.", at_least=1)
+    valid_fraction: float = key(
+        0.05,
+        "folder, tfds: fraction put in valid (by a hash of the name) where no split is given.",
+        at_least=0,
+        at_most=1,
+    )
+    test_fraction: float = key(0.05, "folder, tfds: fraction put in test, likewise.", at_least=0, at_most=1)
+    require_text: bool = key(
+        True, "folder, tfds: reject recordings without text; False: take them as speech without a transcript."
+    )
+    tfds_name: str = key("", "tfds: name of the prepared set, such as my_set/config:1.0.0.")
+    tfds_data_dir: str = key("", "tfds: folder of the prepared set; empty: the default of the library.")
+    tfds_audio: str = key("audio", "tfds: feature that holds the audio; a/b: feature b inside a.")
+    tfds_text: str = key("text", "tfds: feature that holds the text; empty: none.")
+    tfds_speaker: str = key("", "tfds: feature that holds the speaker; empty: none.")
+    tfds_rate: str = key("", "tfds: feature that holds the sample rate in Hz; empty: none.")
+    tfds_sample_rate: int = key(16000, "tfds: sample rate in Hz where no feature holds it.", at_least=1)
 
-    # synthetic: "digits" (strings of 3-6 digit words) or "templates" (filled sentences, about 330 words).
-    level: str = "digits"
-    # synthetic: number of voices in train, valid and test, and of other voices in the split "unseen".
-    speakers: int = 8
-    unseen_speakers: int = 4
-    # synthetic: utterances per split. No text is in two splits.
-    train: int = 1800
-    valid: int = 100
-    test: int = 100
-    unseen: int = 40
-    # synthetic: seed of texts, voices and synthesis; the same seed gives the same samples.
-    seed: int = 0
-    # synthetic: processes that speak in parallel, and utterances in one resumable shard.
-    workers: int = 2
-    shard_size: int = 256
-
-    # folder, tfds: shares of the recordings put in valid and test (by a hash of the name) where none are given.
-    valid_fraction: float = 0.05
-    test_fraction: float = 0.05
-    # folder, tfds: reject recordings without text; False takes them as speech without a transcript.
-    require_text: bool = True
-
-    # tfds: name of the prepared set ("my_set", "my_set/config:1.0.0"); its data_dir, empty = the library's default.
-    tfds_name: str = ""
-    tfds_data_dir: str = ""
-    # tfds: features holding audio, text and speaker ("" = none; "a/b" = feature b inside a).
-    tfds_audio: str = "audio"
-    tfds_text: str = "text"
-    tfds_speaker: str = ""
-    # tfds: feature holding the sample rate in Hz ("" = none), and the rate used where there is no such feature.
-    tfds_rate: str = ""
-    tfds_sample_rate: int = 16000
-
-    def __post_init__(self):
-        if self.name not in CORPORA:
-            raise InputError(f"corpus.name = {self.name!r} is not a corpus; known are {', '.join(CORPORA)}")
-        for key in ("sample_rate", "workers", "shard_size", "tfds_sample_rate"):
-            if getattr(self, key) < 1:
-                raise InputError(f"corpus.{key} = {getattr(self, key)} must be 1 or more")
-        for key in ("train", "valid", "test", "unseen", "seed", "min_seconds"):
-            if getattr(self, key) < 0:
-                raise InputError(f"corpus.{key} = {getattr(self, key)} must not be negative")
-        for key in ("valid_fraction", "test_fraction", "max_reject_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InputError(f"corpus.{key} = {getattr(self, key)} must be between 0 and 1")
-        if self.valid_fraction + self.test_fraction >= 1:
+    def __post_init__(self) -> None:
+        validate(self, "corpus")
+        held_out = self.valid_fraction + self.test_fraction
+        if held_out >= 1:
             raise InputError(
-                f"corpus.valid_fraction + corpus.test_fraction = {self.valid_fraction + self.test_fraction} must be "
-                "below 1, or nothing is left to train on"
+                f"corpus.valid_fraction + corpus.test_fraction = {held_out} must be below 1, or nothing is left to "
+                "train on"
             )
         if self.max_seconds <= self.min_seconds:
             raise InputError(
-                f"corpus.max_seconds = {self.max_seconds} must be above corpus.min_seconds = {self.min_seconds}"
+                f"corpus.max_seconds={self.max_seconds} must be above corpus.min_seconds={self.min_seconds}"
             )
 
 
@@ -125,7 +119,8 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
     Raises:
       InputError: the corpus as a whole cannot be used (no such folder, nothing in it, a package is missing).
     """
-    return importlib.import_module(CORPORA[config.name]).utterances(config, Path(directory), progress)
+    module = plugin("corpus.name", config.name, CORPORA, ["utterances"])
+    return module.utterances(config, Path(directory), progress)
 
 
 class Rejects:
