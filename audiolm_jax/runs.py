@@ -74,7 +74,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     base = finetune.open_base(config)
     if base is not None and files.remote(workdir):
         raise InputError(f"--workdir={workdir}: a fine-tuned run keeps its codec beside it; name a local folder")
-    for name, off in (("cross_width", 0), ("given_widths", ())):
+    for name, off in (("cross_width", 0), ("state_widths", ())):
         if config.model[name] != off and base is None:
             raise InputError(
                 f"model.{name}={config.model[name]}: tokens hold no states of an encoder to train with; leave it at "
@@ -143,7 +143,9 @@ def play(config: ConfigDict, directory: Path, codec: Any, step: int, model: Tran
     source = held_out(directory, codec)
     grid = serialization.bind(configs.section(config, "serialization"), base.vocab.codebooks, musicgen.FRAMING)
     sampling = configs.section(config, "sampling")
-    generator = generate.Generator(model, grid, base.vocab, codec, sampling=sampling, text_encoder=base.text_encoder)
+    generator = generate.Generator(
+        model, grid, base.vocab, codec, sampling=sampling, conditioning=musicgen.Conditioning(base.text_encoder)
+    )
     heads = [source.head(index) for index in range(min(SPOKEN, len(source)))]
     longest = min(base.vocab.max_frames, config.data.sequence_length)
     frames = [min(head["frames"], longest) for head in heads]

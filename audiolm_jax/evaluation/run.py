@@ -29,7 +29,7 @@ def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling:
     """Everything about one run; what it says is written below RUN/speech. Of one that makes music, the likelihood."""
     generator = loading.load(run, sampling)
     config, vocab, fingerprint = generator.data_config, generator.vocab, generator.codec.fingerprint
-    if generator.text_encoder is not None:
+    if generator.conditioning is not None:
         return (
             {"split": evaluation.split}
             | unigram(directory, config, evaluation, fingerprint)

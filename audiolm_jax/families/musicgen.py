@@ -19,7 +19,7 @@ zeros in the text's place.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
 from audiolm_jax.serialization import SerializationConfig
+from audiolm_jax.serialization.documents import Document
 from audiolm_jax.serialization.framing import FRAMINGS
 from audiolm_jax.serialization.vocab import CODE_START, Vocab
 
@@ -150,9 +151,9 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
         ]
     # States of another width are projected: those of the text alone, or of chroma and text.
     states = [("states", "enc_to_dec_proj", c.cross_width)]
-    if c.given_widths:
+    if c.state_widths:
         pairs = (("given0", "audio_enc_to_dec_proj"), ("given1", "enc_to_dec_proj"))
-        states = [(*pair, width) for pair, width in zip(pairs, c.given_widths, strict=True)]
+        states = [(*pair, width) for pair, width in zip(pairs, c.state_widths, strict=True)]
     for ours, theirs, width in states:
         if width != D:
             entries.append(plain(f"{ours}_WD", f"{theirs}.weight", D, width))
@@ -180,8 +181,7 @@ class Published:
         return generate.Generator(
             *common,
             sampling or PUBLISHED,
-            text_encoder=self.text_encoder,
-            melody=melody(self.given, self.codec.sample_rate),
+            conditioning=self.conditioning,
             windows=windows.Windows(self.vocab.max_frames, round(windows.STRIDE * self.codec.frame_rate)),
         )
 
@@ -189,12 +189,51 @@ class Published:
     def text_encoder(self) -> t5.TextEncoder:
         return t5.TextEncoder(self.encoder, t5.read_tokenizer(self.tokenizer))
 
+    @property
+    def conditioning(self) -> "Conditioning":
+        if self.given["model_type"] != MELODY:
+            return Conditioning(self.text_encoder)
+        frames, classes = self.given.get("chroma_length", 235), self.given.get("num_chroma", 12)
+        return Conditioning(self.text_encoder, chroma.Melody(frames, classes, self.codec.sample_rate))
 
-def melody(given: dict, sample_rate: int) -> chroma.Melody | None:
-    """No melody, of a config.json whose model can follow one."""
-    if given["model_type"] != MELODY:
-        return None
-    return chroma.Melody(given.get("chroma_length", 235), given.get("num_chroma", 12), sample_rate)
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """Texts and melodies -> what a Generator conditions its requests on (`generator.Conditioning`).
+
+    melody: an empty one if the model can follow melodies: chroma and text stand before the audio then, and zeros in the
+    text's place in the unconditional branch of guidance. Otherwise the layers attend to the text.
+    """
+
+    text_encoder: t5.TextEncoder
+    melody: chroma.Melody | None = None
+
+    @property
+    def follows_melodies(self) -> bool:
+        return self.melody is not None
+
+    def __call__(self, texts: Sequence[str], melodies: Sequence[Any]) -> list[dict[str, Any]]:
+        states = self.text_encoder(texts)
+        if self.melody is None:
+            return [{"encoded_EW": text_EW} for text_EW in states]
+        return [_before_audio(self.melody.of(one), text_EW) for one, text_EW in zip(melodies, states, strict=True)]
+
+
+def _before_audio(melody: chroma.Melody, text_EW: np.ndarray) -> dict[str, Any]:
+    """The fields of a Request that have chroma and text as segments of states."""
+    if not len(text_EW):  # a missing text has one position, as in the reference, where its end is masked
+        text_EW = np.zeros((1, text_EW.shape[1]), np.float32)
+
+    def document(melody: chroma.Melody, text_EW: np.ndarray) -> Document:
+        # Each in its own columns of the states.
+        chroma_CW = np.pad(melody.chroma_CW, ((0, 0), (0, text_EW.shape[1])))
+        return ("states", chroma_CW), ("states", np.pad(text_EW, ((0, 0), (melody.classes, 0))))
+
+    return {
+        "document": document(melody, text_EW),
+        "unconditional": document(melody.of(None), np.zeros_like(text_EW)),
+        "window": lambda start: document(melody.rolled(start), text_EW),
+    }
 
 
 def load(source: str | Path, sampling: SamplingConfig | None = None, dtype: str = "auto") -> generate.Generator:
@@ -271,7 +310,7 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
         norm_eps=1e-5,
         mlp=GELU[decoder.get("activation_function", "gelu")],
         positions="sinusoidal",
-        **({"given_widths": (classes, text.d_model)} if classes else {"cross_width": text.d_model}),
+        **({"state_widths": (classes, text.d_model)} if classes else {"cross_width": text.d_model}),
     )
     return config, SerializationConfig(strategy="delay", delays=delays), codec
 

@@ -183,9 +183,17 @@ def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.Checkpo
 
 
 def current(about: dict) -> dict:
-    """A description as it is written today: before there were framings, `vocab.special` stood for `bare`."""
-    if about["vocab"].pop("special", False):
-        about["vocab"]["extra_ids"], about["framing"] = about["vocab"]["codebooks"], "bare"
+    """A description, or a configuration, as it is written today.
+
+    Until November 2026 `vocab.special` stood for the framing `bare`, and `model.state_widths` was `given_widths`.
+    """
+    vocab, model = about.get("vocab", {}), about.get("model", {})
+    if "special" in vocab:
+        special = vocab.pop("special")
+        vocab["extra_ids"] = vocab["codebooks"] if special else 0
+        about |= {"framing": "bare"} if special else {}
+    if "given_widths" in model:
+        model["state_widths"] = model.pop("given_widths")
     return about
 
 

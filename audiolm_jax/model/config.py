@@ -39,8 +39,8 @@ class ModelConfig:
     cross_width: int = key(
         0, "Width of the states of a text encoder that every layer attends to (MusicGen); 0: none.", at_least=0
     )
-    given_widths: tuple[int, ...] = key(
-        (), "Widths of states that stand before the tokens (melody and text of MusicGen-melody); (): none.", at_least=1
+    state_widths: tuple[int, ...] = key(
+        (), "Widths of encoders whose states stand at positions (melody and text of MusicGen-melody).", at_least=1
     )
     dropout: float = key(
         0.0, "Dropout on the output of each attention and feed-forward part, in training.", at_least=0, below=1

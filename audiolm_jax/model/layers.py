@@ -1,5 +1,6 @@
 """The parts that blocks of the transformer are put together from. Axes as in `model.py`; E states of an encoder."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax.errors import InputError
 from audiolm_jax.model import attention, sharding
 from audiolm_jax.model.attention import MASKED
 from audiolm_jax.model.sharding import Rules, gather
@@ -57,7 +59,7 @@ def biased(y: jax.Array, module: nnx.Module, name: str) -> jax.Array:
 
 
 def projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> None:
-    """A matrix and a bias that bring states of another model to the width of this one; none where they have it."""
+    """A matrix and a bias that project states of an encoder to the width of the model; none if that is their width."""
     c = module.config
     if width != c.width:
         setattr(module, f"{name}_WD", normal(rngs, (width, c.width), (None, "embed"), module.rules, width**-0.5))
@@ -65,7 +67,7 @@ def projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> Non
 
 
 def projected(states_BEW: jax.Array, module: nnx.Module, name: str, rows: tuple[str | None, ...]) -> jax.Array:
-    """States times the matrix of that name, plus its bias; as they are if there is none. rows: their first axes."""
+    """States times the matrix of that name, plus its bias; unchanged if there is none. rows: names of leading axes."""
     if not hasattr(module, f"{name}_WD"):
         return states_BEW
     weight_WD = gather(getattr(module, f"{name}_WD")[...], (None, "embed"), module.rules, states_BEW.dtype)
@@ -73,12 +75,22 @@ def projected(states_BEW: jax.Array, module: nnx.Module, name: str, rows: tuple[
     return biased(product("BEW,WD->BED", states_BEW, weight_WD, spec), module, f"{name}_bias_D")
 
 
-def with_given(x_BLD: jax.Array, given: tuple[jax.Array, ...], module: nnx.Module) -> jax.Array:
-    """x plus the states of every kind `[B, L, W]`, projected; a row of zeros adds nothing, not even its bias."""
-    for n, states_BLW in enumerate(given):
-        states_BLW = jax.sharding.reshard(states_BLW, module.rules.spec(*row_axes(2), None))
-        there_BL1 = jnp.any(states_BLW != 0, axis=-1, keepdims=True)
-        x_BLD += jnp.where(there_BL1, projected(states_BLW, module, f"given{n}", row_axes(2)), 0)
+def with_states(x_BLD: jax.Array, states_BLW: jax.Array, module: nnx.Module) -> jax.Array:
+    """x plus states of encoders, each projected by a matrix of its own. W is the sum of `state_widths`: the states of
+    one encoder after those of another. Where all states of an encoder are zero it adds nothing, not even its bias.
+
+    Raises InputError if W differs.
+    """
+    widths = module.config.state_widths
+    if states_BLW.shape[-1] != sum(widths):
+        raise InputError(
+            f"states of width {states_BLW.shape[-1]} were given; model.state_widths={widths} takes {sum(widths)}"
+        )
+    states_BLW = jax.sharding.reshard(states_BLW, module.rules.spec(*row_axes(2), None))
+    for n, (end, width) in enumerate(zip(itertools.accumulate(widths), widths, strict=True)):
+        part_BLW = states_BLW[..., end - width : end]
+        present_BL1 = jnp.any(part_BLW != 0, axis=-1, keepdims=True)
+        x_BLD += jnp.where(present_BL1, projected(part_BLW, module, f"given{n}", row_axes(2)), 0)
     return x_BLD
 
 

@@ -25,7 +25,6 @@ from audiolm_jax.model.sharding import PRESETS, Rules, gather
 # Per layer {"k": [B, H, slots, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
 Cache = tuple[dict[str, jax.Array], ...]
 Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
-Given = tuple[jax.Array, ...]  # per width of given_widths states [B, L, width], zeros at positions without one
 
 
 class Block(nnx.Module):
@@ -131,17 +130,21 @@ class Transformer(nnx.Module):
             self.positions_PD = normal(rngs, shape, (None, "embed"), rules, config.width**-0.5)
         if config.cross_width:
             layers.projection(self, "states", config.cross_width, rngs)
-        for n, width in enumerate(config.given_widths):
+        for n, width in enumerate(config.state_widths):
             layers.projection(self, f"given{n}", width, rngs)
 
-    def embed(self, tokens: jax.Array, given: Given = ()) -> jax.Array:
-        """Rows of tokens `[B, ..., S]`, summed over streams, and given states -> `[B, ..., D]`; id 0 (PAD) is zero."""
+    def embed(self, tokens: jax.Array, states_BLW: jax.Array | None = None) -> jax.Array:
+        """Rows of tokens `[B, ..., S]`, summed over streams -> `[B, ..., D]`; id 0 (PAD) is zero.
+
+        states: of encoders, at positions of their own (`layers.with_states`); zeros elsewhere.
+        """
         tokens = jax.sharding.reshard(tokens, self.rules.spec(*row_axes(tokens.ndim - 1), None))
         table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
         spec = self.rules.spec(*row_axes(tokens.ndim - 1), None, None)
         rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
         summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
-        return layers.with_given(summed, given, self).astype(self.config.compute_dtype)
+        summed = summed if states_BLW is None else layers.with_states(summed, states_BLW, self)
+        return summed.astype(self.config.compute_dtype)
 
     def rows(self, x: jax.Array | None) -> jax.Array | None:
         """An input `[B]` or `[B, L]` laid out as `rules` say, whatever layout it came in."""
@@ -176,15 +179,15 @@ class Transformer(nnx.Module):
         ahead_BL: jax.Array | None = None,
         key: jax.Array | None = None,
         encoded: Encoded | None = None,
-        given: Given = (),
+        states_BLW: jax.Array | None = None,
     ) -> jax.Array:
         """hidden_BLD after the last norm, in the compute dtype.
 
         positions: position inside the document. segments: packed document of each position, 0 for
         padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None. encoded: what
-        the blocks attend to besides (model.cross_width); None adds nothing. given: inputs that are no tokens.
+        the blocks attend to besides (model.cross_width); None adds nothing. states: as in `embed`.
         """
-        x_BLD, rope = self.place(self.embed(tokens_BLS, given), positions_BL)
+        x_BLD, rope = self.place(self.embed(tokens_BLS, states_BLW), positions_BL)
         encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL))
         keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
@@ -232,14 +235,14 @@ class Transformer(nnx.Module):
         segments_BP: jax.Array,
         ahead_BP: jax.Array | None = None,
         encoded: Encoded | None = None,
-        given: Given = (),
+        states_BPW: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """The prompt in one pass -> (hidden_BPD, prompt cache, read-only from then on).
 
         Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end. The keys and
         values of `encoded` are in the cache; which of them are valid is told to every step again.
         """
-        x_BPD, rope = self.place(self.embed(tokens_BPS, given), positions_BP)
+        x_BPD, rope = self.place(self.embed(tokens_BPS, states_BPW), positions_BP)
         encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP))
         cache = []

@@ -145,10 +145,10 @@ def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: 
 
 
 def run_prefill(
-    model: Transformer, tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, encoded=None, given=()
+    model: Transformer, tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, states_MPW=None, encoded=None
 ) -> tuple[jax.Array, tuple]:
     """The prompts (`plan.Prompts`) in one pass: (hidden_MD of each row's last position, prompt cache)."""
-    hidden_MPD, prompt_cache = model.prefill(tokens_MPS, positions_MP, segments_MP, ahead_MP, encoded, given)
+    hidden_MPD, prompt_cache = model.prefill(tokens_MPS, positions_MP, segments_MP, ahead_MP, encoded, states_MPW)
     return jnp.take_along_axis(hidden_MPD, (length_M - 1)[:, None, None], axis=1)[:, 0], prompt_cache
 
 
@@ -203,8 +203,7 @@ def start(
     guidance_B = plan.guidance(requests)
     prompts = plan.prompts(requests, grid, vocab, causal=True, guided=guidance_B is not None)
     encoded = plan.place(plan.encoded(requests, model.config.cross_width, guidance_B is not None))
-    given = plan.place(plan.given(requests, prompts.tokens_MPS.shape[1], guidance_B is not None))
-    hidden_MD, prompt_cache = prefill_program()(model, *plan.place(prompts), encoded, given)
+    hidden_MD, prompt_cache = prefill_program()(model, *plan.place(prompts), encoded)
     bounds = [plan.limits(request, grid, vocab, context) for request in requests]
     limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
     first_B = np.array([plan.prefilled_steps(len(r.prompt_TQ), grid) for r in requests], np.int32)

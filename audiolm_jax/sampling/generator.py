@@ -14,14 +14,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from audiolm_jax.data import examples
-from audiolm_jax.encoders import chroma
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
 from audiolm_jax.model.transformer import Transformer
@@ -60,11 +59,22 @@ class Progress:
     passes_B: np.ndarray
 
 
+class Conditioning(Protocol):
+    """What a model that reads states of encoders, and no text in its sequence, is conditioned on (families/)."""
+
+    follows_melodies: bool
+
+    def __call__(self, texts: Sequence[str], melodies: Sequence[Any]) -> list[dict[str, Any]]:
+        """Per row the fields of `Request` that condition it: encoded_EW, or document, unconditional and window.
+
+        melodies: None, or a waveform at the codec's rate or (waveform, Hz). Raises InputError for anything else.
+        """
+
+
 class Generator:
     """A trained model with its order, codec and text template.
 
-    text_encoder: texts -> states [tokens, width] of each, for a model that reads them (musicgen.py); its text is no
-    part of the sequence then. melody: none, of a model that can follow one (chroma.py). context: positions the model
+    conditioning: None for text that is part of the sequence. context: positions the model
     was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever the model was trained); the
     weights are copied there, so training may go on. windows: how pieces are made that are longer than those.
     """
@@ -79,8 +89,7 @@ class Generator:
         sampling: SamplingConfig | None = None,
         context: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
-        text_encoder: Callable[[Sequence[str]], list[np.ndarray]] | None = None,
-        melody: chroma.Melody | None = None,
+        conditioning: Conditioning | None = None,
         windows: Windows | None = None,
     ):
         if codec.codebooks < vocab.codebooks or codec.codebook_size != vocab.codebook_size:
@@ -88,13 +97,13 @@ class Generator:
                 f"the codec has {codec.codebooks} codebooks of {codec.codebook_size} codes; "
                 f"this model needs {vocab.codebooks} of {vocab.codebook_size}"
             )
-        if (text_encoder is None) != (model.config.cross_width == 0 and not model.config.given_widths):
+        if (conditioning is None) != (model.config.cross_width == 0 and not model.config.state_widths):
             raise InputError(
-                f"model.cross_width is {model.config.cross_width} with{'out' if text_encoder is None else ''} a text "
+                f"model.cross_width is {model.config.cross_width} with{'out' if conditioning is None else ''} a text "
                 "encoder; a model attends to the states of one, or there is none"
             )
         self.grid, self.vocab, self.codec = grid, vocab, codec
-        self.text_encoder, self.melody, self.windows = text_encoder, melody, windows
+        self.conditioning, self.windows = conditioning, windows
         self.extra_frames = grid.framing.extra_frames(grid)  # generated and dropped
         self.mesh = mesh or sharding.single_device_mesh()
         self.data_config = data_config or examples.DataConfig()
@@ -145,16 +154,18 @@ class Generator:
         voices, options = rows("prompts", prompts), rows("sampling configs", sampling or self.sampling)
         numbers = rows("seeds", seeds) if seeds is not None else [o.seed + b for b, o in enumerate(options)]
         full = [f"{before} {said}".strip() for before, said in zip(spoken, texts, strict=True)]
-        encoded = [None] * count if self.text_encoder is None else self.text_encoder(full)
         made = []
-        if melodies is not None and self.melody is None:
+        if melodies is not None and not (self.conditioning and self.conditioning.follows_melodies):
             raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
-        tunes = [self.melody and self.melody.of(given) for given in rows("melodies", melodies)]
-        for said, states, prompt, speaker, length, option, seed, tune in zip(
-            full, encoded, voices, rows("speakers", speakers), lengths, options, numbers, tunes, strict=True
-        ):
-            document = self._document(said, speaker, prompt is not None) if self.text_encoder is None else ()
-            request = Request(document, self._prompt(prompt), length, seed, option, states, tune)
+        if self.conditioning is None:
+            speakers = rows("speakers", speakers)
+            has_prompt = [voice is not None for voice in voices]
+            documents = map(self._document, full, speakers, has_prompt)
+            conditions = [{"document": document} for document in documents]
+        else:
+            conditions = [{"document": ()} | c for c in self.conditioning(full, rows("melodies", melodies))]
+        for condition, prompt, length, option, seed in zip(conditions, voices, lengths, options, numbers, strict=True):
+            request = Request(prompt_TQ=self._prompt(prompt), frames=length, seed=seed, sampling=option, **condition)
             first = self.windows.first(request) if self.windows else request
             plan.check(first, self.grid, self.vocab, self.context)
             made.append(request)

@@ -5,7 +5,7 @@ of the prompt; F frames of the grid. P and F are rounded up to buckets, so that 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax.encoders.chroma import Melody
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.rules import LogitRules
@@ -34,7 +33,10 @@ class Request:
 
     document: segments before it, () for none. prompt_TQ: int32 [frames, Q], the frames to continue (0 or more).
     frames: how many the finished segment has, prompt included; None leaves the end to the model. sampling may differ
-    between the rows of a batch, but for its `chunk`: that of the first row counts.
+    between the rows of a batch, but for its `chunk`: that of the first row counts. encoded_EW: states that the model
+    attends to (model.cross_width). unconditional: the document of the unconditional branch of guidance; None is
+    `document` without its text. window: sample -> the document of a window that begins there (windows.py); None is
+    `document` for all.
     """
 
     document: documents.Document
@@ -42,18 +44,23 @@ class Request:
     frames: int | None = None
     seed: int = 0
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    encoded_EW: np.ndarray | None = None  # states of the text that the model attends to (model.cross_width), or none
-    melody: Melody | None = None  # of models that have it before the text, and both before the rest (given_widths)
+    encoded_EW: np.ndarray | None = None
+    unconditional: documents.Document | None = None
+    window: Callable[[int], documents.Document] | None = None
 
 
 class Prompts(NamedTuple):
-    """Padded rows of the prompt: tokens [M, P, S], positions, segments (1 or 0 after the end), ahead, all [M, P]."""
+    """Padded rows of the prompt: tokens [M, P, S], positions, segments (1 or 0 after the end), ahead, all [M, P].
+
+    states [M, P, W]: those of the documents, None if no row has any.
+    """
 
     tokens_MPS: np.ndarray
     positions_MP: np.ndarray
     segments_MP: np.ndarray
     ahead_MP: np.ndarray
     length_M: np.ndarray
+    states_MPW: np.ndarray | None
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -106,7 +113,6 @@ def positions(request: Request, frames: int, grid: Grid, vocab: Vocab) -> int:
     counts = [0]
     if grid.causal_levels:
         before = len(documents.prompt_row(request.document, grid, vocab, causal=True)["tokens"])
-        before += sum(map(len, before_tokens(request)))
         counts.append(before + steps_of(frames, grid))
     if grid.causal_levels < grid.codebooks:
         counts.append(len(documents.prompt_row(request.document, grid, vocab, causal=False)["tokens"]) + frames)
@@ -140,10 +146,8 @@ def prefilled_steps(frames: int, grid: Grid) -> int:
 
 
 def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
-    """The row of given states, the document, <audio>, and the steps that lie wholly in the prompt."""
+    """The row of the document, the opening of the audio, and the steps that lie wholly in the prompt."""
     row = documents.prompt_row(request.document, grid, vocab, causal=True)
-    before = sum(map(len, before_tokens(request)))
-    row = {name: np.pad(value, ((before, 0), (0, 0))[: value.ndim]) for name, value in row.items()}
     steps = prefilled_steps(len(request.prompt_TQ), grid)
     if steps == 0:
         return row
@@ -151,44 +155,18 @@ def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
     frame_LS, book_LS = frame_LS[:steps], book_LS[:steps]
     code_ids_LS = vocab.code_ids(request.prompt_TQ)[frame_LS, book_LS]
     tokens_LS = np.where(frame_LS >= 0, code_ids_LS, grid.framing.silent_S(grid.streams, vocab)).astype(np.int32)
-    return {
+    return row | {
         "tokens": np.concatenate([row["tokens"], tokens_LS]),
         "ahead": np.concatenate([row["ahead"], np.zeros(steps, np.int32)]),
     }
 
 
 def unconditional(request: Request) -> Request:
-    """The same request without text: the model that guidance leads away from (trained by `drop_text`)."""
-    document = tuple(segment for segment in request.document if segment[0] != "text")
-    request = dataclasses.replace(request, document=document)
-    if request.melody is None:
-        return request
-    # The text's positions stay, with nothing at them.
-    nothing_EW = np.zeros_like(before_tokens(request)[1])
-    return dataclasses.replace(request, melody=request.melody.of(None), encoded_EW=nothing_EW)
-
-
-def before_tokens(request: Request) -> list[np.ndarray]:
-    """The states `[positions, width]` of every kind that stand before the tokens: melody and text, or none at all.
-
-    A missing text has one position, as in the reference, where its end is masked.
-    """
-    if request.melody is None:
-        return []
-    text_EW = request.encoded_EW
-    return [request.melody.chroma_CW, text_EW if len(text_EW) else np.zeros((1, text_EW.shape[1]), np.float32)]
-
-
-def given(requests: Sequence[Request], positions: int, guided: bool) -> tuple[np.ndarray, ...]:
-    """For every kind of states [M, positions, width]: each where it stands in the prompt, zeros elsewhere."""
-    rows = [before_tokens(r) for r in [*requests, *(unconditional(r) for r in requests if guided)]]
-    made = tuple(np.zeros((len(rows), positions, states.shape[1]), np.float32) for states in rows[0])
-    for m, row in enumerate(rows):
-        start = 0
-        for kind, states in zip(made, row, strict=True):
-            kind[m, start : start + len(states)] = states
-            start += len(states)
-    return made
+    """The request of the unconditional branch of guidance (trained by `drop_text`)."""
+    document = request.unconditional
+    if document is None:
+        document = tuple(segment for segment in request.document if segment[0] != "text")
+    return dataclasses.replace(request, document=document)
 
 
 def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool, guided: bool) -> Prompts:
@@ -207,11 +185,22 @@ def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool,
         ahead_MP[m, : length_M[m]] = row["ahead"]
     positions_MP = np.tile(np.arange(width, dtype=np.int32), (len(rows), 1))
     segments_MP = (positions_MP < length_M[:, None]).astype(np.int32)
-    return Prompts(tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M)
+    return Prompts(tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, _states(rows, width))
+
+
+def _states(rows: Sequence[documents.Row], positions: int) -> np.ndarray | None:
+    """[M, positions, W], zeros where a row has no states; None if no row has any."""
+    present = [(m, row["states"]) for m, row in enumerate(rows) if "states" in row]
+    if not present:
+        return None
+    states_MPW = np.zeros((len(rows), positions, present[0][1].shape[1]), np.float32)
+    for m, states_LW in present:
+        states_MPW[m, : len(states_LW)] = states_LW
+    return states_MPW
 
 
 def encoded(requests: Sequence[Request], width: int, guided: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """(states [M, E, width], valid_ME) that the model attends to, none in the rows without text; None if width is 0."""
+    """(states [M, E, width], valid_ME) that the model attends to, none in unconditional rows; None if width is 0."""
     if not width:
         return None
     states = [np.zeros((0, width)) if request.encoded_EW is None else request.encoded_EW for request in requests]

@@ -51,7 +51,7 @@ class Windows:
             prompt_TQ=codes_TQ[start:],
             frames=min(request.frames - start, self.frames),
             seed=seed,
-            melody=request.melody and request.melody.rolled(start * hop),
+            document=request.window(start * hop) if request.window else request.document,
         )
 
     def first(self, request: Request) -> Request:

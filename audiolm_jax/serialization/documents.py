@@ -1,6 +1,7 @@
 """Documents to rows: what the model sees and predicts at every position.
 
-A document is a tuple of segments in any order and number, ("text", ids_L) or ("audio", codes_TQ). Its causal row is
+A document is a tuple of segments in any order and number: ("text", ids_L), ("audio", codes_TQ), or ("states", x_EW),
+vectors of an encoder that stand at positions as tokens do. Its causal row is
 
     BOS  text ...  <audio>  steps of the strategy ...  text ...  <audio>  ...        inputs
     t    ...       <audio>  step 0  ...  </audio>      t                  EOS        predicted there
@@ -20,6 +21,7 @@ A row is a dict of numpy arrays over its own L positions; data.py packs rows int
     tokens [L, S]   ids of the input, PAD where a stream is silent     targets [L, S]  id predicted here, or PAD
     heads [L, S]    legal set of the prediction (vocab.py)             weights [L, S]  weight in the loss
     positions [L]   position within the document                      ahead [L]       positions ahead it may see
+    states [L, W]   of documents that have some: vectors to add to the input, zeros elsewhere
 """
 
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 
 Document = tuple[tuple[str, np.ndarray], ...]
+KINDS = ("text", "audio", "states")
 Row = dict[str, np.ndarray]
 
 
@@ -42,6 +45,7 @@ class Builder:
         self.streams = streams
         self.length = 0
         self.inputs: list[tuple[np.ndarray, np.ndarray]] = []
+        self.vectors: list[tuple[int, np.ndarray]] = []
         self.predictions: list[tuple[int, np.ndarray, np.ndarray, float]] = []
 
     def see(self, tokens, ahead=0) -> None:
@@ -49,6 +53,11 @@ class Builder:
         tokens_LS = self._wide(tokens, ids.PAD)
         self.inputs.append((tokens_LS, np.broadcast_to(np.int32(ahead), len(tokens_LS))))
         self.length += len(tokens_LS)
+
+    def see_states(self, states_EW: np.ndarray) -> None:
+        """Adds positions that hold vectors and no token."""
+        self.vectors.append((self.length, states_EW))
+        self.see(np.full(len(states_EW), ids.PAD))
 
     def expect(self, targets, heads, weight: float, at: int) -> None:
         """Positions at, at + 1, ... predict `targets`, [n, S] or ids on stream 0; `heads` likewise, or one for all."""
@@ -81,6 +90,10 @@ class Builder:
             span = slice(at, at + len(targets_LS))
             row["targets"][span], row["heads"][span] = targets_LS, heads_LS
             row["weights"][span] = weight * (heads_LS != ids.HEAD_NONE)
+        if self.vectors:
+            row["states"] = np.zeros((self.length, self.vectors[0][1].shape[1]), np.float32)
+        for at, states_EW in self.vectors:
+            row["states"][at : at + len(states_EW)] = states_EW
         return row
 
 
@@ -91,8 +104,10 @@ def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) ->
     if not kinds:
         raise InputError("an empty document was given; it must have at least one segment")
     for kind, values in document:
-        if kind not in ("text", "audio"):
-            raise InputError(f"a segment of kind {kind!r} was given; it must be 'text' or 'audio'")
+        if kind not in KINDS:
+            raise InputError(f"a segment of kind {kind!r} was given; it must be one of {', '.join(KINDS)}")
+        if kind == "states" and values.ndim != 2:
+            raise InputError(f"states of shape {values.shape} were given; they must be [positions, width]")
         if kind == "audio":
             if values.ndim != 2 or values.shape[1] != grid.codebooks:
                 raise InputError(f"codes of shape {values.shape} were given; they must be [frames, {grid.codebooks}]")
@@ -161,7 +176,7 @@ def training_row(
 ) -> Row:
     """One training view of a document, drawn by the strategy.
 
-    With probability `drop_text` all text is left out, which trains the unconditional model that guidance needs. Of a
+    With probability `drop_text` all but the audio is left out, which trains the unconditional branch of guidance. Of a
     document with several audio segments a level row predicts one, drawn uniformly; where text is predicted too, the
     text after the last audio counts as one more.
     """
@@ -225,6 +240,8 @@ def _segments(
     for kind, values in document:
         if kind == "text":
             build.then(values, ids.HEAD_TEXT, text_weight)
+        elif kind == "states":
+            build.see_states(values)
         else:
             grid.framing.open(build, vocab, text_weight)
             audio(build, values)

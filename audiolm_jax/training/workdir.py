@@ -26,7 +26,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     if path.exists():
         ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(configs.defaults().to_dict())))
         theirs = {key: value for key, value in defaults.items() if key in ours}
-        theirs |= configs.flat(json.loads(path.read_text(encoding="utf-8")))
+        theirs |= configs.flat(checkpoints.current(json.loads(path.read_text(encoding="utf-8"))))
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())

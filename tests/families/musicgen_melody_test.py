@@ -162,17 +162,18 @@ def test_logits_equal_the_reference(name, folders):
     for m, before in enumerate(before_M):
         tokens[m, before : before + L] = tokens_of(ids_BQL[m % 2, None], vocab)[0]
     positions = np.tile(np.arange(width, dtype=np.int32), (4, 1))
-    given = plan.given(requests, width, guided=True)
+    states = np.zeros((4, width, prompts.states_MPW.shape[2]), np.float32)
+    states[:, : prompts.states_MPW.shape[1]] = prompts.states_MPW[:, :width]
     with jax.set_mesh(generator.mesh):
         end_M = before_M + L
         used = (positions < end_M[:, None]).astype(np.int32)
-        hidden = jax.jit(lambda n, g: n(tokens, positions, used, given=g))(network, given)
+        hidden = jax.jit(lambda n, s: n(tokens, positions, used, states_BLW=s))(network, states)
         whole = logits_of(network, vocab, hidden)
 
-        def decode(network, given):
+        def decode(network, states):
             valid = positions < before_M[:, None] + prompt
             hidden, read = network.prefill(
-                np.where(valid[:, :, None], tokens, 0), positions, valid.astype(np.int32), given=given
+                np.where(valid[:, :, None], tokens, 0), positions, valid.astype(np.int32), states_BPW=states
             )
             cache = network.init_cache(4, L - prompt)
 
@@ -185,7 +186,7 @@ def test_logits_equal_the_reference(name, folders):
             _, made = jax.lax.scan(step, cache, jax.numpy.arange(L - prompt))
             return hidden, jax.numpy.moveaxis(made, 0, 1)
 
-        first, steps = (logits_of(network, vocab, part) for part in jax.jit(decode)(network, given))
+        first, steps = (logits_of(network, vocab, part) for part in jax.jit(decode)(network, states))
     for m, before in enumerate(before_M):
         np.testing.assert_allclose(cached[m], expected[m][before + prompt - 1 :], atol=1e-4)  # reference with itself
         np.testing.assert_allclose(whole[m, : before + L], expected[m], atol=1e-4)

@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
 
 def theirs_of(generator, model, texts=TEXTS):
     """The arguments that the reference's processor makes of texts."""
-    return padded([generator.text_encoder.tokenizer.encode(text).ids for text in texts])
+    return padded([generator.conditioning.text_encoder.tokenizer.encode(text).ids for text in texts])
 
 
 def padded(ids):

@@ -42,7 +42,7 @@ OTHER = dataclasses.replace(
     cross_width=16,
     norm="rmsnorm",
 )
-GIVEN = dataclasses.replace(MUSIC, cross_width=0, given_widths=(7, 18))  # the second is not projected
+SOFT = dataclasses.replace(MUSIC, cross_width=0, state_widths=(7, 18))  # the second is not projected
 LENGTHS = np.array([5, 2, 4, 1])
 STATES = np.array([7, 0, 3, 1])  # the second row has nothing to attend to
 
@@ -145,51 +145,52 @@ def test_biases_and_positions_do_not_decay():
     }
 
 
-def test_given_states_are_inputs_like_rows_of_the_table():
+def test_states_are_inputs_like_rows_of_the_table():
     """At positions without a token; rows of zeros add nothing, not even the bias of the projection."""
-    network = make(GIVEN)
+    network = make(SOFT)
     _, _, (tokens, positions, used) = rows()
     plain = jax.jit(lambda n: n(tokens, positions, used))(network)
-    states = np.asarray(network.embed(tokens[:, :2]))
-    given = [np.zeros((*tokens.shape[:2], width), np.float32) for width in GIVEN.given_widths]
-    given[1][:, :2] = states
+    states = np.zeros((*tokens.shape[:2], 7 + 18), np.float32)
+    states[:, :2, 7:] = np.asarray(network.embed(tokens[:, :2]))
     without = tokens.copy()
     without[:, :2] = 0
-    run = jax.jit(lambda n, g: n(without, positions, used, given=g))
-    np.testing.assert_allclose(run(network, tuple(given)), plain, atol=1e-5)
-    # Row 1 of the matrix and the bias, where the first kind has a one there.
-    given[0][:, :2, 1] = 1
+    run = jax.jit(lambda n, s: n(without, positions, used, states_BLW=s))
+    np.testing.assert_allclose(run(network, states), plain, atol=1e-5)
+    # Row 1 of the matrix and the bias, where the first encoder has a one there.
+    states[:, :2, 1] = 1
     row_D = network.given0_WD[1] + network.given0_bias_D[...]
-    given[1][:, :2] -= np.asarray(row_D)
-    np.testing.assert_allclose(run(network, tuple(given)), plain, atol=1e-5)
-    assert not hasattr(network, "given1_WD") and np.abs(run(network, ()) - plain).max() > 0.1
+    states[:, :2, 7:] -= np.asarray(row_D)
+    np.testing.assert_allclose(run(network, states), plain, atol=1e-5)
+    assert not hasattr(network, "given1_WD") and np.abs(run(network, None) - plain).max() > 0.1
+    with pytest.raises(InputError, match="states of width 24 were given"):
+        run(network, states[..., :24])
 
 
 @pytest.mark.parametrize("preset", list(sharding.PRESETS))
-@pytest.mark.parametrize("config", [MUSIC, OTHER, GIVEN])
+@pytest.mark.parametrize("config", [MUSIC, OTHER, SOFT])
 def test_every_layout_is_traced(config, preset):
     rules = sharding.PRESETS[preset]
     with jax.set_mesh(sharding.make_mesh(sharding.ShardingConfig("fsdp_tensor", 2), jax.devices()[:4])):
         network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), rules))
         _, _, whole = rows()
         states = encoded(config) if config.cross_width else None
-        given = tuple(np.ones((*whole[0].shape[:2], width), np.float32) for width in config.given_widths)
+        soft = np.ones((*whole[0].shape[:2], sum(config.state_widths)), np.float32) if config.state_widths else None
 
         def loss(network):
-            return jnp.sum(network(*whole, encoded=states, given=given).astype(jnp.float32))
+            return jnp.sum(network(*whole, encoded=states, states_BLW=soft).astype(jnp.float32))
 
         gradient = jax.eval_shape(jax.grad(loss, allow_int=True), network)
         for a, b in zip(jax.tree.leaves(network), jax.tree.leaves(gradient), strict=True):
             assert a.shape == b.shape and a.sharding.spec == b.sharding.spec
         decoding = rules.for_decoding()
         network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), decoding))
-        _, cache = jax.eval_shape(lambda n: n.prefill(*whole, encoded=states, given=given), network)
+        _, cache = jax.eval_shape(lambda n: n.prefill(*whole, encoded=states, states_BPW=soft), network)
         assert cache[0]["k" if states is None else "cross_k"].sharding.spec == decoding.spec(
             "batch", "heads", None, None
         )
 
 
-@pytest.mark.parametrize(("key", "value"), [("cross_width", "8"), ("given_widths", "12,8")])
+@pytest.mark.parametrize(("key", "value"), [("cross_width", "8"), ("state_widths", "12,8")])
 def test_training_on_tokens_has_no_states_of_encoders(key, value, tmp_path):
     with pytest.raises(InputError, match=f"model.{key}="):
         runs.train(configs.load("tiny", [f"model.{key}={value}"]), tmp_path, tmp_path / "run")
@@ -199,7 +200,7 @@ def test_training_on_tokens_has_no_states_of_encoders(key, value, tmp_path):
     "bad",
     [
         *({"norm_eps": 0.0}, {"positions": "absolute"}, {"positions": "learned"}, {"max_positions": 9}),
-        *({"cross_width": -1}, {"given_widths": (12, 0)}),
+        *({"cross_width": -1}, {"state_widths": (12, 0)}),
     ],
 )
 def test_bad_values_are_named(bad):

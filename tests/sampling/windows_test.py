@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import audiolm_jax
-from audiolm_jax.encoders import chroma
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling.requests import Request
 from audiolm_jax.sampling.windows import STRIDE, Windows
@@ -98,16 +97,14 @@ def test_where_windows_begin():
             Windows(24, stride)
 
 
-def test_the_melody_moves_along():
-    heard = np.random.default_rng(0).standard_normal(50000).astype(np.float32)
+def test_the_states_of_a_window_are_those_from_its_first_sample_on():
     codes = np.zeros((30, 4), np.int32)
-    request = Request((), codes[:0], 50, 3, melody=chroma.Melody(5, 12, 600, heard))
+    request = Request((), codes[:0], 50, 3, window=lambda start: (("states", np.full((1, 2), start)),))
     windows = Windows(FRAMES, STEP)
     parts = [windows.part(request, n, codes, 2000) for n in range(3)]
     for n, part in enumerate(parts):
-        start = n * STEP * 2000
-        np.testing.assert_array_equal(part.melody.waveform_N, np.resize(np.roll(heard, -start), 18000))
+        [(kind, states_EW)] = part.document
+        assert kind == "states" and states_EW.tolist() == [[n * STEP * 2000] * 2]
         assert (part.seed == 3) == (n == 0)
-    assert (
-        windows.part(Request((), codes[:0], 24, 3, melody=request.melody), 0, codes[:0], 2000).melody is request.melody
-    )
+    short = Request((), codes[:0], 24, 3, window=request.window)
+    assert windows.part(short, 0, codes[:0], 2000) is short

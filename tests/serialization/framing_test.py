@@ -55,3 +55,25 @@ def test_what_cannot_be_framed():
         bind(DELAY, 2, "open")
     with pytest.raises(InputError, match="extra_ids is -1"):
         Vocab(2, 4, 8, -1)
+
+
+@pytest.mark.parametrize("framing", ["markers", "bare"])
+def test_states_stand_at_positions_without_tokens(framing):
+    grid, vocab = bind(DELAY, 2, framing), Vocab(2, 4, 8, 2)
+    before = int(framing == "markers")  # BOS
+    states = np.arange(1.0, 7.0).reshape(2, 3)
+    document = (("states", states[:1]), ("states", states[1:]))
+    alone = documents.causal_row((("audio", CODES_TQ),), grid, vocab)
+    row = documents.causal_row((*document, ("audio", CODES_TQ)), grid, vocab)
+    expected = np.zeros((len(alone["tokens"]) + 2, 3))
+    expected[before : before + 2] = states
+    np.testing.assert_array_equal(row["states"], expected)
+    for name in ("tokens", "targets", "heads", "weights"):
+        shifted = np.insert(alone[name], [before] * 2, 0, axis=0)
+        if before:  # <audio> is predicted by the last position before it
+            shifted[[0, 2]] = shifted[[2, 0]] if name != "tokens" else shifted[[0, 2]]
+        np.testing.assert_array_equal(row[name], shifted)
+    prompt = documents.prompt_row(document, grid, vocab, True)
+    np.testing.assert_array_equal(prompt["states"], expected[: before + 3])
+    with pytest.raises(InputError, match=r"states of shape \(3,\)"):
+        documents.causal_row((("states", states[0]), *document, ("audio", CODES_TQ)), grid, vocab)
