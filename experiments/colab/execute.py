@@ -33,7 +33,7 @@ ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_
 def write_musicgen(folder: Path) -> None:
     """A MusicGen of few random weights, at the rates of the published one: 32 kHz, 50 frames, 4 codebooks."""
     from audiolm_jax.codecs.encodec import EnCodecConfig
-    from tests.helpers.published_musicgen import written
+    from experiments.colab import random_musicgen
 
     codec = EnCodecConfig(
         num_filters=4,
@@ -46,7 +46,7 @@ def write_musicgen(folder: Path) -> None:
         use_causal_conv=False,
         use_conv_shortcut=False,
     )
-    written(folder, codec)
+    random_musicgen.write(folder, codec)
 
 
 # What is executed of every notebook: the values of its parameters, and how many players and pictures it shows.

@@ -11,7 +11,7 @@ from audiolm_jax.codecs.streaming import own_mesh
 from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.files import Weights
-from tests.helpers.published_musicgen import tokenizer
+from experiments.colab.random_musicgen import tokenizer
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install 'audiolm-jax[parity]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'audiolm-jax[parity]'")

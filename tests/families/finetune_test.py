@@ -29,7 +29,8 @@ from audiolm_jax.sampling import SamplingConfig, requests
 from audiolm_jax.serialization.vocab import HEAD_CODE
 from audiolm_jax.training import optimizer
 from audiolm_jax.training.step import TrainingConfig, initialiser, train_step
-from tests.helpers.published_musicgen import reopened, written
+from experiments.colab import random_musicgen
+from tests.helpers.published_musicgen import reopened
 
 TEXTS = {"a": "rock", "b": "slow jazz with a loud piano", "c": "quiet drums", "d": "fast rock"}
 SECONDS = {"a": 0.4, "b": 0.5, "c": 0.3, "d": 2.0}  # the last one is longer than a row
@@ -59,7 +60,7 @@ def recordings(folder, texts=TEXTS):
 def root(tmp_path_factory):
     """published, base (imported), recordings and data (prepared), all through the command line."""
     root = tmp_path_factory.mktemp("music")
-    written(root / "published", **DECODER)
+    random_musicgen.write(root / "published", **DECODER)
     assert main.main(["import", str(root / "published"), str(root / "base")]) == 0
     corpus = [f"--config.corpus.path={recordings(root / 'recordings')}", "--config.corpus.min_seconds=0.1"]
     split = ["--config.corpus.valid_fraction=0", "--config.corpus.test_fraction=0"]
@@ -413,7 +414,7 @@ def test_bad_input_is_one_sentence(root, tmp_path, capsys):
     assert "model.width is 64 here and 32 there" in refused(capsys, *start, base, "--config.model.width=64")
     assert not (tmp_path / "run" / "config.json").exists()
     other = tmp_path / "other"
-    written(other / "published", **DECODER, vocab_size=32)
+    random_musicgen.write(other / "published", **DECODER, vocab_size=32)
     prepare = ["prepare", "--config", "finetune_musicgen", base, "--data", tmp_path / "data"]
     (tmp_path / "empty").mkdir()
     assert "no recordings in" in refused(capsys, *prepare, f"--config.corpus.path={tmp_path / 'empty'}")

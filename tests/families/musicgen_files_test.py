@@ -13,14 +13,15 @@ from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
 from audiolm_jax.model import checkpoints
-from tests.helpers.published_musicgen import small_decoder, tokenizer, written
+from experiments.colab import random_musicgen
+from experiments.colab.random_musicgen import small_decoder, tokenizer
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """(config, tensors) of a checkpoint that can be used, written here."""
     folder = tmp_path_factory.mktemp("good")
-    written(folder)
+    random_musicgen.write(folder)
     return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
 
 

@@ -299,8 +299,8 @@ def test_every_problem_is_named_at_once(folders, tmp_path):
 
 
 def test_a_model_that_follows_no_melody(tmp_path):
-    from tests.helpers.published_musicgen import written
+    from experiments.colab import random_musicgen
 
-    written(tmp_path)
+    random_musicgen.write(tmp_path)
     with pytest.raises(InputError, match="follows none"):
         audiolm_jax.load(tmp_path).generate("rock", melody=tune(1), frames=9)

@@ -16,7 +16,7 @@ from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling import requests as plan
 from audiolm_jax.sampling.rules import guide
 from audiolm_jax.serialization.vocab import CODE_START
-from tests.helpers.published_codecs import sound
+from experiments.colab.random_musicgen import sound
 from tests.helpers.published_musicgen import SIZES, made, reopened
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install 'audiolm-jax[parity]'")

@@ -6,27 +6,8 @@ import json
 import warnings
 from pathlib import Path
 
-WORDS = "rock slow jazz with a loud piano and drums fast quiet".split()
+from experiments.colab.random_musicgen import TEXT, small_decoder, tokenizer
 
-
-def tokenizer(path: Path) -> None:
-    """A tokenizer.json of one token per known word, then the end (id 1), like T5's."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    made.save(str(path))
-
-
-def small_decoder(**changes) -> dict:
-    """An odd small decoder: heads of odd width, one layer more than two."""
-    sizes = {"hidden_size": 20, "num_attention_heads": 4, "num_hidden_layers": 3, "ffn_dim": 28, "num_codebooks": 4}
-    return {"vocab_size": 32, "max_position_embeddings": 64, "pad_token_id": 32, "bos_token_id": 32, **sizes, **changes}
-
-
-TEXT = {"vocab_size": 16, "d_model": 12, "d_kv": 5, "d_ff": 18, "num_layers": 2, "num_heads": 3}
 # Other layers, heads, codebooks; with a projection of the states and without; stereo.
 SIZES = {
     "mono": (small_decoder(), TEXT, (0.5, 2.0)),
@@ -107,35 +88,3 @@ def reopened(folder: Path):
         )
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     return model.eval()
-
-
-def written(folder: Path, codec_config=None, **changes) -> None:
-    """A checkpoint of size "mono" by this package alone, without torch. changes: of its decoder."""
-    import jax
-    from flax import nnx
-
-    from audiolm_jax import codecs
-    from audiolm_jax.encoders import t5
-    from audiolm_jax.families import musicgen
-    from audiolm_jax.model import sharding
-    from audiolm_jax.model.transformer import Transformer
-    from audiolm_jax.serialization.vocab import Vocab
-    from tests.helpers import published_codecs
-
-    decoder, text = small_decoder(**changes), TEXT
-    published_codecs.write(folder / "codec", "encodec-centred", codec_config)
-    codec = codecs.load("encodec", folder / "codec")
-    config = t5.T5Config(**text)
-    encoder = published_codecs.filled(nnx.eval_shape(lambda: t5.Encoder(config)), 0)
-    given = {
-        "model_type": "musicgen",
-        "decoder": decoder,
-        "text_encoder": {"model_type": "t5", **text},
-        "audio_encoder": {"model_type": "encodec", **dataclasses.asdict(codec.config[0])},
-    }
-    vocab = Vocab(codec.codebooks, codec.codebook_size, 30 * round(codec.frame_rate), codec.codebooks)
-    sizes, order, _ = musicgen.described(given, codec, config)
-    with jax.set_mesh(sharding.single_device_mesh()):
-        model = jax.jit(lambda key: Transformer(sizes, vocab.size, nnx.Rngs(params=key)))(jax.random.key(0))
-    tokenizer(folder / "words.json")
-    musicgen.write(folder, musicgen.Published(given, model, vocab, order, codec, encoder, folder / "words.json"))

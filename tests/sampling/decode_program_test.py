@@ -18,7 +18,7 @@ from audiolm_jax.sampling import SamplingConfig, causal, performance
 from audiolm_jax.sampling import requests as plan
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
-from tests.helpers import published_musicgen
+from experiments.colab import random_musicgen
 
 VOCAB = Vocab(4, 40, 1500, extra_ids=4)
 GRID = serialization.bind(SerializationConfig(strategy="delay"), VOCAB.codebooks, "bare")
@@ -140,7 +140,7 @@ def test_what_is_chosen_for_a_gpu_computes_the_same(rows, guidance, monkeypatch)
 
 
 def test_the_dtype_of_a_published_model_can_be_chosen(tmp_path):
-    published_musicgen.written(tmp_path)
+    random_musicgen.write(tmp_path)
     chosen = audiolm_jax.load(tmp_path, dtype="bfloat16").model
     assert chosen.layers[0].qkv_DHAK[...].dtype == "bfloat16" and chosen.init_cache(1, 8)[0]["k"].dtype == "float32"
     assert audiolm_jax.load(tmp_path).model.layers[0].qkv_DHAK[...].dtype == "float32"

@@ -7,7 +7,7 @@ import audiolm_jax
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling.requests import Request
 from audiolm_jax.sampling.windows import STRIDE, Windows
-from tests.helpers.published_musicgen import written
+from experiments.colab import random_musicgen
 
 FRAMES, STEP = 24, 14  # of a window
 
@@ -15,7 +15,7 @@ FRAMES, STEP = 24, 14  # of a window
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
     folder = tmp_path_factory.mktemp("windows")
-    written(folder)
+    random_musicgen.write(folder)
     made = audiolm_jax.load(folder)
     assert made.windows == Windows(30 * 100, round(STRIDE * 100))
     made.windows = Windows(FRAMES, STEP)
