@@ -27,13 +27,14 @@ COMMANDS = {
     "export": "Write the weights of a trained run, and what it needs to be used, to one safetensors file.",
     "compare": "Train and measure several serialization strategies under equal conditions, and write one report.",
     "plan": "Compile a run for chips that are not here: does it fit, what does it send, how long must a step take.",
+    "config": "Print every key of a configuration, with its value and meaning, and what differs from the defaults.",
     "codec": "Recordings to codes and back, with any codec; files of hours are taken piece by piece.",
 }
 
 OVERRIDES = """
 overrides:
-  Any key of the configuration can be set after it: --config.section.key=value. The keys and their meaning are in
-  configs/default.py. Tuples are written 1,2,3 or "(1, 2, 3)".
+  Any key of the configuration can be set after it: --config.section.key=value. `audiolm config` prints all
+  keys and their meaning. Tuples are written 1,2,3 or "(1, 2, 3)".
 """
 
 

@@ -1,5 +1,7 @@
 """Codecs: waveform <-> codes. One file per codec, chosen by name from the plain dict `CODECS`.
 
+A module from outside that keeps the contract is named by its import path (`--config.codec.name=my_package.my_module`).
+
 The contract of a codec file is one function,
 
     load(path=None, codebooks=None) -> codec
@@ -61,12 +63,12 @@ CODECS = {
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-    """What turns waveforms into codes and back."""
+    """The codec, from waveforms to codes and back."""
 
     name: str = key(
         "default",
-        "default (neural, 16 kHz, 25 frames per second), a published one (encodec, encodec_stereo, dac, mimi; "
-        "encodec_stereo is a mono one for two channels), or tiny (a toy for tests that needs no weights).",
+        "default (neural, 16 kHz, 25 frames per second); encodec, encodec_stereo (a mono EnCodec for two channels), "
+        "dac and mimi (published); tiny (a toy for tests, without weights).",
         among=CODECS,
     )
     path: str | None = key(

@@ -126,8 +126,8 @@ class ShardingConfig:
 class LoraConfig:
     """LoRA, for fine-tuning."""
 
-    rank: int = key(0, "Rank of what is added to each chosen matrix (columns of A); 0: train all weights.", at_least=0)
-    alpha: float = key(16.0, "What is added is multiplied by alpha / rank.", above=0)
+    rank: int = key(0, "Rank of the update of each chosen matrix (columns of A); 0: train all weights.", at_least=0)
+    alpha: float = key(16.0, "The update is multiplied by alpha / rank.", above=0)
     matrices: tuple[str, ...] = key(
         ("attention", "cross"),
         "Chosen matrices of every layer; cross is the attention to the text.",

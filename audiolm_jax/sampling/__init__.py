@@ -19,7 +19,9 @@ from audiolm_jax.errors import InputError
 class SamplingConfig:
     """How codes are drawn. `temperature`, `top_k` and `top_p` hold one number, or one per codebook."""
 
-    temperature: tuple[float, ...] = key((1.0,), "0 takes the most likely code.", at_least=0, filled=True)
+    temperature: tuple[float, ...] = key(
+        (1.0,), "Temperature of the softmax; 0 takes the most likely code.", at_least=0, filled=True
+    )
     top_k: tuple[int, ...] = key((0,), "Keep the k most likely codes; 0: all.", at_least=0, filled=True)
     top_p: tuple[float, ...] = key(
         (1.0,),

@@ -52,7 +52,7 @@ STRATEGIES: dict[str, ModuleType] = {
 class SerializationConfig:
     """The order on the codec grid. Options that a strategy does not take are refused, not ignored."""
 
-    strategy: str = key("delay", "The order, one of the strategies below.", among=STRATEGIES)
+    strategy: str = key("delay", "The order on the codec grid.", among=STRATEGIES)
     delays: tuple[int, ...] = key(
         (), "delay, coarse_first: steps by which each codebook lags, such as (0, 1, 2, 3); (): that."
     )

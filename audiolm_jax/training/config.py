@@ -7,7 +7,7 @@ from audiolm_jax.config import key, validate
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) and its schedule: linear warmup to `learning_rate`, then `schedule`."""
+    """AdamW (arXiv 1711.05101): linear warmup to `learning_rate`, then `schedule`."""
 
     learning_rate: float = key(2e-3, "Learning rate at the peak.", above=0)
     schedule: str = key(
@@ -36,7 +36,7 @@ class TrainingConfig:
 
     steps: int = key(200, "Updates of the parameters.", at_least=1)
     accumulate: int = key(
-        1, "Microbatches per step: the rows of a batch are split into so many, one after the other.", at_least=1
+        1, "Microbatches per step, computed one after the other; together they are a batch.", at_least=1
     )
     ema: float = key(
         0.0,

@@ -88,7 +88,7 @@ display(HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 2em">{"".join(pi
 # ## Train and measure
 #
 # The same as `audiolm compare --config demo --workdir ...` on the command line, only shorter. What is done stays in
-# the folder: after an interruption the cell goes on where it stopped. `configs/default.py` explains every key.
+# the folder: after an interruption the cell goes on where it stopped. `audiolm config` explains every key.
 
 # %%
 config = configs.load(CONFIG)

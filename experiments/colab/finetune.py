@@ -128,7 +128,7 @@ before = listen("runs/base")
 # `data/mine/tokens/rejects.jsonl`.
 
 # %%
-config = configs.load("finetune_musicgen")  # every key is explained in configs/default.py
+config = configs.load("finetune_musicgen")  # `audiolm config` explains every key
 config.seed = SEED
 config.corpus.path = RECORDINGS
 prepared = runs.prepare(config, Path("data/mine"))

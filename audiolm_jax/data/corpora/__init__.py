@@ -1,4 +1,5 @@
-"""Where audio and text come from: one module per kind of corpus, chosen from `CORPORA`.
+"""Where audio and text come from: one module per kind of corpus, chosen from `CORPORA`, or from outside by
+its import path (`--config.corpus.name=my_package.my_module`).
 
 Each module has `utterances(config, directory, progress) -> list[Utterance]`. What is wrong with a single recording
 shows when it is loaded: `Utterance.load()` raises `Reject` with the reason, the caller counts it in `Rejects` and
