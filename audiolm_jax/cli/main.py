@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from audiolm_jax.cli import allocator
-from audiolm_jax.errors import InputError, not_after_the_first, not_orbax, of_the_disk
+from audiolm_jax.errors import InputError, not_after_the_first, not_of_checkpoints, of_the_disk
 from audiolm_jax.plan import libtpu
 
 # Command -> its summary. `import`, a keyword of Python, is in import_.py.
@@ -110,8 +110,6 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
     whole process.
     """
     options = argparse.Namespace()
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(not_orbax)
     try:
         rest, overrides = split_overrides(arguments)
         options = parse(rest)
@@ -121,6 +119,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
 
             jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        quiet_checkpoints()
         options.run(options)
         return 0
     except InputError as error:
@@ -148,6 +147,15 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
         if sentence is None:
             raise
         return complain(sentence)
+
+
+def quiet_checkpoints() -> None:
+    """For the whole process: no log of a failed checkpoint beside the sentence about it."""
+    from absl import logging as absl
+
+    # Not by name: a record has the file that logs in it only if absl created the logger.
+    for logger in (absl.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(not_of_checkpoints)
 
 
 def complain(sentence: str) -> int:

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and what is said and done when one of them dies.
+"""Several processes as one run: how they find each other, and how they end when one of them dies.
 
 One setting says how, and nothing is guessed (`--processes` of the command line, `start` in Python):
 
@@ -7,18 +7,18 @@ One setting says how, and nothing is guessed (`--processes` of the command line,
     slurm                 the tasks of a SLURM step, each with the one GPU of its local number
     HOST:PORT,COUNT,ID    process ID (from 0) of COUNT; process 0 listens at HOST:PORT
 
-What ends a process of such a run, by exit code, for whatever starts them:
+Exit codes of a process, for whatever starts them:
 
     0          done
     2          bad input: the same command would fail again
-    130, 143   SIGINT or SIGTERM reached some process: all saved after one same step (training.py) and ended
+    130, 143   SIGINT or SIGTERM reached some process: all saved after the same step (loop.py) and ended
     75         another process died or cannot be reached. What is saved is intact: start all of them again
-    else       an error of this process, told by its traceback; the others end with 75
+    else       an error of this process, with its traceback; the others end with 75
 
-JAX's coordination service, in process 0, misses the heartbeats of a process that died after `HEARTBEAT` seconds, and
-on a CPU the next collective fails at once. Its client then aborts every process with a page of log. Here one line says
-so instead: what the runtime logs goes to a file from `start` on, and is shown if it is about anything else. With
-TF_CPP_MIN_LOG_LEVEL=0 in the environment it is shown as it is.
+JAX's coordination service, in process 0, notices a process that died after `HEARTBEAT` seconds, and on a CPU the next
+collective fails at once. Its client then aborts every process. Here one line and exit code 75 replace that: the log of
+the runtime goes to a file from `start` on, and is shown if it is about anything else. With TF_CPP_MIN_LOG_LEVEL=0 in
+the environment it is shown unchanged.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ LOST = 75  # EX_TEMPFAIL of sysexits.h
 HEARTBEAT = 30  # seconds without a sign of life after which a process is dead
 GRACE = 2.0  # seconds for which process 0, without which no other lives, stays after an error that all may have met
 FORMS = "none, tpu, slurm or HOST:PORT,COUNT,ID"
-# What the runtime says where the others are the reason: its coordination client, Gloo (CPU), NCCL (GPU).
+# What the runtime logs where other processes are the reason: its coordination client, Gloo (CPU), NCCL (GPU).
 SIGNS = re.compile(r"distributed service detected fatal errors|gloo|nccl|coordination ?service|unhealthy", re.I)
 
 
@@ -86,10 +86,10 @@ def _arguments(setting: str, timeout: int) -> tuple[dict, str]:
         if missing:
             raise InputError(f"--processes=slurm: {missing[0]} is not set here; start the command with srun")
         return {"cluster_detection_method": "slurm"}, "the first node of the step"
-    found = re.fullmatch(r"(?P<host>.+):(?P<port>\d+),(?P<count>\d+),(?P<id>\d+)", setting)
-    if not found:
+    match = re.fullmatch(r"(?P<host>.+):(?P<port>\d+),(?P<count>\d+),(?P<id>\d+)", setting)
+    if not match:
         raise InputError(f"--processes={setting}: must be {FORMS}")
-    host, port, count, number = found["host"], int(found["port"]), int(found["count"]), int(found["id"])
+    host, port, count, number = match["host"], int(match["port"]), int(match["count"]), int(match["id"])
     if not number < count or not 0 < port < 2**16:
         raise InputError(f"--processes={setting}: ID must be 0..COUNT-1 and PORT 1..65535, in HOST:PORT,COUNT,ID")
     if number:
@@ -135,26 +135,30 @@ _on_abort: dict = {}
 
 
 def _instead_of_the_log(waiting: str) -> None:
-    """From here on the runtime's log is kept in a file, and an abort of the runtime because of the others is told by
-    one line: `waiting` and exit code 2 until `_on_abort` says otherwise.
+    """From here on the log of the runtime is kept in a file, and an abort of the runtime because of the other processes
+    prints one line: `waiting`, with exit code 2, until `_on_abort` says otherwise.
 
     abort() runs a handler of SIGABRT in the thread that called it, which is one of the runtime's own and holds no lock
     of Python's. A handler of `signal.signal` would wait for the main thread, and the main thread for the dead process.
+
+    Seen without it (jaxlib 0.10.2), for processes that do not come, and for one that is killed while the others train:
+    14 to 25 lines of log and C++ stack, and exit code 134 (SIGABRT) instead of 2 and 75, so that a launcher cannot tell
+    a run that it may start again from a crash. jax has no public callback for it.
     """
     shown, log = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115 (kept open until the process ends)
     sys.stderr.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(log.fileno(), 2)
 
-    def told(_: int) -> None:
-        said = os.pread(log.fileno(), 1 << 20, 0)
-        if SIGNS.search(said.decode(errors="replace")):
+    def aborted(_: int) -> None:
+        text = os.pread(log.fileno(), 1 << 20, 0)
+        if SIGNS.search(text.decode(errors="replace")):
             os.write(shown, f"\naudiolm: {_on_abort['sentence']}\n".encode())
             os._exit(_on_abort["code"])
-        os.write(shown, said)
+        os.write(shown, text)
         os._exit(128 + signal.SIGABRT)
 
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(told)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
     set_handler = ctypes.CDLL(None).signal
     set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
@@ -175,10 +179,10 @@ def primary() -> bool:
 
 @contextlib.contextmanager
 def together(*met_by_all: str) -> Iterator[None]:
-    """For a block that several processes go through in step: an error in it ends this process at once.
+    """For a block that all processes run in step: an error in it ends this process at once.
 
-    Going up the stack would wait for the others (barriers of orbax, of jax's shutdown), who wait for this process in
-    the next collective. met_by_all: names of errors that all processes meet in the same place, which are raised.
+    Unwinding the stack would wait for the others (barriers of orbax and of jax's shutdown), which wait for this process
+    in the next collective. met_by_all: names of errors that every process raises at the same place, which are raised.
     """
     try:
         yield
@@ -189,8 +193,8 @@ def together(*met_by_all: str) -> Iterator[None]:
 
 
 def meet(name: str) -> None:
-    """Waits for all processes, up to half an hour: a gather, to which XLA gives that; other collectives of a CPU fail
-    when the last process is half a minute late, as one is whose compilation takes longer (jax issue 40831)."""
+    """A barrier with a timeout of 30 minutes: an all-gather. Other collectives on a CPU fail after
+    30 seconds, which a process that still compiles may take (jax issue 40831)."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -198,17 +202,17 @@ def meet(name: str) -> None:
 
 
 def leave(error: Exception) -> None:
-    """Ends this process without waiting for the others: one line and LOST if they are the reason of the error, the
-    sentence of an InputError and 2, or else its traceback and 1."""
+    """Ends this process without waiting for the others: one line and LOST if they caused the error, the sentence of an
+    InputError and 2, or else the traceback and 1."""
     if isinstance(error, jax.errors.JaxRuntimeError) and SIGNS.search(str(error)):
         reason = " ".join(str(error).split())[:200]
-        code, said = LOST, f"audiolm: {_sentence(f'another process of the run died ({reason})')}\n"
+        code, text = LOST, f"audiolm: {_sentence(f'another process of the run died ({reason})')}\n"
     elif isinstance(error, InputError):
-        code, said = 2, f"audiolm: {' '.join(str(error).split())}\n"
+        code, text = 2, f"audiolm: {' '.join(str(error).split())}\n"
     else:
-        code, said = 1, "".join(traceback.format_exception(error))
+        code, text = 1, "".join(traceback.format_exception(error))
     sys.stdout.flush()
-    sys.stderr.write("\n" + said)
+    sys.stderr.write("\n" + text)
     sys.stderr.flush()
     if primary() and code != LOST:
         time.sleep(GRACE)
@@ -228,7 +232,7 @@ def check_rows(rows: int, accumulate: int, shards: int, lanes: int = 1) -> None:
 def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, lanes: int = 1) -> np.ndarray:
     """Which columns of a step's [accumulate, rows / accumulate] rows the devices of this process need, in order.
 
-    Processes that only share the weights' axes of the mesh need the same ones.
+    Processes along a mesh axis that only shards weights need the same columns.
     Raises InputError if the rows cannot be dealt out evenly.
     """
     check_rows(rows, accumulate, rules.parts("batch", mesh), lanes)
@@ -245,14 +249,14 @@ def shards_here(mesh: Mesh, rules: Rules) -> int:
 
 
 def flag(mesh: Mesh, number: int) -> jax.Array:
-    """A number of every process -> one int32 per device of the mesh: its maximum in a jitted function is the largest
-    that any process gave, and the same for all."""
+    """A number of every process -> one int32 per device of the mesh, whose maximum in a jitted function is the largest
+    number of any process."""
     local = np.full(len(mesh.local_devices), number, np.int32)
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(mesh.axis_names)), local, (mesh.size,))
 
 
 def everyone(text: str) -> list[str]:
-    """What every process gives, in process order; all must ask."""
+    """The texts of all processes, in process order (an all-gather: every process must call it)."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils
@@ -267,7 +271,7 @@ def everyone(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGINT or SIGTERM; the next one acts as if nobody listened."""
+    """A list that receives the first SIGINT or SIGTERM; the next one acts as it did before the block."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
