@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from markupsafe import escape
 
 from audiolm_jax import files
-from audiolm_jax.compare.report import charts, html, listen, tables
+from audiolm_jax.compare.report import charts, listen, tables, templates
 
 SPLITS = {"test": "sentences never heard, by voices of the training", "unseen": "voices never heard"}
 SCORES = {  # (title, unit, decimals)
@@ -36,7 +37,7 @@ def write(path: Path, results: dict, clips: list[dict], log: list[dict]) -> None
     ]
     header = f'<p class="question">{_about(results)}</p>'
     footer = f"Weights {results['fingerprint'][:16]}. The same numbers are in results.json beside this page."
-    files.write_text(path, html.page("Default codec", header, sections, footer))
+    files.write_text(path, templates.page("Default codec", header, sections, footer))
 
 
 def _about(results: dict) -> str:
@@ -64,7 +65,9 @@ def _scores(results: dict, split: str) -> str:
 
 
 def _legend(names: list[str]) -> str:
-    return f'<div class="legend">{"".join(f"<span>{tables.key(n)}{name}</span>" for n, name in enumerate(names))}</div>'
+    return (
+        f'<div class="legend">{"".join(f"<span>{templates.key(n)}{name}</span>" for n, name in enumerate(names))}</div>'
+    )
 
 
 def _curves(results: dict, splits: list[str]) -> str:
@@ -121,10 +124,8 @@ def _listen(results: dict, clips: list[dict]) -> str:
         longest = max(len(sound["waveform"]) for sound in clip["sounds"])
         sounds = "".join(
             listen.clip(
-                tables.escape(sound["name"]),
-                "",
+                (sound["name"], "", sound["scores"]),
                 f"{clip['title']}, {sound['name']}",
-                tables.escape(sound["scores"]),
                 sound["waveform"],
                 results["sample_rate"],
                 100 * len(sound["waveform"]) / longest,
@@ -132,7 +133,7 @@ def _listen(results: dict, clips: list[dict]) -> str:
             for sound in clip["sounds"]
         )
         cards.append(
-            f'<article class="card sentence"><h3>{tables.escape(clip["title"])}</h3><div class="clips">{sounds}</div>'
+            f'<article class="card sentence"><h3>{escape(clip["title"])}</h3><div class="clips">{sounds}</div>'
             "</article>"
         )
     return '<p class="lead">Press a spectrogram to play it.</p>' + "".join(cards) if cards else ""

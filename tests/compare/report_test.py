@@ -12,7 +12,7 @@ import soundfile
 from audiolm_jax import config
 from audiolm_jax.compare import cells
 from audiolm_jax.compare.report import charts, media, strip_times, tables, write_report
-from audiolm_jax.compare.report.differences import between, told
+from audiolm_jax.compare.report.differences import between, sign
 from audiolm_jax.compare.report.listen import heard
 from audiolm_jax.compare.report.verdict import verdict
 from audiolm_jax.compare.results import assemble
@@ -310,13 +310,13 @@ def test_only_strategies_of_one_size_are_compared(tmp_path, speech):
 def test_a_difference_with_a_bound_is_told_only_the_way_it_bounds(results):
     pair = between(results, "flat", "masked", "bits_per_second")
     assert (pair["bound"], pair["difference"]) == ("lower", pytest.approx(412.3 - 447.5))
-    assert pair["high"] < 0 and told(pair) == 0, "masked may need fewer bits than its bound says"
+    assert pair["high"] < 0 and sign(pair) == 0, "masked may need fewer bits than its bound says"
     turned = between(results, "masked", "flat", "bits_per_second")
-    assert turned["bound"] == "upper" and turned["low"] == -pair["high"] and told(turned) == 0
-    assert told(turned | {"low": -9.0, "high": -3.0}) == -1
-    assert told(between(results, "flat", "delay", "bits_per_second")) == -1
-    assert told(between(results, "delay", "flat", "bits_per_second")) == 1
-    assert told(between(results, "flat", "masked", "cer")) == -1
+    assert turned["bound"] == "upper" and turned["low"] == -pair["high"] and sign(turned) == 0
+    assert sign(turned | {"low": -9.0, "high": -3.0}) == -1
+    assert sign(between(results, "flat", "delay", "bits_per_second")) == -1
+    assert sign(between(results, "delay", "flat", "bits_per_second")) == 1
+    assert sign(between(results, "flat", "masked", "cer")) == -1
 
 
 def test_bits_that_are_a_bound_say_so_wherever_they_stand(results):

@@ -1,6 +1,9 @@
 """Differences between strategies of one size, as matrices: row minus column, with intervals."""
 
-from audiolm_jax.compare.report.tables import NONE, colours, escape, key
+from markupsafe import Markup
+
+from audiolm_jax.compare.report.tables import colours
+from audiolm_jax.compare.report.templates import parts
 
 _METRICS = (
     ("bits_per_second", "Bits per second of audio", 1, "{:.1f}"),
@@ -21,8 +24,8 @@ def between(results: dict, a: str, b: str, metric: str) -> dict:
     raise KeyError((a, b, metric))
 
 
-def told(pair: dict) -> int:
-    """-1: a is smaller for sure, 1: larger, 0: the interval holds 0, or what is known is only a bound the wrong way."""
+def sign(pair: dict) -> int:
+    """Sign of a significant difference; 0 if the interval holds 0, or a bound leaves it open."""
     if pair["high"] < 0 and pair["bound"] in (None, "upper"):
         return -1
     return 1 if pair["low"] > 0 and pair["bound"] in (None, "lower") else 0
@@ -33,37 +36,32 @@ def signed(value: float, form: str = "{:.1f}") -> str:
     return form.format(value).replace("-", "−")
 
 
-def matrices(results: dict) -> str:
+def matrices(results: dict) -> list[Markup]:
     """For every size with at least two strategies, one matrix per metric."""
-    parts = []
+    result, numbers = [], colours(results)
     for size in dict.fromkeys(one["size"] for one in results["strategies"]):
         members = [one for one in results["strategies"] if one["size"] == size]
         for metric, title, scale, form in _METRICS if len(members) > 1 else ():
-            parts.append(_matrix(results, members, metric, title, scale, form))
-    return "".join(parts)
+            rows = [
+                (
+                    one,
+                    metric == "bits_per_second" and one["likelihood"] == "bound",
+                    [_cell(results, (one["name"], other["name"], metric), scale, form) for other in members],
+                )
+                for one in members
+            ]
+            result.append(parts.matrix(title, numbers, members, rows))
+    return result
 
 
-def _matrix(results: dict, members: list[dict], metric: str, title: str, scale: float, form: str) -> str:
-    symbols = colours(results)
-    head = "".join(f'<th scope="col">{escape(one["name"])}</th>' for one in members)
-    rows = []
-    for one in members:
-        cells = "".join(_cell(results, one["name"], other["name"], metric, scale, form) for other in members)
-        symbol = key(symbols[one["name"]], metric == "bits_per_second" and one["likelihood"] == "bound")
-        rows.append(f'<tr><th class="first" scope="row">{symbol}{escape(one["name"])}</th>{cells}</tr>')
-    return (
-        f'<div class="card scroll" tabindex="0" role="region" aria-label="{title}: differences">'
-        f'<table class="results matrix"><thead><tr class="groups"><th class="first"></th>'
-        f'<th class="group" colspan="{len(members)}">{title}: row minus column</th></tr>'
-        f'<tr><th class="first"></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
-
-
-def _cell(results: dict, a: str, b: str, metric: str, scale: float, form: str) -> str:
-    if a == b:
-        return f"<td>{NONE}</td>"
-    pair = between(results, a, b, metric)
-    kind = {-1: ' class="less"', 0: "", 1: ' class="more"'}[told(pair)]
-    low, high = (signed(scale * pair[end], form) for end in ("low", "high"))
-    value = _SIGN[pair["bound"]] + signed(scale * pair["difference"], form)
-    return f"<td{kind}><b>{value}</b><br><small>{low} to {high}</small></td>"
+def _cell(results: dict, names: tuple[str, str, str], scale: float, form: str) -> dict[str, str]:
+    """{} on the diagonal. names: of the row, of the column, of the metric."""
+    if names[0] == names[1]:
+        return {}
+    pair = between(results, *names)
+    return {
+        "kind": {-1: "less", 0: "", 1: "more"}[sign(pair)],
+        "value": _SIGN[pair["bound"]] + signed(scale * pair["difference"], form),
+        "low": signed(scale * pair["low"], form),
+        "high": signed(scale * pair["high"], form),
+    }

@@ -1,29 +1,23 @@
 """The charts of the page: training curves, what compute and time buy, and predicted against measured time."""
 
+from markupsafe import Markup
+
 from audiolm_jax.compare.report import charts
-from audiolm_jax.compare.report.tables import colours, escape, key
+from audiolm_jax.compare.report.tables import colours
+from audiolm_jax.compare.report.templates import parts
 
 _BITS, _CER = "bits per second of audio", "character errors, %"
 
 
-def legend(results: dict) -> str:
-    symbols = colours(results)
-    items = "".join(
-        f"<span>{key(symbols[one['name']], one['likelihood'] == 'bound')}{escape(one['name'])}</span>"
-        for one in results["strategies"]
-    )
-    return f'<div class="legend">{items}</div>'
-
-
-def training(results: dict) -> str:
+def training(results: dict) -> list[Markup]:
     """Bits while training, and generation time against what the cost model predicts."""
-    symbols, curves, times = colours(results), [], []
+    numbers, curves, times = colours(results), [], []
     for one in results["strategies"]:
         scale = one["training_flops"] / max(one["training_steps"], 1) / 1e12
         curve = [(step * scale, bits) for step, bits in one.get("validation_curve") or one["training_curve"]]
         if len(curve) > 12:  # the first steps fall so far that nothing else would be seen
             curve = [point for point in curve if point[0] >= 0.05 * curve[-1][0]]
-        look = {"name": one["name"], "index": symbols[one["name"]]}
+        look = {"name": one["name"], "index": numbers[one["name"]]}
         curves.append({**look, "points": curve})
         speed = one["speed"]
         seconds = max(speed["generation_predicted_seconds"], 1e-9), max(speed["generation_seconds"], 1e-9)
@@ -39,16 +33,18 @@ def training(results: dict) -> str:
         "Generation time, measured against predicted",
         diagonal=True,
     )
-    return (
-        f'<div class="pair"><div class="card"><h3>Bits on {kind} speech while training</h3>{lines}'
-        f'{legend(results)}</div><div class="card"><h3>Generation time, predicted and measured</h3>{measured}'
-        '<p class="caption">Of the sentences spoken with a clock. On the dotted line a prediction would be exact; it '
-        "counts arithmetic and memory alone, so what lies above the line is overhead of the loop and the codec.</p>"
-        "</div></div>"
+    caption = (
+        "Of the sentences spoken with a clock. On the dotted line a prediction would be exact; it counts arithmetic "
+        "and memory alone, so what lies above the line is overhead of the loop and the codec."
     )
+    legend = parts.legend(numbers, results["strategies"])
+    return [
+        parts.chart(f"Bits on {kind} speech while training", lines, legend),
+        parts.chart("Generation time, predicted and measured", measured, caption=caption),
+    ]
 
 
-def trade_offs(results: dict) -> str:
+def trade_offs(results: dict) -> list[Markup]:
     """Bits and character errors against training compute, sequential passes and seconds of work."""
     rate = results["codec"]["frame_rate"]
     axes = (
@@ -61,12 +57,8 @@ def trade_offs(results: dict) -> str:
         for metric, y_label in (("Bits", _BITS), ("Character errors", _CER)):
             series = _series(results, x, metric == "Bits")
             chart = charts.scatter_chart(series, label, y_label, f"{metric} against {short}")
-            cards.append(f'<div class="card"><h3>{metric} against {short}</h3>{chart}</div>')
-    rows = "".join(f'<div class="pair">{left}{right}</div>' for left, right in zip(cards[::2], cards[1::2]))
-    return (
-        '<p class="lead">Down and to the left is better. The dotted line joins the strategies that no other one beats '
-        f"in both; bars are 95 % intervals; a hollow marker is an upper bound.</p>{rows}"
-    )
+            cards.append(parts.chart(f"{metric} against {short}", chart))
+    return cards
 
 
 def _passes(one: dict, frame_rate: float) -> float:
@@ -74,19 +66,19 @@ def _passes(one: dict, frame_rate: float) -> float:
 
 
 def _series(results: dict, x, bits: bool) -> list[dict]:
-    symbols, found = colours(results), []
+    numbers, series = colours(results), []
     for one in results["strategies"]:
         if bits:
             y, ends = one["bits_per_second"], (one["bits_per_second_low"], one["bits_per_second_high"])
         else:
             y, ends = 100 * one["cer"]["value"], (100 * one["cer"]["low"], 100 * one["cer"]["high"])
-        found.append(
+        series.append(
             {
                 "name": one["name"],
-                "index": symbols[one["name"]],
+                "index": numbers[one["name"]],
                 "points": [(x(one), y)],
                 "interval": ends,
                 "hollow": bits and one["likelihood"] == "bound",
             }
         )
-    return found
+    return series

@@ -1,14 +1,10 @@
 """The numbers of the page: the tables of results and speed, and the bits of every codebook."""
 
-import html
+import itertools
 
-from audiolm_jax.compare.report.charts import marker
+from markupsafe import Markup
 
-NONE = '<span class="none">–</span>'
-
-
-def escape(text: str) -> str:
-    return html.escape(str(text), quote=True)
+from audiolm_jax.compare.report.templates import NONE, parts
 
 
 def count(value: float) -> str:
@@ -34,21 +30,14 @@ def seconds(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
 
 
-def key(index: int, hollow: bool = False) -> str:
-    """The marker that stands for strategy number `index` on the whole page."""
-    return f'<svg class="key" viewBox="-7 -7 14 14" aria-hidden="true">{marker(index, 0, 0, 5, hollow)}</svg>'
-
-
 def colours(results: dict) -> dict[str, int]:
     """Name of an entry -> number of its strategy, which is its colour and marker in every size."""
     numbers = {name: n for n, name in enumerate(dict.fromkeys(one["strategy"] for one in results["strategies"]))}
     return {one["name"]: numbers[one["strategy"]] for one in results["strategies"]}
 
 
-def _cer(cer: dict, best: bool = False) -> str:
-    value = f"{percent(cer['value'])}"
-    value = f'<span class="best">{value}</span>' if best else value
-    return f"{value}<br><small>{percent(cer['low'])}–{percent(cer['high'])}</small>"
+def _cer(cer: dict, is_best: bool = False) -> Markup:
+    return parts.interval(percent(cer["value"]), percent(cer["low"]), percent(cer["high"]), is_best)
 
 
 def _opinion(cer: dict) -> str:
@@ -84,7 +73,7 @@ def results_table(results: dict) -> str:
     best_bits = min(s["bits_per_second"] for s in strategies)
     best_cer = min(s["cer"]["value"] for s in strategies)
     seeds = any(len(s["seeds"]) > 1 for s in strategies)
-    symbols, rows = colours(results), []
+    numbers, rows = colours(results), []
     for one in strategies:
         bits = one["bits_per_second"]
         cells = [
@@ -97,7 +86,7 @@ def results_table(results: dict) -> str:
             *([_spread(one["spread"]["cer"], 100)] if seeds else []),
             _opinion(one["cer"]),
         ]
-        rows.append((_title(symbols[one["name"]], one), cells, False))
+        rows.append((parts.named(numbers[one["name"]], one), cells, False))
     for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
         below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
         rows.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (4 + seeds), True))
@@ -109,24 +98,24 @@ def results_table(results: dict) -> str:
 
 def also_table(results: dict) -> str:
     """Likelihood on the further splits, "" if there are none."""
-    strategies, symbols, rows = results["strategies"], colours(results), []
+    strategies, numbers, rows = results["strategies"], colours(results), []
     splits = list(strategies[0]["also"])
     if not splits:
         return ""
     for one in strategies:
         rates = [one["also"][split] for split in splits]
         cells = [
-            f"{_tag(one)} {rate['bits_per_second']:.1f}<br><small>{rate['low']:.1f}–{rate['high']:.1f}</small>"
+            parts.interval(*(f"{rate[end]:.1f}" for end in ("bits_per_second", "low", "high")), tag=one["likelihood"])
             for rate in rates
         ]
-        rows.append((_title(symbols[one["name"]], one), cells, False))
+        rows.append((parts.named(numbers[one["name"]], one), cells, False))
     columns = tuple((split, "bits/s, 95 % interval") for split in splits)
     return table((("Bits on other held-out speech", columns),), rows, "Other held-out speech")
 
 
 def training_table(results: dict) -> str:
     """What every strategy was given, and what it took: the budget that is equal, and the others that are not."""
-    symbols, rows = colours(results), []
+    numbers, rows = colours(results), []
     for one in results["strategies"]:
         shown = [run["training_frames"] for run in one["seeds"]]
         cells = [
@@ -137,7 +126,7 @@ def training_table(results: dict) -> str:
             f"{sum(shown) / len(shown) / results['codec']['frame_rate'] / 3600:.3g}",
             f"{one['training_seconds']:,.0f}",
         ]
-        rows.append((_title(symbols[one["name"]], one), cells, False))
+        rows.append((parts.named(numbers[one["name"]], one), cells, False))
     return table(_TRAINING, rows, "Training")
 
 
@@ -146,11 +135,11 @@ def speed_table(results: dict) -> str:
     strategies = results["strategies"]
     best_rtf = min(s["speed"]["rtf"] for s in strategies)
     best_first = min(s["speed"]["first_audio_seconds"] for s in strategies)
-    symbols, rows = colours(results), []
+    numbers, rows = colours(results), []
     for one in strategies:
         speed, cost = one["speed"], one["cost"]
         cells = [
-            _best(f"{speed['rtf']:.3f}", speed["rtf"] == best_rtf),
+            parts.best(f"{speed['rtf']:.3f}", speed["rtf"] == best_rtf),
             f"{one['positions_per_second']:.4g}",
             f"{cost['frames']}",
             f"{cost['predicted_passes']:.5g}",
@@ -158,92 +147,38 @@ def speed_table(results: dict) -> str:
             f"{cost['lookahead_frames']:.4g}",
             f"{cost['first_audio_passes']:.4g}",
             seconds(speed["first_audio_predicted_seconds"]),
-            _best(seconds(speed["first_audio_seconds"]), speed["first_audio_seconds"] == best_first),
+            parts.best(seconds(speed["first_audio_seconds"]), speed["first_audio_seconds"] == best_first),
         ]
-        rows.append((_title(symbols[one["name"]], one), cells, False))
+        rows.append((parts.named(numbers[one["name"]], one), cells, False))
     return table(_SPEED, rows, "Speed")
 
 
-def _bits(one: dict, is_best: bool) -> str:
-    value = _best(f"{one['bits_per_second']:.1f}", is_best)
-    return f"{_tag(one)} {value}<br><small>{one['bits_per_second_low']:.1f}–{one['bits_per_second_high']:.1f}</small>"
+def _bits(one: dict, is_best: bool) -> Markup:
+    ends = (f"{one[key]:.1f}" for key in ("bits_per_second", "bits_per_second_low", "bits_per_second_high"))
+    return parts.interval(*ends, is_best, one["likelihood"])
 
 
-def _tag(one: dict) -> str:
-    """Whether bits are exact or a bound."""
-    return f'<span class="tag {one["likelihood"]}">{one["likelihood"]}</span>'
-
-
-def _spread(spread: dict, scale: float) -> str:
+def _spread(spread: dict, scale: float) -> Markup:
     if spread["sd"] is None:
         return NONE
-    low, high = (f"{scale * spread[end]:.1f}" for end in ("min", "max"))
-    return f"{scale * spread['sd']:.1f}<br><small>{low}–{high}</small>"
+    return parts.interval(*(f"{scale * spread[key]:.1f}" for key in ("sd", "min", "max")))
 
 
-def _title(index: int, one: dict) -> str:
-    return key(index, one["likelihood"] == "bound") + escape(one["name"])
+def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, of: str = "Strategy") -> Markup:
+    """`groups` of columns (name, unit); rows of (title, cells, whether it is only there to compare with).
 
-
-def _best(text: str, is_best: bool) -> str:
-    return f'<span class="best">{text}</span>' if is_best else text
-
-
-def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, of: str = "Strategy") -> str:
-    """`groups` of columns (name, unit); rows of (title, cells, whether it is only there to compare with), all HTML.
-
-    label: for those who cannot see it. of: what a row is.
+    label: for those who cannot see it. of: what a row is. Titles and cells that are HTML are `Markup`.
     """
-    starts, position = set(), 0
-    for _, columns in groups:
-        starts.add(position)
-        position += len(columns)
-    columns = [column for _, part in groups for column in part]
-    head = "".join(f'<th class="group" colspan="{len(part)}">{name}</th>' for name, part in groups)
-    names = "".join(
-        f'<th scope="col"{_group(i in starts)}>{name}<span class="unit">{unit}</span></th>'
-        for i, (name, unit) in enumerate(columns)
-    )
-    body = "".join(_row(title, cells, starts, reference) for title, cells, reference in rows)
-    return (
-        f'<div class="card scroll" tabindex="0" role="region" aria-label="{label}"><table class="results"><thead>'
-        f'<tr class="groups"><th class="first"></th>{head}</tr>'
-        f'<tr><th class="first" scope="col">{of}</th>{names}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    starts = list(itertools.accumulate((len(columns) for _, columns in groups), initial=0))
+    return parts.table(groups, rows, starts, label, of)
 
 
-def _group(starts: bool) -> str:
-    return ' class="group"' if starts else ""
-
-
-def _row(title: str, cells: list[str], starts: set[int], reference: bool) -> str:
-    columns = "".join(f"<td{_group(i in starts)}>{cell}</td>" for i, cell in enumerate(cells))
-    kind = ' class="reference"' if reference else ""
-    return f'<tr{kind}><th class="first" scope="row">{title}</th>{columns}</tr>'
-
-
-def codebook_bars(results: dict) -> str:
+def codebook_bars(results: dict) -> Markup:
     """Bits per second of every codebook, one bar per strategy, all on the scale of the unigram baseline."""
-    base = results["baselines"]
-    per_unigram = base["per_codebook_unigram_bits_per_second"]
-    symbols = colours(results)
+    numbers = colours(results)
     rows = [
-        (escape(s["name"]), s["bits_per_second_per_codebook"], symbols[s["name"]], s["likelihood"] == "bound")
-        for s in results["strategies"]
+        (one["name"], f"s{numbers[one['name']] % 7}", one["bits_per_second_per_codebook"], one["likelihood"] == "bound")
+        for one in results["strategies"]
     ]
-    rows.append(("unigram", per_unigram, None, False))
-    scale = max(sum(values) for _, values, *_ in rows)
-    lines = []
-    for name, values, index, bound in rows:
-        kind = "reference" if index is None else f"s{index % 7}"
-        segments = "".join(
-            f'<i style="flex-grow:{value / scale:.5f};--mix:{70 - 46 * q / max(len(values) - 1, 1):.0f}%" '
-            f'title="codebook {q + 1}: {value:.1f} bits/s">{f"{value:.0f}" if value > 0.035 * scale else ""}</i>'
-            for q, value in enumerate(values)
-        )
-        rest = f'<i style="flex-grow:{max(1 - sum(values) / scale, 0):.5f};background:none"></i>'
-        lines.append(
-            f'<span class="name {kind}">{name}</span><span class="bar {kind}">{segments}{rest}</span>'
-            f'<span class="total">{"≤ " * bound}{sum(values):.0f}</span>'
-        )
-    return f'<div class="bars">{"".join(lines)}</div>'
+    rows.append(("unigram", "reference", results["baselines"]["per_codebook_unigram_bits_per_second"], False))
+    return parts.bars(rows, max(sum(values) for _, _, values, _ in rows))

@@ -1,7 +1,7 @@
 """The comparison in a sentence and in four numbers. What ranks strategies carries its interval."""
 
-from audiolm_jax.compare.report.differences import between, signed, told
-from audiolm_jax.compare.report.tables import escape, percent
+from audiolm_jax.compare.report.differences import between, sign, signed
+from audiolm_jax.compare.report.tables import percent
 
 
 def verdict(results: dict) -> str:
@@ -46,7 +46,7 @@ def _ahead(results: dict, first: dict, others: list[dict], metric: str, form: st
     name = beside[0]["name"]
     if pair["low"] <= 0 <= pair["high"]:
         return f", within the noise of {name} ({by}, {signed(low)} to {signed(high)})"
-    unsure = "" if told(pair) else "; the number of one that is a bound may be smaller in truth"
+    unsure = "" if sign(pair) else "; the number of one that is a bound may be smaller in truth"
     return f", ahead of {name} by {by} ({signed(low)} to {signed(high)}{unsure})"
 
 
@@ -57,8 +57,8 @@ def _work(results: dict) -> str:
     return f"The least work was measured for {fast['name']}, {fast['speed']['rtf']:.2f} s for a second of audio{seeds}"
 
 
-def facts(results: dict) -> str:
-    """The four numbers to take home, as tiles."""
+def facts(results: dict) -> list[tuple[str, str]]:
+    """The four numbers to take home, and what they mean."""
     strategies = results["strategies"]
     bits = min(strategies, key=lambda s: s["bits_per_second"])
     heard = min(strategies, key=lambda s: s["cer"]["value"])
@@ -66,11 +66,9 @@ def facts(results: dict) -> str:
     soon = min(strategies, key=lambda s: s["speed"]["first_audio_seconds"])
     unigram = results["baselines"]["unigram_bits_per_second"]
     codec = results["ceilings"]["codec"]["cer"]["value"]
-    rows = [
+    return [
         (f"{bits['bits_per_second']:.0f} bits/s", f"{bits['name']}: fewest bits; unigram {unigram:.0f}"),
         (f"{percent(heard['cer']['value'])} % CER", f"{heard['name']}: fewest errors; codec {percent(codec)} %"),
         (f"{fast['speed']['rtf']:.2f} × real time", f"{fast['name']}: least work; below 1 keeps up with playing"),
         (f"{1000 * soon['speed']['first_audio_seconds']:.0f} ms to audio", f"{soon['name']}: first sound soonest"),
     ]
-    tiles = "".join(f'<div class="fact"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in rows)
-    return f'<div class="facts">{tiles}</div>'
