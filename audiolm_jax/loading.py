@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from audiolm_jax import codecs, files, serialization
-from audiolm_jax.data import examples
+from audiolm_jax import codecs, files
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
 from audiolm_jax.hub import files as hub
 from audiolm_jax.model import checkpoints
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import Grid, SerializationConfig
-from audiolm_jax.serialization.vocab import Vocab
 
 
 def load(
@@ -34,26 +31,16 @@ def load(
     if musicgen.is_published(path) or hub.is_repository(source):
         return musicgen.load(source, sampling, dtype or "auto")
     if path.is_file():
-        model, about = checkpoints.load_safetensors(path, **changes)
+        model, spec = checkpoints.load_safetensors(path, **changes)
     else:
-        model, about = checkpoints.restore_params(path, step, **changes)
-    if "text_encoder" in about:
-        return musicgen.of_run(path, model, about).generator(sampling)
-    vocab, grid, data_config = described(about)
-    named = dict(about["codec"])
-    fingerprint = named.pop("fingerprint")
-    codec = codec or codecs.load(**named)
-    if codec.fingerprint != fingerprint:
+        model, spec = checkpoints.restore_params(path, step, **changes)
+    if spec.source.family:
+        return musicgen.of_run(path, model, spec).generator(sampling)
+    codec = codec or codecs.load(spec.codec.name, spec.codec.path, spec.codec.codebooks)
+    if codec.fingerprint != spec.codec.fingerprint:
         raise InputError(
-            f"{path}: the model was trained on codes of codec {named['name']!r} with fingerprint {fingerprint[:12]}, "
-            f"this one has {codec.fingerprint[:12]}; give the weights it was trained on (codec.path)"
+            f"{path}: the model was trained on codes of codec {spec.codec.name!r} with fingerprint "
+            f"{spec.codec.fingerprint[:12]}, this one has {codec.fingerprint[:12]}; give the weights it was trained on "
+            "(codec.path)"
         )
-    return Generator(model, grid, vocab, codec, data_config, sampling, data_config.sequence_length)
-
-
-def described(about: dict) -> tuple[Vocab, Grid, examples.DataConfig]:
-    """Vocabulary, order and data section of a run, from what its checkpoint says about itself."""
-    vocab = Vocab(**about["vocab"])
-    order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
-    grid = serialization.bind(SerializationConfig(**order), vocab.codebooks, about.get("framing", "markers"))
-    return vocab, grid, examples.DataConfig(**about["data"])
+    return Generator(model, spec.grid, spec.vocab, codec, spec.data, sampling, spec.data.sequence_length)

@@ -6,7 +6,6 @@ RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, R
 """
 
 import contextlib
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import finetune, musicgen
 from audiolm_jax.model.sharding import make_mesh
+from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import generator as generate
 from audiolm_jax.serialization.vocab import Vocab
 from audiolm_jax.training import loop, processes
+from audiolm_jax.training.step import SCRATCH
 
 SPOKEN = 2  # sentences in a probe
 
@@ -51,14 +52,18 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     return tokens.info(directory / "tokens")
 
 
-def about(config: ConfigDict, metadata: dict) -> dict[str, Any]:
-    """What must be known to use the weights of a run besides the model: order, codec, tokens, text."""
-    return {
-        "serialization": dataclasses.asdict(configs.section(config, "serialization")),
-        "codec": {**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]},
-        "data": dataclasses.asdict(configs.section(config, "data")),
-        "tokens": metadata["fingerprint"],
-    }
+def spec_of(config: ConfigDict, metadata: dict, base: finetune.Base | None = None) -> Spec:
+    """The model that `config` describes, on tokens with this `metadata` (`tokens.info`)."""
+    codec = CodecSpec(**{**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]})
+    spec = Spec(
+        configs.section(config, "model"),
+        vocabulary(config, metadata) if base is None else base.vocab,
+        configs.section(config, "serialization"),
+        data=configs.section(config, "data"),
+        codec=codec,
+        tokens=metadata["fingerprint"],
+    )
+    return spec if base is None else base.describe(spec)
 
 
 def vocabulary(config: ConfigDict, metadata: dict) -> Vocab:
@@ -82,30 +87,31 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
             )
     codec = codecs.load(**config.codec)
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
-    order = configs.section(config, "serialization")
-    vocab = vocabulary(config, source.metadata) if base is None else base.vocab
-    serialization.bind(order, vocab.codebooks)
-    section, layout, length = (configs.section(config, name) for name in ("data", "sharding", "training"))
-    rows = section.batch_size, length.accumulate
-    columns = processes.columns(make_mesh(layout), layout.rules, *rows, section.lanes)
+    spec = spec_of(config, source.metadata, base)
+    spec.grid  # noqa: B018  raises for options that do not fit
+    run = loop.Run(
+        configs.section(config, "training"),
+        configs.section(config, "optimizer"),
+        configs.section(config, "sharding"),
+        config.seed,
+        source.metadata["frame_rate"],
+    )
+    rows, accumulate, lanes = spec.data.batch_size, run.training.accumulate, spec.data.lanes
+    columns = processes.columns(make_mesh(run.sharding), run.sharding.rules, rows, accumulate, lanes)
     token_ids = None if base is None else base.token_ids
-    batches = data.training_batches(source, section, order, vocab, config.seed, length.accumulate, columns, token_ids)
-    probe = partial(speak, vocab=vocab) if base is None else partial(play, base=base)
+    batches = data.training_batches(
+        source, spec.data, spec.serialization, spec.vocab, config.seed, accumulate, columns, token_ids
+    )
+    probe = partial(speak, vocab=spec.vocab) if base is None else partial(play, base=base)
     with contextlib.closing(batches):
         loop.train(
             workdir,
             batches,
-            vocab,
-            configs.section(config, "model"),
-            layout,
-            configs.section(config, "optimizer"),
-            length,
-            seed=config.seed,
-            about=about(config, source.metadata) | ({} if base is None else base.about),
-            frame_rate=source.metadata["frame_rate"],
+            spec,
+            run,
+            adapter=SCRATCH if base is None else base,
             probe=partial(probe, config, directory, codec),
             progress=progress,
-            base=base,
         )
 
 

@@ -80,18 +80,18 @@ def held_out(
 def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: sharding.ShardingConfig) -> dict:
     """Likelihood of held-out speech under the run's latest checkpoint, all together and of every utterance."""
     with jax.set_mesh(sharding.make_mesh(shards)):
-        model, about = checkpoints.restore_params(run)
-        vocab, grid, config = loading.described(about)
-        source = tokens.open_split(directory / "tokens", evaluation.split, about["codec"]["fingerprint"])
-        examples = batches.evaluation_examples(source, config, vocab, evaluation.utterances)
+        model, spec = checkpoints.restore_params(run)
+        grid = spec.grid
+        source = tokens.open_split(directory / "tokens", evaluation.split, spec.codec.fingerprint)
+        examples = batches.evaluation_examples(source, spec.data, spec.vocab, evaluation.utterances)
         documents, encoded = [example["document"] for example in examples], None
-        if "text_encoder" in about:  # which the text goes to, instead of into the row
+        if spec.conditioning.text_encoder:  # which the text goes to, instead of into the row
             documents = [document[-1:] for document in documents]
-            encoded = musicgen.of_run(run, model, about).text_encoder([example["text"] for example in examples])
+            encoded = musicgen.of_run(run, model, spec).text_encoder([example["text"] for example in examples])
         scored = likelihood.likelihood(
             model,
             grid,
-            vocab,
+            spec.vocab,
             documents,
             source.metadata["frame_rate"],
             evaluation.method,

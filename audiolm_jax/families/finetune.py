@@ -38,6 +38,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
 from audiolm_jax.model import checkpoints, lora, sharding
 from audiolm_jax.model.sharding import Rules
+from audiolm_jax.model.spec import Source, Spec
 from audiolm_jax.model.transformer import Encoded, ModelConfig
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -55,17 +56,17 @@ def configured(config: ConfigDict) -> ConfigDict:
                 f"lora.rank={config.lora.rank} needs weights to start from; name an imported run in finetune.base"
             )
         return config
-    base, about = Path(config.finetune.base), imported(config.finetune.base)
-    vocab, codec = Vocab(**about["vocab"]), about["codec"]
-    opened = codecs.load(codec["name"], base / codec["path"])
-    decided = {f"model.{key}": value for key, value in about["model"].items() if key not in FREE}
-    decided |= {f"serialization.{key}": value for key, value in about["serialization"].items()}
+    base, spec = Path(config.finetune.base), imported(config.finetune.base)
+    path = base / spec.codec.path
+    model, order = dataclasses.asdict(spec.model), dataclasses.asdict(spec.serialization)
+    decided = {f"model.{key}": value for key, value in model.items() if key not in FREE}
+    decided |= {f"serialization.{key}": value for key, value in order.items()}
     decided |= {
-        "codec.name": codec["name"],
-        "codec.path": str(base / codec["path"]),
-        "codec.codebooks": codec["codebooks"],
-        "corpus.sample_rate": opened.sample_rate,
-        "data.max_frames": vocab.max_frames,
+        "codec.name": spec.codec.name,
+        "codec.path": str(path),
+        "codec.codebooks": spec.codec.codebooks,
+        "corpus.sample_rate": codecs.load(spec.codec.name, path).sample_rate,
+        "data.max_frames": spec.vocab.max_frames,
         "data.codebooks": 0,
         "data.packing": False,  # a row attends to one text
         "data.text_weight": 0.0,
@@ -74,7 +75,6 @@ def configured(config: ConfigDict) -> ConfigDict:
     made, defaults, wrong = ConfigDict(config.to_dict()), configs.flat(configs.load("default")), []
     for key, value in decided.items():
         section, _, name = key.partition(".")
-        value = tuple(value) if isinstance(value, list) else value
         given = config[section][name]
         if given != value and given != defaults[key]:
             wrong.append(f"{key} is {given!r} here and {value!r} there")
@@ -87,12 +87,12 @@ def configured(config: ConfigDict) -> ConfigDict:
     return made.lock()
 
 
-def imported(base: str | Path) -> dict:
-    """What the checkpoint of an imported run says of itself. Raises InputError for any other folder."""
+def imported(base: str | Path) -> Spec:
+    """The Spec of an imported run. Raises InputError for any other folder."""
     base = Path(base)
     given = base / musicgen.GIVEN
-    about = checkpoints.about(base) if given.is_file() else {}
-    if "weights" not in about:
+    spec = checkpoints.read_spec(base) if given.is_file() else None
+    if spec is None or not spec.source.weights:
         raise InputError(
             f"finetune.base={base}: was not made by `audiolm import`; import a published checkpoint, or one that "
             "`audiolm export` wrote to a folder, and name that workdir"
@@ -100,19 +100,29 @@ def imported(base: str | Path) -> dict:
     kind = json.loads(given.read_text()).get("model_type")
     if kind != "musicgen":
         raise InputError(f"finetune.base={base}: models of type {kind!r} cannot be fine-tuned; 'musicgen' can")
-    return about
+    return spec
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """An imported run as the start of another one: what training.py needs of it."""
+    """An imported run as the start of another one: an `Adapter` of training (training/step.py)."""
 
     folder: Path
-    about: dict  # to keep with the weights, and to compare when the run goes on
-    vocab: Vocab
+    spec: Spec  # of the imported run
     lora: lora.LoraConfig
     encoder: t5.Encoder
     tokenizer: Any
+
+    @property
+    def vocab(self) -> Vocab:
+        return self.spec.vocab
+
+    def describe(self, spec: Spec) -> Spec:
+        """The Spec of the run that starts here, with the codec and text encoder that `prepare` copies."""
+        source = Source(self.spec.source.family, base=self.spec.source.weights, lora=self.lora)
+        return dataclasses.replace(
+            spec, framing=self.spec.framing, codec=self.spec.codec, conditioning=self.spec.conditioning, source=source
+        )
 
     @property
     def token_ids(self) -> Callable[[str], list[int]]:
@@ -125,49 +135,46 @@ class Base:
         return t5.TextEncoder(self.encoder, self.tokenizer)
 
     @property
-    def partly(self) -> bool:
-        """Whether what is trained is not the whole model."""
+    def partial(self) -> bool:
         return self.lora.rank > 0
 
-    def settle(self, workdir: Path) -> None:
-        """Copies what does not change into the workdir (one process does)."""
+    def prepare(self, workdir: Path) -> None:
+        """Copies codec, text encoder and config.json into the workdir (one process does)."""
         if jax.process_index():
             return
-        found = [self.folder / musicgen.GIVEN]
+        paths = [self.folder / musicgen.GIVEN]
         for part in (musicgen.TEXT, musicgen.CODEC):
-            found += [path for path in sorted((self.folder / part).rglob("*")) if path.is_file()]
+            paths += [path for path in sorted((self.folder / part).rglob("*")) if path.is_file()]
         with checkpoints.readable_errors(workdir):
-            for path in found:
+            for path in paths:
                 copy = workdir / path.relative_to(self.folder)
                 if not copy.exists():
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     with files.replacing(copy) as temporary:
                         shutil.copyfile(path, temporary)
 
-    def params(self, model: ModelConfig, rules: Rules, needed: bool) -> dict:
-        """The weights of the decoder on the mesh that is entered; shapes, if they are not `needed`."""
-        if needed:
-            return checkpoints.params_of(checkpoints.restore_params(self.folder, rules=rules)[0])
-        shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, self.vocab, rules))[1])
-        return sharding.on_mesh(shapes, jax.sharding.get_mesh())
+    def load(self, model: ModelConfig, rules: Rules, resumed: bool) -> tuple[dict, dict]:
+        """(the weights of the decoder, shapes if they are not needed; {"text": the encoder's weights, "params": the
+        decoder's or {}})."""
+        if resumed and not self.partial:
+            shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, self.vocab, rules))[1])
+            params = sharding.on_mesh(shapes, jax.sharding.get_mesh())
+        else:
+            params = checkpoints.params_of(checkpoints.restore_params(self.folder, rules=rules)[0])
+        replicated = NamedSharding(jax.sharding.get_mesh(), P())
 
-    def frozen(self, params: dict) -> dict:
-        """What a step reads and does not change: {"text": the encoder's weights, "params": the decoder's or {}}."""
-        everywhere = NamedSharding(jax.sharding.get_mesh(), P())
-
-        def whole(x: jax.Array) -> jax.Array:
+        def replicate(x: jax.Array) -> jax.Array:
             x = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
+            return jax.make_array_from_callback(x.shape, replicated, lambda index: x[index])
 
-        return {"text": jax.tree.map(whole, nnx.state(self.encoder)), "params": params if self.partly else {}}
+        text = jax.tree.map(replicate, nnx.state(self.encoder))
+        return params, {"text": text, "params": params if self.partial else {}}
 
-    def trained(self, params: dict, key: jax.Array) -> dict:
-        """What is trained, at first."""
-        return lora.init(self.lora, params, key) if self.partly else params
+    def init(self, build: Callable, weights: dict, key: jax.Array) -> dict:
+        return lora.init(self.lora, weights, key) if self.partial else weights
 
-    def whole(self, trained: dict, frozen: dict) -> dict:
-        """The parameters of the model."""
-        return lora.merged(self.lora, frozen["params"], trained) if self.partly else trained
+    def merge(self, trained: dict, frozen: dict) -> dict:
+        return lora.merged(self.lora, frozen["params"], trained) if self.partial else trained
 
     def encoded(self, frozen: dict, batch: dict[str, jax.Array], rules: Rules) -> Encoded:
         """What the rows of a batch attend to: states_BEW of their texts, zero where there is no token, and valid_BE."""
@@ -191,14 +198,10 @@ def open_base(config: ConfigDict) -> Base | None:
     if not config.finetune.base:
         return None
     folder, section = Path(config.finetune.base), configs.section(config, "lora")
-    about = imported(folder)
-    vocab, model = Vocab(**about["vocab"]), ModelConfig(**about["model"])
+    spec = imported(folder)
     with jax.set_mesh(sharding.single_device_mesh()):
-        shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, vocab))[1])
+        shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(spec.model, spec.vocab))[1])
     if section.rank:
         lora.check(section, shapes)
-    encoder = t5.load(folder / about["text_encoder"])
-    tokenizer = t5.read_tokenizer(folder / about["text_encoder"] / t5.TOKENIZER)
-    kept = {key: about[key] for key in ("framing", "codec", "text_encoder")}
-    more = {"finetune": {"weights": about["weights"]}, "lora": dataclasses.asdict(section)}
-    return Base(folder, kept | more, vocab, section, encoder, tokenizer)
+    text = folder / spec.conditioning.text_encoder
+    return Base(folder, spec, section, t5.load(text), t5.read_tokenizer(text / t5.TOKENIZER))

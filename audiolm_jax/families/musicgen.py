@@ -30,11 +30,12 @@ from flax import nnx
 from audiolm_jax import codecs, files, serialization
 from audiolm_jax.codecs import encodec
 from audiolm_jax.codecs.stereo import Stereo
-from audiolm_jax.data import examples
+from audiolm_jax.data.examples import DataConfig
 from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files as huggingface
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.spec import CodecSpec, Conditioning, Source, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
@@ -177,7 +178,7 @@ class Published:
     def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
         """What makes music of it."""
         grid = serialization.bind(self.serialization, self.vocab.codebooks, FRAMING)
-        common = (self.model, grid, self.vocab, self.codec, examples.DataConfig(max_frames=self.vocab.max_frames))
+        common = (self.model, grid, self.vocab, self.codec, DataConfig(max_frames=self.vocab.max_frames))
         return generate.Generator(
             *common,
             sampling or PUBLISHED,
@@ -347,42 +348,38 @@ def import_run(source: str | Path, workdir: str | Path) -> str:
     t5.save(workdir / TEXT, p.encoder)
     files.write_text(workdir / TEXT / t5.TOKENIZER, p.tokenizer.read_text(encoding="utf-8"))
     files.write_json(workdir / GIVEN, p.given)
-    codec = {"name": p.codec.name, "path": CODEC, "codebooks": None, "fingerprint": p.codec.fingerprint}
     params = checkpoints.params_of(p.model)
-    about = checkpoints.describe(
+    spec = Spec(
         p.model.config,
         p.vocab,
-        serialization=dataclasses.asdict(p.serialization),
-        framing=FRAMING,
-        codec=codec,
-        text_encoder=TEXT,
-        data=dataclasses.asdict(examples.DataConfig(max_frames=p.vocab.max_frames)),
-        weights=checkpoints.digest(params, t5.tensors_of(p.encoder)),
-        source=p.source,
+        p.serialization,
+        FRAMING,
+        DataConfig(max_frames=p.vocab.max_frames),
+        CodecSpec(p.codec.name, CODEC, None, p.codec.fingerprint),
+        conditioning=Conditioning(TEXT),
+        source=Source("musicgen", p.source, checkpoints.digest(params, t5.tensors_of(p.encoder))),
     )
-    checkpoints.save_weights(workdir, params, about)
+    checkpoints.save_weights(workdir, params, spec)
     return p.source or str(source)
 
 
-def of_run(workdir: Path, model: Transformer, about: dict) -> Published:
+def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
     """The weights of a run that began with `import_run`, and what stands around them. Raises InputError."""
     workdir = workdir if workdir.is_dir() else workdir.parent
     given = json.loads((workdir / GIVEN).read_text())
-    order = {key: tuple(value) if isinstance(value, list) else value for key, value in about["serialization"].items()}
-    codec = codecs.load(about["codec"]["name"], workdir / about["codec"]["path"])
-    if codec.fingerprint != about["codec"]["fingerprint"]:
+    codec = codecs.load(spec.codec.name, workdir / spec.codec.path)
+    if codec.fingerprint != spec.codec.fingerprint:
         raise InputError(f"{workdir / CODEC}: is not the codec that the model was trained with")
-    encoder, tokenizer = t5.load(workdir / about["text_encoder"]), workdir / about["text_encoder"] / t5.TOKENIZER
-    vocab = Vocab(**about["vocab"])
-    return Published(given, model, vocab, SerializationConfig(**order), codec, encoder, tokenizer)
+    text = workdir / spec.conditioning.text_encoder
+    return Published(given, model, spec.vocab, spec.serialization, codec, t5.load(text), text / t5.TOKENIZER)
 
 
 def export_run(workdir: str | Path, folder: str | Path, step: int | None = None) -> None:
     """The weights of such a run in the layout that they were published in. Raises InputError for any other run."""
-    model, about = checkpoints.restore_params(workdir, step)
-    if "text_encoder" not in about:
+    model, spec = checkpoints.restore_params(workdir, step)
+    if not spec.source.family:
         raise InputError(f"{workdir}: was not imported from a published checkpoint; give a name ending in .safetensors")
-    write(folder, of_run(Path(workdir), model, about))
+    write(folder, of_run(Path(workdir), model, spec))
 
 
 def mono(codec: Any) -> Any:

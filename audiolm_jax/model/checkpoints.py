@@ -4,7 +4,7 @@
     WORKDIR/checkpoints/STEP/params      parameters for inference: the moving average if there is one
     WORKDIR/checkpoints/STEP/state       all else that training needs: optimizer, key, counters
     WORKDIR/checkpoints/STEP/position    where the data iterator of each process stood, seconds trained
-    WORKDIR/checkpoints/STEP/about       model and vocabulary, and whatever the caller wants with the weights
+    WORKDIR/checkpoints/STEP/about       the `Spec` of the model
 
 A checkpoint is written under a temporary name and renamed, so that a run killed while writing resumes from the one
 before. The latest one wins.
@@ -29,6 +29,8 @@ from flax import nnx
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
+from audiolm_jax.model import spec as specs
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -59,7 +61,7 @@ def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
             opened.wait_until_finished()
 
 
-def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, position: dict, about: dict) -> None:
+def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, position: dict, spec: Spec) -> None:
     """Writes checkpoint `step`; returns when the arrays are copied, not yet written. An existing one is kept.
 
     Raises InputError if the disk refuses (full, or not writable); the earlier checkpoint is untouched then.
@@ -77,7 +79,7 @@ def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, posi
         params=ocp.args.StandardSave(params),
         state=ocp.args.StandardSave(state),
         position=ocp.args.JsonSave(position),
-        about=ocp.args.JsonSave(about),
+        about=ocp.args.JsonSave(spec.to_json()),
     )
     with readable_errors(opened.directory):
         opened.save(step, args=items)
@@ -100,7 +102,7 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     return restored.get("params"), restored["state"], restored["position"]
 
 
-def save_weights(workdir: Path, params: Any, about: dict) -> None:
+def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
     """A checkpoint 0 of weights alone: for inference, not for a training to go on with.
 
     Raises InputError if there is a checkpoint already.
@@ -108,7 +110,7 @@ def save_weights(workdir: Path, params: Any, about: dict) -> None:
     with manager(workdir) as opened:
         if opened.all_steps():
             raise InputError(f"{workdir} has a checkpoint already; give another folder")
-        items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(about))
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(spec.to_json()))
         with readable_errors(opened.directory):
             opened.save(0, args=items)
 
@@ -130,12 +132,6 @@ def check_tree(expected: Any, found: Any, where: str) -> None:
     ]
     if problems:
         raise InputError(f"{where} holds another model: {'; '.join(problems)}; give the config it was trained with")
-
-
-def describe(config: ModelConfig, vocab: Vocab, **more: Any) -> dict:
-    """What must be known to use weights: model, vocabulary, and e.g. serialization=..., codec=..., as JSON gives it."""
-    about = {"model": dataclasses.asdict(config), "vocab": dataclasses.asdict(vocab), **more}
-    return json.loads(json.dumps(about))
 
 
 def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
@@ -164,8 +160,8 @@ def params_of(model: Transformer) -> dict:
 
 
 @contextlib.contextmanager
-def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.CheckpointManager, int, dict]]:
-    """The manager of a run, the number of a checkpoint (None: the latest) and what it says about itself.
+def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.CheckpointManager, int, Spec]]:
+    """The manager of a run, the number of a checkpoint (None: the latest) and its Spec.
 
     Raises InputError if there is none.
     """
@@ -179,28 +175,14 @@ def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.Checkpo
             raise InputError(
                 f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}"
             )
-        yield m, step, current(m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"])
+        values = m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        yield m, step, specs.from_json(values, directory / str(step) / "about")
 
 
-def current(about: dict) -> dict:
-    """A description, or a configuration, as it is written today.
-
-    Until November 2026 `vocab.special` stood for the framing `bare`, and `model.state_widths` was `given_widths`.
-    """
-    vocab, model = about.get("vocab", {}), about.get("model", {})
-    if "special" in vocab:
-        special = vocab.pop("special")
-        vocab["extra_ids"] = vocab["codebooks"] if special else 0
-        about |= {"framing": "bare"} if special else {}
-    if "given_widths" in model:
-        model["state_widths"] = model.pop("given_widths")
-    return about
-
-
-def about(workdir: str | Path, step: int | None = None) -> dict:
-    """What a checkpoint of a run says about itself. Raises InputError if there is none."""
-    with _opened(workdir, step) as (_, _, found):
-        return found
+def read_spec(workdir: str | Path, step: int | None = None) -> Spec:
+    """The Spec in a checkpoint of a run. Raises InputError if there is none."""
+    with _opened(workdir, step) as (_, _, spec):
+        return spec
 
 
 def restore_params(
@@ -208,13 +190,13 @@ def restore_params(
     step: int | None = None,
     rules: sharding.Rules = sharding.PRESETS["data"],
     **model_changes: Any,
-) -> tuple[Transformer, dict]:
-    """The trained model of a run on the mesh that is entered (or else one device), and its description.
+) -> tuple[Transformer, Spec]:
+    """The trained model of a run on the mesh that is entered (or else one device), and its Spec.
 
     step: None for the latest. rules: how it lies there. model_changes: fields of ModelConfig that do not change the
     weights (dtype). Raises InputError if there is no checkpoint or it does not fit.
     """
-    with _opened(workdir, step) as (m, step, about):
+    with _opened(workdir, step) as (m, step, spec):
         where = f"{_folder(workdir) / str(step)}/params"
         found = m.item_metadata(step)["params"]
 
@@ -223,22 +205,22 @@ def restore_params(
             args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
             return m.restore(step, args=args)["params"]
 
-        return _build(about, load, model_changes, rules), about
+        return _build(spec, load, model_changes, rules), spec
 
 
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None) -> None:
     """The parameters for inference of a run -> one file: `/`-joined key paths, description as metadata."""
     from safetensors.numpy import save as serialize
 
-    model, about = restore_params(workdir, step)
+    model, spec = restore_params(workdir, step)
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
     tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
     with readable_errors(Path(path).parent), files.replacing(path) as temporary:
-        temporary.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
+        temporary.write_bytes(serialize(tensors, metadata={"about": json.dumps(spec.to_json())}))
 
 
-def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, dict]:
-    """A file of `export_safetensors` -> (model, description); see `restore_params`."""
+def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, Spec]:
+    """A file of `export_safetensors` -> (model, Spec); see `restore_params`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -250,7 +232,7 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
     if about is None:
         raise InputError(f"{path} has no description of its model (metadata key 'about'); export it with this package")
 
-    about = current(about)
+    spec = specs.from_json(about, path)
 
     def load(abstract: dict) -> dict:
         found: dict = {}
@@ -263,19 +245,16 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
         check_tree(abstract, found, str(path))
         return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, found)
 
-    return _build(about, load, model_changes), about
+    return _build(spec, load, model_changes), spec
 
 
-def _build(
-    about: dict, load: Any, model_changes: dict, rules: sharding.Rules = sharding.PRESETS["data"]
-) -> Transformer:
+def _build(spec: Spec, load: Any, model_changes: dict, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
     """The described model with the parameters that `load(abstract parameters)` gives."""
-    config = dataclasses.replace(ModelConfig(**about["model"]), **model_changes)
-    vocab = Vocab(**about["vocab"])
+    config = dataclasses.replace(spec.model, **model_changes)
     entered = not jax.sharding.get_abstract_mesh().empty
     with contextlib.nullcontext() if entered else jax.set_mesh(sharding.single_device_mesh()):
         mesh = jax.sharding.get_mesh()
-        graph, abstract = nnx.split(abstract_model(config, vocab, rules))
+        graph, abstract = nnx.split(abstract_model(config, spec.vocab, rules))
         return nnx.merge(graph, load(sharding.on_mesh(nnx.to_pure_dict(abstract), mesh)))
 
 

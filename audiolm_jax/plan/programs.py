@@ -1,6 +1,6 @@
 """The programs of a run on a mesh of described chips, traced from the very functions that the run calls.
 
-Nothing is computed: arguments are shapes with layouts. The train step is `training.step_program`; sampling goes through
+Nothing is computed: arguments are shapes with layouts. The train step is `training.step.jitted`; sampling goes through
 `causal.start`, `masked.start` and their jitted programs, on the model as `decoding.decoding_form` lays it out. An axis
 letter not named here is one of `model.py` or of `sampling/`.
 """
@@ -25,9 +25,8 @@ from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
-from audiolm_jax.training import optimizer as optimizers
 from audiolm_jax.training import processes
-from audiolm_jax.training.step import initialiser, step_program
+from audiolm_jax.training.step import init_state, jitted, program
 
 TEXT = 254  # bytes of the text before what is sampled; with BOS and <audio> a bucket of 256 positions
 
@@ -103,9 +102,8 @@ def train(of: Task, mesh: Mesh) -> Iterator[Program]:
     rows, length, parts = data.batch_size, data.sequence_length, settings.accumulate
     processes.check_rows(rows, parts, mesh.shape["data"])
     check(of, mesh, rules, {"length": ("data.sequence_length", length)})
-    tx = optimizers.make(optimizing, settings.steps)
-    graph, init = initialiser(model, of.vocab, rules, settings, tx)
-    state = sharding.on_mesh(jax.eval_shape(lambda: init(jax.random.key(0))), mesh)
+    parts_of_step = program(model, of.vocab, rules, optimizing, settings)
+    state = sharding.on_mesh(jax.eval_shape(lambda: init_state(parts_of_step, jax.random.key(0))), mesh)
     laid = NamedSharding(mesh, P(None, rules.batch, rules.length))  # as `sharding.shard_batch` lays rows out
 
     def array(dtype: type, *rest: int) -> jax.ShapeDtypeStruct:
@@ -116,9 +114,8 @@ def train(of: Task, mesh: Mesh) -> Iterator[Program]:
         **{f"{key}_BL": array(jnp.int32) for key in ("positions", "segments", "ahead")},
         "weights_BLS": array(jnp.float32, of.grid.streams),
     }
-    step = step_program(graph, tx, optimizing, settings, of.vocab, rules)
     # Rows are packed: as many seconds of audio as their positions hold.
-    traced = step.trace(state, batch)
+    traced = jitted(parts_of_step).trace(state, batch, {})
     seconds = rows * length / segment_positions(of) * of.vocab.max_frames / of.frame_rate
     yield Program("train step", traced, 1, rows * length, seconds, rows)
 

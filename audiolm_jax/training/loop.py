@@ -1,14 +1,14 @@
-"""The train step, a pure function of (state, batch), and the loop around it.
+"""The training loop: checkpoints, metrics, signals, several processes.
 
 The workdir is the run: started again with the same configuration it resumes from its latest checkpoint and ends as if
-it had never stopped, bit for bit, data position and keys included; on another number of processes or devices the data
-go on in the same order, and sums are rounded otherwise. Exit codes: SIGINT and SIGTERM save after the current step and
-end the process with 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises `Diverged` and leaves the
-latest checkpoint, which is always of a finite step, alone.
+it had never stopped, bit for bit, data position and keys included. On another number of processes or devices the data
+order is the same and sums are rounded differently. Exit codes: SIGINT and SIGTERM save after the current step and
+end the process with 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises `Diverged` and leaves
+the latest checkpoint, which is always of a finite step, untouched.
 
-Several processes (`distributed.py`) go through the same steps. A signal that reaches one of them has to stop all after
-the same one: every step takes a number from each process and gives back the largest, an all-reduce of one integer in
-the executable that has all-reduces anyway. It is read with the other metrics, while the next step runs, and that is the
+Several processes (`processes.py`) run the same steps. A signal that reaches one of them must stop all of them after
+the same step: every step takes a number from each process and returns the largest, an all-reduce of one integer in
+an executable that has all-reduces anyway. It is read with the other metrics, while the next step runs, and that is the
 last one. (JAX's own preemption notice asks the coordinator in every step and takes SIGTERM for itself.)
 """
 
@@ -24,16 +24,16 @@ from flax import nnx
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
-from audiolm_jax.families.finetune import Base
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.sharding import ShardingConfig, check_sizes, make_mesh, on_mesh, shard_batch
-from audiolm_jax.model.transformer import ModelConfig, Transformer
-from audiolm_jax.serialization.vocab import Vocab
-from audiolm_jax.training import chips, processes
-from audiolm_jax.training import metrics as recording
-from audiolm_jax.training import optimizer as optimizers
-from audiolm_jax.training import workdir as workdirs
-from audiolm_jax.training.step import TrainingConfig, TrainState, initialiser, step_program
+from audiolm_jax.model.spec import Spec
+from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.training import chips, metrics, processes, workdir
+from audiolm_jax.training.optimizer import OptimizerConfig
+from audiolm_jax.training.step import SCRATCH, Adapter, TrainingConfig, TrainState, init_state, jitted, program
+
+# For an executable that runs once: random numbers take XLA far longer to optimise than to draw.
+_RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
 class Diverged(RuntimeError):
@@ -44,154 +44,160 @@ class Interrupted(SystemExit):
     """SIGINT or SIGTERM, after the state was saved; the exit code is 128 + the signal's number."""
 
 
-# For an executable that runs once: random numbers take XLA far longer to optimise than to draw.
-_RUN_ONCE = {"xla_backend_optimization_level": 0}
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training run is besides its model and its data."""
+
+    training: TrainingConfig
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
+    seed: int = 0
+    frame_rate: float = 1.0  # frames per second of audio, for the metrics
 
 
 def train(
-    workdir: str | Path,
+    folder: str | Path,
     batches: Iterator[dict[str, np.ndarray]],
-    vocab: Vocab,
-    model: ModelConfig,
-    sharding: ShardingConfig,
-    optimizer: optimizers.OptimizerConfig,
-    training: TrainingConfig,
+    spec: Spec,
+    run: Run,
     *,
-    seed: int = 0,
-    about: dict[str, Any] | None = None,
-    frame_rate: float = 1.0,
+    adapter: Adapter = SCRATCH,
     probe: Callable[[int, Transformer], dict[str, Any]] | None = None,
     progress: bool = True,
     devices: list[jax.Device] | None = None,
-    base: Base | None = None,
 ) -> TrainState:
-    """Trains to `training.steps`, resuming from the workdir's latest checkpoint; returns the final state.
+    """Trains to `training.steps`, resuming from the latest checkpoint in the workdir `folder`; returns the final state.
 
-    batches: infinite iterator of this process's rows (the batch dict of `data.py`), with `get_state`/`set_state` like
-    `data.Batches`, whose position other processes can take over, or a grain iterator. about: plain JSON values to keep
-    with the weights and to compare on resume (serialization, codec fingerprint, data). frame_rate: frames per second of
-    audio. probe: given (step, model) returns name -> number or (waveform, sample rate) for TensorBoard. base: the
-    imported run that this one starts from (None: random weights); batches then hold text_BE and text_valid_BE.
+    Args:
+      batches: infinite iterator of this process's rows (`data/batches.py`), with `get_state`/`set_state` like
+        `data.Batches`, whose position other processes can take over, or a grain iterator.
+      spec: kept with the weights, and compared on resume.
+      adapter: which weights training starts from, and which of them it changes.
+      probe: (step, model) -> {name: number or (waveform, sample rate)} for TensorBoard.
 
-    Raises InputError for a workdir of another configuration (naming the keys), one that cannot be written, a batch
-    that does not fit the mesh; `Diverged`; `Interrupted`.
+    Raises:
+      InputError: a workdir of another configuration (naming the keys) or one that cannot be written; a batch that does
+        not fit the mesh.
+      Diverged, Interrupted.
     """
-    workdir = files.place(workdir)
-    about = checkpoints.describe(model, vocab, **(about or {}))
-    sections = {"sharding": sharding, "optimizer": optimizer, "training": training}
-    mesh, alone = make_mesh(sharding, devices), jax.process_count() == 1
-    check_sizes(mesh, sharding.rules, model.sharded_sizes(vocab.size))
+    folder, training, rules = files.place(folder), run.training, run.sharding.rules
+    mesh, alone = make_mesh(run.sharding, devices), jax.process_count() == 1
+    check_sizes(mesh, rules, spec.model.sharded_sizes(spec.vocab.size))
     if probe is not None and training.probe_every and not alone:
         raise InputError(
             f"training.probe_every={training.probe_every} needs the whole model in one process; set it to 0 for "
             f"{jax.process_count()} processes"
         )
-    workdirs.claim(workdir, {**about, **{k: dataclasses.asdict(v) for k, v in sections.items()}, "seed": seed})
+    sections = {name: dataclasses.asdict(getattr(run, name)) for name in ("sharding", "optimizer", "training")}
+    workdir.claim(folder, {**spec.to_json(), **sections, "seed": run.seed})
     with (
         jax.set_mesh(mesh),
-        checkpoints.manager(workdir, training.keep) as manager,
+        checkpoints.manager(folder, training.keep) as manager,
         processes.signals() as received,
         processes.together("Diverged"),
     ):
-        tx = optimizers.make(optimizer, training.steps)
-        graph, init = initialiser(model, vocab, sharding.rules, training, tx, base)
-        key, given, frozen, whole = jax.random.key(seed), None, {}, None
-        start = manager.latest_step() or 0
-        if base is not None:
-            base.settle(workdir)
-            given = base.params(model, sharding.rules, needed=base.partly or not start)
-            frozen = base.frozen(given)
-            merge = jax.jit(base.whole)
-            whole = (lambda trained: merge(trained, frozen)) if base.partly else None
+        step_parts = program(spec.model, spec.vocab, rules, run.optimizer, training, adapter)
+        adapter.prepare(folder)
+        start, key = manager.latest_step() or 0, jax.random.key(run.seed)
+        weights, frozen = adapter.load(spec.model, rules, resumed=start > 0)
+        init = jax.jit(lambda key, weights: init_state(step_parts, key, weights), compiler_options=_RUN_ONCE)
+        merge = _merge(adapter, frozen)
         if start:
-            state, position = _restore(manager, start, jax.eval_shape(init, key, given), mesh, training.ema > 0, whole)
-            batches.set_state(_position(position["iterators"], workdir))
+            state, position = _restore(manager, start, on_mesh(jax.eval_shape(init, key, weights), mesh), merge)
+            batches.set_state(_position(position["iterators"], folder))
         else:
-            state, position = jax.jit(init, compiler_options=_RUN_ONCE)(key, given), {"seconds": 0.0}
-        del given  # the step is given the state's buffers, and frees them
+            state, position = init(key, weights), {"seconds": 0.0}
+        del weights  # the step donates the state's buffers, which may be these
         if start >= training.steps:
             return state
-        step_fn = step_program(graph, tx, optimizer, training, vocab, sharding.rules, alone, base)
+        step_fn = jitted(step_parts, alone)
         stop = received if alone else []  # the signal that ends the run, once every process knows of it
         peak = chips.peak_flops(training.peak_tflops)
-        recorder = recording.Recorder(workdir, vocab, start, position["seconds"], training.steps, progress)
+        recorder = metrics.Recorder(folder, spec.vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
 
-            def finish(step: int, metrics: dict, shape: tuple[int, ...]) -> None:
+            def finish(step: int, values: dict, shape: tuple[int, ...]) -> None:
                 """Reads the metrics of a step (waiting for it) and writes them if they are due."""
-                metrics = jax.device_get(metrics)
-                if metrics.get("signal"):
-                    stop.append(int(metrics["signal"]))
-                if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+                values = jax.device_get(values)
+                if values.get("signal"):
+                    stop.append(int(values["signal"]))
+                if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
                     last = manager.latest_step()
                     raise Diverged(
-                        f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; "
+                        f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
                         + (f"checkpoint {last} is intact" if last else "there is no checkpoint yet")
                     )
                 recorder.bar.update(1)
                 if step % training.log_every == 0 or step == training.steps:
                     interval = (step - 1) % training.log_every + 1
                     rows, positions = shape[0] * shape[1] * interval, shape[2]
-                    flops = recording.train_flops(model, vocab, rows, positions, metrics["sums"]["count_X"])
-                    recorder.log(step, metrics, flops, peak, frame_rate)
+                    flops = metrics.train_flops(spec.model, spec.vocab, rows, positions, values["sums"]["count_X"])
+                    recorder.log(step, values, flops, peak, run.frame_rate)
 
             pending = None
-            shards = processes.shards_here(mesh, sharding.rules)
+            shards = processes.shards_here(mesh, rules)
             for step in range(start + 1, training.steps + 1):
                 batch = _split(next(batches), training.accumulate, shards)
-                where = batches.get_state()
-                batch = shard_batch(batch, mesh, sharding.rules, leading=1)
+                data_position = batches.get_state()
+                batch = shard_batch(batch, mesh, rules, leading=1)
                 flags = () if alone else (processes.flag(mesh, received[0] if received else 0),)
                 if step == start + 1 and not alone:
                     step_fn = step_fn.lower(state, batch, frozen, *flags).compile()
                     processes.meet("compiled")
-                state, metrics = step_fn(state, batch, frozen, *flags)
+                state, values = step_fn(state, batch, frozen, *flags)
                 if pending is not None:
-                    finish(*pending)  # of the step before, while this one runs
-                pending = (step, metrics, batch["tokens_BLS"].shape)
+                    finish(*pending)  # of the previous step, while this one runs
+                pending = (step, values, batch["tokens_BLS"].shape)
                 probing = probe is not None and training.probe_every and step % training.probe_every == 0
                 saving = step % training.checkpoint_every == 0 or step == training.steps or stop
                 if saving or probing:
                     finish(*pending)
                     pending = None
                 if saving:
-                    params, rest = _for_inference(state, whole)
-                    everywhere = processes.everyone(checkpoints.pack_position(where))
+                    params, rest = _for_inference(state, merge)
+                    everywhere = processes.everyone(checkpoints.pack_position(data_position))
                     position = {"iterators": everywhere, "seconds": recorder.seconds}
                     recorder.save()
-                    checkpoints.save(manager, step, params, rest, position, about)
+                    checkpoints.save(manager, step, params, rest, position, spec)
                 if probing:
-                    recorder.probe(step, probe(step, nnx.merge(graph, _for_inference(state, whole)[0])))
+                    recorder.probe(step, probe(step, nnx.merge(step_parts.graph, _for_inference(state, merge)[0])))
                 if stop and step < training.steps:
                     break
-            with checkpoints.readable_errors(workdir):
+            with checkpoints.readable_errors(folder):
                 manager.wait_until_finished()
     if stop and step < training.steps:
         raise Interrupted(128 + stop[0])
     return state
 
 
-def _for_inference(state: TrainState, whole: Callable[[dict], dict] | None = None) -> tuple[dict, dict]:
+def _merge(adapter: Adapter, frozen: dict) -> Callable[[dict], dict] | None:
+    """Trained parameters -> all parameters of the model; None where these are the same."""
+    if not adapter.partial:
+        return None
+    merge = jax.jit(adapter.merge)
+    return lambda trained: merge(trained, frozen)
+
+
+def _for_inference(state: TrainState, merge: Callable[[dict], dict] | None = None) -> tuple[dict, dict]:
     """(parameters for inference, everything else) as plain trees; together they are the state.
 
-    whole: trained -> all parameters, where not all are trained; then the trained ones are among the rest.
+    merge: see `_merge`; with it the trained parameters are among the rest.
     """
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "sums": state.sums}
-    if whole is not None:
+    if merge is not None:
         rest |= {"params": state.params, "ema": state.ema} if state.ema else {"params": state.params}
-        return whole(state.ema or state.params), rest
+        return merge(state.ema or state.params), rest
     return (state.ema, rest | {"params": state.params}) if state.ema else (state.params, rest)
 
 
-def _restore(
-    manager: Any, step: int, state: TrainState, mesh: Any, ema: bool, whole: Callable | None
-) -> tuple[TrainState, dict]:
-    # Where not all is trained, those for inference follow from the rest, and are not read.
-    params, rest = _for_inference(on_mesh(state, mesh), whole and (lambda _: None))
+def _restore(manager: Any, step: int, state: TrainState, merge: Callable | None) -> tuple[TrainState, dict]:
+    """Checkpoint `step` laid out like the abstract `state`, and the positions saved with it."""
+    # With an adapter the parameters for inference follow from the rest, and are not read.
+    params, rest = _for_inference(state, merge and (lambda _: None))
     params, rest, position = checkpoints.restore(manager, step, params, rest)
-    if whole is not None:
+    if merge is not None:
         return TrainState(**{"ema": {}, **rest}), position
-    if ema:
+    if state.ema:
         return TrainState(params=rest.pop("params"), ema=params, **rest), position
     return TrainState(params=params, ema={}, **rest), position
 
@@ -200,17 +206,17 @@ def _split(batch: dict[str, np.ndarray], parts: int, shards: int) -> dict[str, n
     """[rows, ...] -> [parts, rows / parts, ...]; shards: parts into which the rows are split here."""
     rows = len(batch["tokens_BLS"])
     processes.check_rows(rows, parts, shards)
-    rows_of = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that data.py adds
-    return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in rows_of.items()}
+    arrays = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that the batches add
+    return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in arrays.items()}
 
 
-def _position(iterators: list[str], workdir: Path) -> Any:
-    """Where to go on, from the position of the iterator of every process."""
-    found = [checkpoints.unpack_position(text) for text in iterators]
-    if all(isinstance(position, dict) and "lanes" in position for position in found):
-        return {"lanes": {number: at for position in found for number, at in position["lanes"].items()}}
-    if len(found) != jax.process_count():
+def _position(iterators: list[str], folder: Path) -> Any:
+    """The data position to resume at, from that of the iterator of every process."""
+    positions = [checkpoints.unpack_position(text) for text in iterators]
+    if all(isinstance(position, dict) and "lanes" in position for position in positions):
+        return {"lanes": {number: at for position in positions for number, at in position["lanes"].items()}}
+    if len(positions) != jax.process_count():
         raise InputError(
-            f"{workdir} was trained by {len(found)} processes and cannot be resumed by {jax.process_count()}"
+            f"{folder} was trained by {len(positions)} processes and cannot be resumed by {jax.process_count()}"
         )
-    return found[jax.process_index()]
+    return positions[jax.process_index()]

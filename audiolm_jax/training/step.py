@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from audiolm_jax.families.finetune import Base
 from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.sharding import Rules
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Encoded, ModelConfig, Transformer
 from audiolm_jax.serialization.vocab import CODE_START, MASK, Vocab
 from audiolm_jax.training import optimizer as optimizers
 from audiolm_jax.training.config import TrainingConfig
@@ -22,8 +22,9 @@ from audiolm_jax.training.config import TrainingConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: updates made, int32. ema: like params, or {}. key: raw key data of the run; step n uses
-    fold_in(key, n). sums: metrics since the last logged step (in the state, so that a resume loses none)."""
+    """step: updates made, int32. params: the trained parameters. ema: like params, or {}. key: raw key data of the run;
+    step n uses fold_in(key, n). sums: metrics since the last logged step (in the state, so that a resume loses none).
+    """
 
     step: jax.Array
     params: dict
@@ -33,45 +34,118 @@ class TrainState:
     sums: dict
 
 
-def init_state(
-    config: TrainingConfig, params: dict, tx: optax.GradientTransformation, vocab: Vocab, key: jax.Array
-) -> TrainState:
-    """State before the first step; optimizer state and average are laid out like the parameters."""
-    classes = jnp.zeros(len(losses.class_names(vocab)))
+class Adapter(Protocol):
+    """How a run starts from other weights than random ones, and which of them it trains. `Scratch` is the default."""
+
+    partial: bool  # the trained parameters are not all of the model's
+
+    def prepare(self, workdir: Path) -> None:
+        """Writes whatever the finished run needs beside its checkpoints."""
+
+    def load(self, model: ModelConfig, rules: Rules, resumed: bool) -> tuple[Any, dict]:
+        """(the weights that `init` takes, arguments of every step that do not change); a mesh is entered.
+
+        resumed: the trained parameters come from a checkpoint.
+        """
+
+    def init(self, build: Callable[[jax.Array], dict], weights: Any, key: jax.Array) -> dict:
+        """The trained parameters before the first step; build(key) makes random ones of the whole model."""
+
+    def merge(self, trained: dict, frozen: dict) -> dict:
+        """All parameters of the model."""
+
+    def encoded(self, frozen: dict, rows: dict[str, jax.Array], rules: Rules) -> Encoded | None:
+        """The states that the rows of a batch attend to."""
+
+
+class Scratch:
+    """Random weights, all of them trained."""
+
+    partial = False
+
+    def prepare(self, workdir: Path) -> None:
+        pass
+
+    def load(self, model: ModelConfig, rules: Rules, resumed: bool) -> tuple[Any, dict]:
+        return None, {}
+
+    def init(self, build: Callable[[jax.Array], dict], weights: Any, key: jax.Array) -> dict:
+        return build(key)
+
+    def merge(self, trained: dict, frozen: dict) -> dict:
+        return trained
+
+    def encoded(self, frozen: dict, rows: dict[str, jax.Array], rules: Rules) -> Encoded | None:
+        return None
+
+
+SCRATCH = Scratch()
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What `train_step` needs and does not change. graph: the model without its parameters."""
+
+    model: ModelConfig
+    vocab: Vocab
+    rules: Rules
+    config: TrainingConfig
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    graph: Any
+    adapter: Adapter = SCRATCH
+
+
+def program(
+    model: ModelConfig,
+    vocab: Vocab,
+    rules: Rules,
+    optimizer: optimizers.OptimizerConfig,
+    training: TrainingConfig,
+    adapter: Adapter = SCRATCH,
+) -> Program:
+    """The static part of a run's train step (a mesh is entered)."""
+    tx, schedule = optimizers.make(optimizer, training.steps), optimizers.schedule(optimizer, training.steps)
+    graph = nnx.split(checkpoints.abstract_model(model, vocab, rules))[0]
+    return Program(model, vocab, rules, training, tx, schedule, graph, adapter)
+
+
+def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainState:
+    """State before the first step. Jitted, weights are born sharded; optimizer state and average are laid out alike.
+
+    weights: those of `Adapter.load`.
+    """
+
+    def build(key: jax.Array) -> dict:
+        rngs = nnx.Rngs(params=key)
+        return checkpoints.params_of(Transformer(program.model, program.vocab.size, rngs, program.rules))
+
+    params = program.adapter.init(build, weights, key)
+    classes = jnp.zeros(len(losses.class_names(program.vocab)))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=jax.tree.map(jnp.copy, params) if config.ema else {},
-        opt_state=tx.init(params),
-        key=jax.random.key_data(key),
+        ema=jax.tree.map(jnp.copy, params) if program.config.ema else {},
+        opt_state=program.tx.init(params),
+        key=jax.random.key_data(jax.random.fold_in(key, 1)),
         sums={"nll_X": classes, "count_X": classes} | {k: jnp.zeros(()) for k in ("total", "weight", "frames")},
     )
 
 
 def train_step(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    frozen: dict | None = None,
-    *,
-    graph: Any,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    config: TrainingConfig,
-    vocab: Vocab,
-    rules: Rules,
-    base: Base | None = None,
+    state: TrainState, batch: dict[str, jax.Array], frozen: dict, program: Program
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. batch: arrays [accumulate, rows, ...]; every prediction of the step weighs by its weight over the
-    sum of all weights, whichever microbatch it is in. frozen: what a run that starts from `base` reads and does not
-    change. Metrics: loss, grad_norm, learning_rate, sums."""
+    sum of all weights, whichever microbatch it is in. frozen: the second value of `Adapter.load`.
+    Metrics: loss, grad_norm, learning_rate, sums."""
+    config, vocab, rules, adapter = program.config, program.vocab, program.rules, program.adapter
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     weight = jnp.maximum(jnp.sum(batch["weights_BLS"]), 1e-9)
 
     def loss(params: dict, rows: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graph, params if base is None else base.whole(params, frozen))
-        encoded = None if base is None else base.encoded(frozen, rows, rules)
+        model = nnx.merge(program.graph, adapter.merge(params, frozen))
         inputs = (rows[name] for name in ("tokens_BLS", "positions_BL", "segments_BL", "ahead_BL"))
-        hidden_BLD = model(*inputs, key, encoded)
+        hidden_BLD = model(*inputs, key, adapter.encoded(frozen, rows, rules))
         total, sums = losses.loss_and_sums(hidden_BLD, model.output_DV(), rows, vocab, rules, config.z_loss)
         tokens = rows["tokens_BLS"]
         coarse = (tokens >= CODE_START) & (tokens < CODE_START + vocab.codebook_size)
@@ -89,7 +163,7 @@ def train_step(
         zeros = jax.tree.map(jnp.zeros_like, (state.params, state.sums))
         (grads, sums), _ = jax.lax.scan(add, zeros, (batch, jax.random.split(key, config.accumulate)))
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if config.ema:
@@ -101,60 +175,21 @@ def train_step(
     metrics = {
         "loss": sums["total"] / weight,
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        "learning_rate": jnp.asarray(program.schedule(state.step), jnp.float32),
         "sums": interval,
     }
     return TrainState(state.step + 1, params, ema, opt_state, state.key, interval), metrics
 
 
-def _asking_all(update: Callable) -> Callable:
-    """`update` with one more argument, `distributed.flag`, and among its metrics the largest of these numbers."""
-
-    def step(state: TrainState, batch: dict, frozen: dict, flag_P: jax.Array) -> tuple[TrainState, dict]:
-        state, metrics = update(state, batch, frozen)
-        return state, metrics | {"signal": jnp.max(flag_P)}
-
-    return step
-
-
-def initialiser(
-    model: ModelConfig,
-    vocab: Vocab,
-    rules: Rules,
-    training: TrainingConfig,
-    tx: optax.GradientTransformation,
-    base: Base | None = None,
-) -> tuple[Any, Callable[..., TrainState]]:
-    """The model's static part and the function (key, weights of the base) -> first state; jitted, weights are born
-    sharded."""
-
-    def build(key: jax.Array) -> Transformer:
-        return Transformer(model, vocab.size, nnx.Rngs(params=key), rules)
-
-    graph = nnx.split(jax.eval_shape(lambda: build(jax.random.key(0))))[0]
-
-    def init(key: jax.Array, given: dict | None = None) -> TrainState:
-        params = checkpoints.params_of(build(key)) if base is None else base.trained(given, key)
-        return init_state(training, params, tx, vocab, jax.random.fold_in(key, 1))
-
-    return graph, init
-
-
-def step_program(
-    graph: Any,
-    tx: optax.GradientTransformation,
-    optimizer: optimizers.OptimizerConfig,
-    training: TrainingConfig,
-    vocab: Vocab,
-    rules: Rules,
-    alone: bool = True,
-    base: Base | None = None,
-) -> Callable[..., tuple[TrainState, dict]]:
+def jitted(program: Program, alone: bool = True) -> Callable[..., tuple[TrainState, dict]]:
     """`train_step` jitted, the state donated: what the loop runs, and what `audiolm plan` compiles ahead of time.
 
-    alone: one process. Several take one more argument each, of `_asking_all`.
+    alone: one process. Several pass one more argument, `processes.flag`, and find the largest of these numbers among
+    the metrics.
     """
-    schedule = optimizers.schedule(optimizer, training.steps)
-    fixed = {"graph": graph, "tx": tx, "schedule": schedule, "config": training, "vocab": vocab, "rules": rules}
-    update = functools.partial(train_step, **fixed, base=base)
-    return jax.jit(update if alone else _asking_all(update), donate_argnums=0)
+
+    def with_signal(state: TrainState, batch: dict, frozen: dict, flag_P: jax.Array) -> tuple[TrainState, dict]:
+        state, metrics = train_step(state, batch, frozen, program)
+        return state, metrics | {"signal": jnp.max(flag_P)}
+
+    return jax.jit(functools.partial(train_step, program=program) if alone else with_signal, donate_argnums=0)

@@ -9,15 +9,15 @@ import jax
 from audiolm_jax import config as configs
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import checkpoints
+from audiolm_jax.model import checkpoints, spec
 
 # Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
 MAY_CHANGE = ("sharding.", "training.checkpoint_every", "training.keep", "training.probe_every", "training.peak_tflops")
 
 
 def claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes `workdir` the folder of the run of `config`, or checks that it already is; of a key that there was not yet
-    when the run began, it has the default.
+    """Makes `workdir` the folder of the run of `config`, or checks that it already is. Keys added since the run started
+    count as defaults.
 
     Raises InputError naming every key that differs (but those of MAY_CHANGE), or that it cannot be written.
     """
@@ -26,7 +26,8 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     if path.exists():
         ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(configs.defaults().to_dict())))
         theirs = {key: value for key, value in defaults.items() if key in ours}
-        theirs |= configs.flat(checkpoints.current(json.loads(path.read_text(encoding="utf-8"))))
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        theirs |= configs.flat(spec.upgrade(earlier) if "vocab" in earlier else earlier)
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())

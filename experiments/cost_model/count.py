@@ -27,7 +27,7 @@ from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
 from audiolm_jax.serialization.vocab import CODE_START, TEXT_START, Vocab
 from audiolm_jax.training import optimizer
-from audiolm_jax.training.step import TrainingConfig, init_state, train_step
+from audiolm_jax.training.step import Scratch, TrainingConfig, init_state, program, train_step
 
 TEXT = 30  # ids; with BOS and <audio> a prompt of 32 positions, which is a bucket: nothing is padded
 SMALL = ModelConfig(layers=2, width=256, heads=4, kv_heads=2, head_width=64, ffn=704)
@@ -203,24 +203,25 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     whose loops follow the data (kernels/cpu.py): the compiler counts each body once, so the body is compiled alone,
     counted, and added as often as the data makes it run. Its backward pass multiplies again what the forward pass did.
     """
-    options, settings = optimizer.OptimizerConfig(), TrainingConfig()
-    tx = optimizer.make(options, settings.steps)
 
-    def born():
-        model = unstack(Transformer(config, vocab.size, nnx.Rngs(0)))
-        return init_state(settings, nnx.split(model)[1], tx, vocab, jax.random.key(0))
+    class Unstacked(Scratch):
+        def init(self, build, weights, key):
+            return nnx.split(unstack(Transformer(config, vocab.size, nnx.Rngs(0))))[1]
 
+    rules = sharding.PRESETS["data"]
+    parts = program(config, vocab, rules, optimizer.OptimizerConfig(), TrainingConfig(), Unstacked())
     graph = nnx.split(nnx.eval_shape(lambda: unstack(Transformer(config, vocab.size, nnx.Rngs(0)))))[0]
+    parts = dataclasses.replace(parts, graph=graph)
     batch = training_batch(grid, vocab, frames, kind)
     _, rows, length, _ = batch["tokens_BLS"].shape
 
     def step(state, batch):
-        schedule = optimizer.schedule(options, settings.steps)
-        rest = {"graph": graph, "tx": tx, "schedule": schedule, "config": settings, "vocab": vocab}
-        return train_step(state, batch, **rest, rules=sharding.PRESETS["data"])
+        return train_step(state, batch, {}, parts)
 
     with mock.patch.object(cpu, "applies", lambda: not dense):
-        flops = compiled(step, jax.eval_shape(born), requests.place(batch), options=QUICK)[1]
+        flops = compiled(
+            step, jax.eval_shape(lambda: init_state(parts, jax.random.key(0))), requests.place(batch), options=QUICK
+        )[1]
         if dense:
             work = cost.Pass(length, length * length, length)
             return flops, 3 * rows * cost.forward_flops(config, vocab, work)

@@ -26,6 +26,7 @@ from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError, exit_code
 from audiolm_jax.evaluation import likelihood
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.training import loop
@@ -102,13 +103,8 @@ def train(order: SerializationConfig, workdir: Path, setup: Setup) -> None:
         loop.train(
             workdir,
             batches,
-            vocabulary(),
-            setup.model,
-            sharding.ShardingConfig(),
-            setup.optimizer,
-            config,
-            seed=SEED,
-            about={"serialization": order.strategy, "grids": GRIDS},
+            Spec(setup.model, vocabulary(), order, data=setup.data, tokens=f"{GRIDS} grids"),
+            loop.Run(config, setup.optimizer, seed=SEED),
         )
 
 

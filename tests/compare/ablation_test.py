@@ -12,16 +12,17 @@ from audiolm_jax import codecs, loading, sampling, serialization
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import intelligibility
 from audiolm_jax.model import checkpoints
+from audiolm_jax.model.spec import Spec
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "serialization_ablation" / "checkpoints"
 LINES = ["three one four", "nine zero two seven", "six five eight eight one", "two two four"]
 
 
 @functools.cache
-def described(strategy: str) -> tuple[dict, int]:
-    """What a file says about itself, and its parameters."""
-    model, about = checkpoints.load_safetensors(FOLDER / f"{strategy}.safetensors")
-    return about, sum(x.size for x in jax.tree.leaves(checkpoints.params_of(model)))
+def described(strategy: str) -> tuple[Spec, int]:
+    """The Spec in a file, and how many parameters it has."""
+    model, spec = checkpoints.load_safetensors(FOLDER / f"{strategy}.safetensors")
+    return spec, sum(x.size for x in jax.tree.leaves(checkpoints.params_of(model)))
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +33,13 @@ def ships() -> str:
 
 @pytest.mark.parametrize("strategy", serialization.STRATEGIES)
 def test_they_differ_in_the_strategy_alone(strategy, ships):
-    about, parameters = described(strategy)
+    spec, parameters = described(strategy)
     first, first_parameters = described("flat")
     assert (FOLDER / f"{strategy}.safetensors").stat().st_size < 4e6
-    assert about["serialization"]["strategy"] == strategy and parameters == first_parameters
-    assert about["codec"]["fingerprint"] == ships
+    assert spec.serialization.strategy == strategy and parameters == first_parameters
+    assert spec.codec.fingerprint == ships
     for key in ("model", "vocab", "codec", "tokens"):
-        assert about[key] == first[key]
+        assert getattr(spec, key) == getattr(first, key)
 
 
 def test_weights_of_half_precision_are_computed_with_in_float32():

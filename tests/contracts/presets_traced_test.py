@@ -14,8 +14,7 @@ from audiolm_jax import config as configs
 from audiolm_jax import serialization
 from audiolm_jax.model.sharding import PRESETS, abstract_mesh
 from audiolm_jax.serialization.vocab import Vocab
-from audiolm_jax.training import optimizer
-from audiolm_jax.training.step import initialiser, train_step
+from audiolm_jax.training.step import init_state, program, train_step
 
 CONFIGS = sorted(path.stem for path in configs.folder().glob("*.py"))
 CONTEXT, TENSOR = 2, 2
@@ -38,9 +37,8 @@ def trace(name: str, streams: int, codebooks: int, preset: str):
     vocab = Vocab(codebooks, 1024, config.data.max_frames)
     settings = dataclasses.replace(configs.section(config, "training"), ema=0.99, accumulate=2)
     optimizing, rules = configs.section(config, "optimizer"), PRESETS[preset]
-    tx = optimizer.make(optimizing, settings.steps)
-    graph, init = initialiser(model, vocab, rules, settings, tx)
-    state = jax.eval_shape(lambda: init(jax.random.key(0)))
+    parts = program(model, vocab, rules, optimizing, settings)
+    state = jax.eval_shape(lambda: init_state(parts, jax.random.key(0)))
     rows, length = 8, config.data.sequence_length
 
     def array(dtype, *shape):
@@ -53,9 +51,7 @@ def trace(name: str, streams: int, codebooks: int, preset: str):
         **{f"{key}_BL": array(jnp.int32, rows, length) for key in ("positions", "segments", "ahead")},
         "weights_BLS": array(jnp.float32, rows, length, streams),
     }
-    schedule = optimizer.schedule(optimizing, settings.steps)
-    options = {"graph": graph, "tx": tx, "schedule": schedule, "config": settings, "vocab": vocab, "rules": rules}
-    return state, *jax.eval_shape(functools.partial(train_step, **options), state, batch)
+    return state, *jax.eval_shape(functools.partial(train_step, frozen={}, program=parts), state, batch)
 
 
 def layout(x: jax.ShapeDtypeStruct) -> tuple:

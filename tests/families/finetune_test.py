@@ -1,5 +1,6 @@
 """Fine-tuning an imported MusicGen: against `transformers` where it is installed, LoRA, resuming, files, bad input."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -28,7 +29,7 @@ from audiolm_jax.model import checkpoints, lora, sharding
 from audiolm_jax.sampling import SamplingConfig, requests
 from audiolm_jax.serialization.vocab import HEAD_CODE
 from audiolm_jax.training import optimizer
-from audiolm_jax.training.step import TrainingConfig, initialiser, train_step
+from audiolm_jax.training.step import TrainingConfig, init_state, program, train_step
 from experiments.colab import random_musicgen
 from tests.helpers.published_musicgen import reopened
 
@@ -91,7 +92,7 @@ def opened(root, *overrides):
     """(base, batches, configuration) as training has them."""
     config = finetune.configured(configured(root, *overrides))
     base = finetune.open_base(config)
-    source = tokens.open_split(root / "data" / "tokens", "train", base.about["codec"]["fingerprint"])
+    source = tokens.open_split(root / "data" / "tokens", "train", base.spec.codec.fingerprint)
     sections = (configs.section(config, name) for name in ("data", "serialization"))
     return base, data.training_batches(source, *sections, base.vocab, 0, token_ids=base.token_ids), config
 
@@ -117,13 +118,12 @@ def gradient(base, batch, config):
     model, rules = configs.section(config, "model"), sharding.PRESETS["data"]
     settings = TrainingConfig(steps=1)
     keep = optax.GradientTransformation(lambda p: p, lambda g, s, p: (jax.tree.map(jax.numpy.zeros_like, g), g))
-    graph, init = initialiser(model, base.vocab, rules, settings, keep, base)
-    given = base.params(model, rules, needed=True)
-    fixed = {"graph": graph, "tx": keep, "schedule": lambda _: 0.0, "config": settings, "vocab": base.vocab}
-    step = jax.jit(lambda *a: train_step(*a, **fixed, rules=rules, base=base))
+    parts = dataclasses.replace(program(model, base.vocab, rules, optimizer.OptimizerConfig(), settings, base), tx=keep)
+    weights, frozen = base.load(model, rules, resumed=False)
     batch = {name: x[None] for name, x in batch.items() if np.ndim(x)}
-    state, metrics = step(init(jax.random.key(0), given), batch, base.frozen(given))
-    return float(metrics["loss"]), state.opt_state, graph
+    state = init_state(parts, jax.random.key(0), weights)
+    state, metrics = jax.jit(functools.partial(train_step, program=parts))(state, batch, frozen)
+    return float(metrics["loss"]), state.opt_state, parts.graph
 
 
 def labels_of(batch, vocab):
@@ -211,7 +211,7 @@ def test_training_and_sampling_agree(root):
         ids = base.token_ids(text)
         rows = {"text_BE": np.zeros((1, 16), np.int32), "text_valid_BE": np.arange(16)[None] < len(ids)}
         rows["text_BE"][0, : len(ids)] = ids
-        encoded = encode(base.frozen({}), rows)
+        encoded = encode(base.load(base.spec.model, rules, resumed=True)[1], rows)
         [request] = generator.requests([text], frames=20)
         states, valid = requests.encoded([request], 12, False)
         np.testing.assert_allclose(encoded[0], states, atol=1e-6)
@@ -318,13 +318,12 @@ def test_the_step_keeps_its_shardings(root, preset, rank):
     base, batches, config = opened(root, f"lora.rank={rank}")
     model, rules = configs.section(config, "model"), sharding.PRESETS[preset]
     settings = TrainingConfig(accumulate=2, ema=0.5)
-    tx = optimizer.make(optimizer.OptimizerConfig(), 10)
     devices = np.array(jax.devices()).reshape(2, 2, 2)
     with jax.set_mesh(Mesh(devices, sharding.AXES, axis_types=(AxisType.Explicit,) * 3)):
         whole = checkpoints.abstract_model(model, base.vocab, rules)
-        graph, init = initialiser(model, base.vocab, rules, settings, tx, base)
+        parts = program(model, base.vocab, rules, optimizer.OptimizerConfig(), settings, base)
         params = nnx.to_pure_dict(nnx.split(whole)[1])
-        state = jax.eval_shape(init, jax.random.key(0), params)
+        state = jax.eval_shape(lambda weights: init_state(parts, jax.random.key(0), weights), params)
 
         def array(name, x):
             spec = P(None, rules.batch, rules.length if "L" in name.rpartition("_")[2] else None)
@@ -334,10 +333,8 @@ def test_the_step_keeps_its_shardings(root, preset, rank):
         batch = {name: array(name, x) for name, x in next(batches).items() if np.ndim(x)}
         text = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.state(base.encoder))
         frozen = {"text": text, "params": params if rank else {}}
-        fixed = {"graph": graph, "tx": tx, "schedule": lambda _: 0.0, "config": settings, "vocab": base.vocab}
-        step = functools.partial(train_step, **fixed, rules=rules, base=base)
-        after, metrics = jax.eval_shape(step, state, batch, frozen)
-        made = jax.eval_shape(base.whole, after.params, frozen)
+        after, metrics = jax.eval_shape(functools.partial(train_step, program=parts), state, batch, frozen)
+        made = jax.eval_shape(base.merge, after.params, frozen)
     assert metrics["loss"].shape == ()
     for a, b in ((state, after), (params, made)):
         assert [layout(x) for x in jax.tree.leaves(a)] == [layout(x) for x in jax.tree.leaves(b)]
@@ -435,7 +432,7 @@ def test_tokens_without_texts_or_of_another_codec_are_refused(root, tmp_path):
     metadata = tokens.locate(found) / "metadata.json"
     text = metadata.read_text()
     try:
-        metadata.write_text(text.replace(base.about["codec"]["fingerprint"], "0" * 64))
+        metadata.write_text(text.replace(base.spec.codec.fingerprint, "0" * 64))
         with pytest.raises(InputError, match="were made by the codec 'encodec' with fingerprint 0000"):
             train(root, tmp_path / "run")
     finally:
@@ -445,7 +442,7 @@ def test_tokens_without_texts_or_of_another_codec_are_refused(root, tmp_path):
 def test_another_base_is_another_run(root, tuned, tmp_path):
     musicgen.export_run(tuned[0], tmp_path / "published")
     musicgen.import_run(tmp_path / "published", tmp_path / "base")
-    with pytest.raises(InputError, match=r"finetune\.weights is '\w+' there and '\w+' here"):
+    with pytest.raises(InputError, match=r"source\.base is '\w+' there and '\w+' here"):
         train(root, tuned[0], f"finetune.base={tmp_path / 'base'}")
     with pytest.raises(InputError, match="was not made by `audiolm import`"):
         train(root, tmp_path / "more", f"finetune.base={tuned[0]}")

@@ -122,7 +122,7 @@ def test_a_repository_without_a_revision_is_its_latest_commit(offline, folder, t
     assert [musicgen.read(f"somebody/music{at}").source for at in ("", "@main", f"@{commit}")] == [pinned] * 3
     assert main.main(["import", "somebody/music", "run"]) == 0
     assert f"imported {pinned}: run" in capsys.readouterr().out
-    assert checkpoints.restore_params("run")[1]["source"] == pinned
+    assert checkpoints.restore_params("run")[1].source.repository == pinned
     assert audiolm_jax.load("somebody/music").vocab == audiolm_jax.load("run").vocab
 
 

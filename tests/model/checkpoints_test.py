@@ -9,12 +9,14 @@ from safetensors.numpy import load_file, save_file
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.sharding import PRESETS, ShardingConfig, make_mesh
+from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 
 VOCAB = Vocab(codebooks=2, codebook_size=16, max_frames=8)
 CONFIG = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24)
-ABOUT = checkpoints.describe(CONFIG, VOCAB, codec={"name": "tiny", "fingerprint": "abc"})
+SPEC = Spec(CONFIG, VOCAB, SerializationConfig("delay", delays=(0, 2)), codec=CodecSpec("tiny", fingerprint="abc"))
 STATE = {"step": np.array(3, np.int32), "moment": np.arange(4.0, dtype=np.float32)}
 
 
@@ -35,7 +37,7 @@ def same(a, b) -> bool:
 def workdir(tmp_path):
     with checkpoints.manager(tmp_path, keep=2) as manager:
         for step in (1, 2, 3):
-            checkpoints.save(manager, step, fresh(step), STATE, {"seconds": step / 2}, ABOUT)
+            checkpoints.save(manager, step, fresh(step), STATE, {"seconds": step / 2}, SPEC)
     return tmp_path
 
 
@@ -61,8 +63,8 @@ def test_a_checkpoint_of_another_model_is_refused_naming_every_difference(workdi
 
 
 def test_a_model_for_inference_in_one_line(workdir):
-    model, about = checkpoints.restore_params(workdir)
-    assert about == ABOUT and model.config == CONFIG
+    model, spec = checkpoints.restore_params(workdir)
+    assert spec == SPEC and model.config == CONFIG
     assert same(checkpoints.params_of(model), fresh(3))
     assert model(np.ones((1, 4, 1), int), np.arange(4)[None], np.ones((1, 4), int)).shape == (1, 4, 16)
     earlier, _ = checkpoints.restore_params(workdir, step=2, dtype="bfloat16")
@@ -79,7 +81,7 @@ def test_weights_trained_on_many_devices_come_back_on_one(tmp_path):
             fresh(5, CONFIG_8),
             checkpoints.params_of(like),
         )
-        checkpoints.save(manager, 1, params, STATE, {}, checkpoints.describe(CONFIG_8, VOCAB))
+        checkpoints.save(manager, 1, params, STATE, {}, dataclasses.replace(SPEC, model=CONFIG_8))
     model, _ = checkpoints.restore_params(tmp_path)
     assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(checkpoints.params_of(model)))
     assert same(checkpoints.params_of(model), fresh(5, CONFIG_8))
@@ -107,7 +109,7 @@ def test_eight_devices_to_one_and_back_is_bit_equal(tmp_path, preset, tensor):
             if number:
                 with checkpoints.manager(tmp_path / str(number - 1)) as before:
                     params, _, _ = checkpoints.restore(before, 1, like, STATE)
-            checkpoints.save(manager, 1, params, STATE, {}, checkpoints.describe(CONFIG_8, VOCAB))
+            checkpoints.save(manager, 1, params, STATE, {}, dataclasses.replace(SPEC, model=CONFIG_8))
         assert {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {mesh.size}
         assert same(params, fresh(7, CONFIG_8))
 
@@ -119,8 +121,8 @@ def test_safetensors_out_and_in(workdir, tmp_path):
     path = tmp_path / "model.safetensors"
     checkpoints.export_safetensors(workdir, path)
     assert "layers/qkv_DHAK" in load_file(path)
-    model, about = checkpoints.load_safetensors(path)
-    assert about == ABOUT and same(checkpoints.params_of(model), fresh(3))
+    model, spec = checkpoints.load_safetensors(path)
+    assert spec == SPEC and same(checkpoints.params_of(model), fresh(3))
     assert [p.name for p in tmp_path.glob("*.tmp")] == []
 
 

@@ -11,6 +11,7 @@ from audiolm_jax import codecs, loading, serialization
 from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
 from audiolm_jax.sampling import generator as generate
@@ -175,15 +176,15 @@ def test_a_codec_of_other_codes_is_refused():
 
 
 def save_run(workdir, fingerprint=CODEC.fingerprint):
-    about = checkpoints.describe(
+    spec = Spec(
         MODEL,
         VOCAB,
-        serialization={"strategy": "delay", "delays": [0, 1, 1, 2]},
-        codec={"name": "tiny", "path": None, "codebooks": 4, "fingerprint": fingerprint},
-        data={"template": "{speaker}: {text}", "sequence_length": 99},
+        SerializationConfig("delay", delays=(0, 1, 1, 2)),
+        data=examples.DataConfig(template="{speaker}: {text}", sequence_length=99),
+        codec=CodecSpec("tiny", None, 4, fingerprint),
     )
     with checkpoints.manager(workdir) as opened:
-        checkpoints.save(opened, 7, checkpoints.params_of(model()), {"step": np.int32(7)}, {}, about)
+        checkpoints.save(opened, 7, checkpoints.params_of(model()), {"step": np.int32(7)}, {}, spec)
 
 
 def test_load_reads_a_run_and_an_exported_file(tmp_path):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import checkpoints
+from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.sharding import ShardingConfig
+from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import ModelConfig
+from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 from audiolm_jax.training import loop
 from audiolm_jax.training.optimizer import OptimizerConfig
@@ -63,13 +65,13 @@ def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, probe=None
     return loop.train(
         workdir,
         batches or Batches(),
-        VOCAB,
-        model,
-        sharding or ShardingConfig(),
-        OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=2),
-        settings,
-        seed=seed,
-        about={"codec": "none"},
+        Spec(model, VOCAB, SerializationConfig("parallel"), codec=CodecSpec("none")),
+        loop.Run(
+            settings,
+            OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=2),
+            sharding or ShardingConfig(),
+            seed,
+        ),
         probe=probe,
         progress=False,
         devices=jax.devices()[:1] if sharding is None else None,
@@ -207,24 +209,24 @@ def test_eight_devices_and_accumulated_microbatches_train_like_one_batch_on_one_
 
 
 def test_a_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):
-    with pytest.raises(InputError, match="over 8 devices; choose a multiple of 16 rows"):
+    with pytest.raises(InputError, match="each over 8 devices .*; choose a multiple of 16"):
         run(tmp_path, model=PLAIN, sharding=ShardingConfig("fsdp"), accumulate=2)
 
 
 def test_the_step_compiles_once(tmp_path, monkeypatch):
     traced = []
-    original = loop.losses.loss_and_sums
-    monkeypatch.setattr(loop.losses, "loss_and_sums", lambda *a: traced.append(1) or original(*a))
+    original = losses.loss_and_sums
+    monkeypatch.setattr(losses, "loss_and_sums", lambda *a: traced.append(1) or original(*a))
     run(tmp_path, steps=5)
     assert len(traced) == 1
 
 
 def test_the_average_starts_at_once_and_is_what_inference_gets(tmp_path):
     state = run(tmp_path)
-    model, about = checkpoints.restore_params(tmp_path)
+    model, spec = checkpoints.restore_params(tmp_path)
     assert same(checkpoints.params_of(model), state.ema)
     assert not same(state.ema, state.params)
-    assert about["codec"] == "none"
+    assert spec.codec.name == "none"
 
 
 def test_probes_are_recorded(tmp_path):

@@ -1,0 +1,127 @@
+"""`Spec`: the description of a model, with which its weights can be used. Its JSON lies in every checkpoint.
+
+    {"model", "vocab", "serialization", "framing", "data", "codec", "tokens", "conditioning", "source"}
+
+`model`, `serialization` and `data` are sections of the configuration; `vocab` follows from the codec and `data`.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from audiolm_jax import serialization
+from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.errors import InputError
+from audiolm_jax.model.lora import LoraConfig
+from audiolm_jax.model.transformer import ModelConfig
+from audiolm_jax.serialization import Grid, SerializationConfig
+from audiolm_jax.serialization.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecSpec:
+    """The codec whose codes the model predicts: section `codec` of the configuration and what identifies the weights.
+
+    A path that is not absolute is one inside the workdir where the model has a `source.family`.
+    """
+
+    name: str
+    path: str | None = None
+    codebooks: int | None = None
+    fingerprint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """Encoders beside the model."""
+
+    text_encoder: str = ""  # folder inside the workdir; "": text is tokens of the row
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the weights come from; empty for a model trained here from random weights."""
+
+    family: str = ""  # of a published model: a name of `families.FAMILIES`
+    repository: str = ""  # owner/name@commit that was imported
+    weights: str = ""  # imported: sha256 of the weights
+    base: str = ""  # fine-tuned: sha256 of the weights of the imported run that training started from
+    lora: LoraConfig | None = None  # fine-tuned: with these adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What must be known to use the weights of a model."""
+
+    model: ModelConfig
+    vocab: Vocab
+    serialization: SerializationConfig
+    framing: str = "markers"  # what stands around audio: a name of `framing.FRAMINGS`
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    codec: CodecSpec | None = None  # None: a model of codes that no codec made
+    tokens: str = ""  # fingerprint of the token data set that it was trained on
+    conditioning: Conditioning = Conditioning()
+    source: Source = Source()
+
+    @property
+    def grid(self) -> Grid:
+        """The order bound to the codebooks. Raises InputError for options that do not fit."""
+        return serialization.bind(self.serialization, self.vocab.codebooks, self.framing)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with which `from_json` gives an equal Spec."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def from_json(values: dict[str, Any], where: Any) -> Spec:
+    """The Spec of `to_json`, or of a description written by an earlier version (`upgrade`).
+
+    Raises InputError, with `where` they were read, for values that are no Spec of this version.
+    """
+    try:
+        values = upgrade(values)
+        parts = {
+            "model": ModelConfig,
+            "vocab": Vocab,
+            "serialization": SerializationConfig,
+            "data": DataConfig,
+            "codec": CodecSpec,
+            "conditioning": Conditioning,
+            "source": Source,
+        }
+        built = {name: _section(parts[name], value) if name in parts else value for name, value in values.items()}
+        return Spec(**built)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{where}: the description of the model cannot be used ({error}); it is damaged, or of a newer version"
+        ) from None
+
+
+def _section(kind: type, values: dict | None) -> Any:
+    if values is None:
+        return None
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if kind is Source:
+        values["lora"] = _section(LoraConfig, values.get("lora"))
+    return kind(**values)
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A description, or the config.json of a run, that an earlier version wrote, with the keys of this one.
+
+    Until November 2026 `text_encoder`, `weights`, `finetune` and `lora` stood beside the sections, `source` was the
+    repository, and `vocab.special` stood for the framing `bare`.
+    """
+    if "conditioning" in values:
+        return values
+    values = dict(values)
+    encoder, repository = values.pop("text_encoder", ""), values.pop("source", "")
+    finetuned, lora = values.pop("finetune", {}), values.pop("lora", None)
+    source = Source("musicgen" if encoder else "", repository, values.pop("weights", ""), finetuned.get("weights", ""))
+    vocab = dict(values["vocab"])
+    bare = vocab.pop("special", False)
+    values["vocab"] = {**vocab, "extra_ids": vocab["codebooks"]} if bare else vocab
+    values["framing"] = "bare" if bare else "markers"
+    values["conditioning"] = {"text_encoder": encoder}
+    values["source"] = {**dataclasses.asdict(source), "lora": lora}
+    return values
