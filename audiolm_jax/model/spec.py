@@ -73,55 +73,58 @@ class Spec:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+PARTS = {
+    "model": ModelConfig,
+    "vocab": Vocab,
+    "serialization": SerializationConfig,
+    "data": DataConfig,
+    "codec": CodecSpec,
+    "conditioning": Conditioning,
+    "source": Source,
+}
+
+
 def from_json(values: dict[str, Any], where: Any) -> Spec:
-    """The Spec of `to_json`, or of a description written by an earlier version (`upgrade`).
+    """The Spec of `to_json`, also of one that an earlier version wrote.
 
     Raises InputError, with `where` they were read, for values that are no Spec of this version.
     """
     try:
-        values = upgrade(values)
-        parts = {
-            "model": ModelConfig,
-            "vocab": Vocab,
-            "serialization": SerializationConfig,
-            "data": DataConfig,
-            "codec": CodecSpec,
-            "conditioning": Conditioning,
-            "source": Source,
-        }
-        built = {name: _section(parts[name], value) if name in parts else value for name, value in values.items()}
-        return Spec(**built)
+        values = values if "conditioning" in values else _renamed(values)
+        return Spec(**{name: _part(PARTS.get(name), value) for name, value in values.items()})
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise InputError(
             f"{where}: the description of the model cannot be used ({error}); it is damaged, or of a newer version"
         ) from None
 
 
-def _section(kind: type, values: dict | None) -> Any:
-    if values is None:
-        return None
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def upgrade(config: dict[str, Any], where: Any) -> dict[str, Any]:
+    """The config.json of a run, which holds a Spec among other sections, with the keys that this version writes."""
+    config = config if "conditioning" in config else _renamed(config)
+    names = [field.name for field in dataclasses.fields(Spec) if field.name in config]
+    return config | from_json({name: config[name] for name in names}, where).to_json()
+
+
+def _part(kind: type | None, value: Any) -> Any:
+    if kind is None or value is None:
+        return value
+    value = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
     if kind is Source:
-        values["lora"] = _section(LoraConfig, values.get("lora"))
-    return kind(**values)
+        value["lora"] = _part(LoraConfig, value.get("lora"))
+    return kind(**value)
 
 
-def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A description, or the config.json of a run, that an earlier version wrote, with the keys of this one.
-
-    Until November 2026 `text_encoder`, `weights`, `finetune` and `lora` stood beside the sections, `source` was the
-    repository, and `vocab.special` stood for the framing `bare`.
-    """
-    if "conditioning" in values:
-        return values
-    values = dict(values)
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Until November 2026 `text_encoder`, `weights`, `finetune` and `lora` stood beside the sections, `source` was the
+    repository, and `vocab.special` stood for the framing `bare`."""
+    values, vocab = dict(values), dict(values["vocab"])
     encoder, repository = values.pop("text_encoder", ""), values.pop("source", "")
-    finetuned, lora = values.pop("finetune", {}), values.pop("lora", None)
-    source = Source("musicgen" if encoder else "", repository, values.pop("weights", ""), finetuned.get("weights", ""))
-    vocab = dict(values["vocab"])
+    base, lora = values.pop("finetune", {}).get("weights", ""), values.pop("lora", None)
+    source = Source("musicgen" if encoder else "", repository, values.pop("weights", ""), base)
     bare = vocab.pop("special", False)
-    values["vocab"] = {**vocab, "extra_ids": vocab["codebooks"]} if bare else vocab
-    values["framing"] = "bare" if bare else "markers"
-    values["conditioning"] = {"text_encoder": encoder}
-    values["source"] = {**dataclasses.asdict(source), "lora": lora}
-    return values
+    return values | {
+        "vocab": {**vocab, "extra_ids": vocab["codebooks"]} if bare else vocab,
+        "framing": "bare" if bare else "markers",
+        "conditioning": {"text_encoder": encoder},
+        "source": {**dataclasses.asdict(source), "lora": lora},
+    }

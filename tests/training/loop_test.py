@@ -209,7 +209,7 @@ def test_eight_devices_and_accumulated_microbatches_train_like_one_batch_on_one_
 
 
 def test_a_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):
-    with pytest.raises(InputError, match="each over 8 devices .*; choose a multiple of 16"):
+    with pytest.raises(InputError, match=r"each over 8 devices .*; choose a multiple of 16"):
         run(tmp_path, model=PLAIN, sharding=ShardingConfig("fsdp"), accumulate=2)
 
 
