@@ -99,7 +99,9 @@ def from_json(values: dict[str, Any], where: Any) -> Spec:
 
 
 def upgrade(config: dict[str, Any], where: Any) -> dict[str, Any]:
-    """The config.json of a run, which holds a Spec among other sections, with the keys that this version writes."""
+    """The config.json of a run or of a comparison, with the keys that this version writes."""
+    if "vocab" not in config:  # of a comparison: sections of the configuration alone
+        return config | {"model": _renamed_keys(config["model"])}
     config = config if "conditioning" in config else _renamed(config)
     names = [field.name for field in dataclasses.fields(Spec) if field.name in config]
     return config | from_json({name: config[name] for name in names}, where).to_json()
@@ -116,15 +118,20 @@ def _part(kind: type | None, value: Any) -> Any:
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     """Until November 2026 `text_encoder`, `weights`, `finetune` and `lora` stood beside the sections, `source` was the
-    repository, and `vocab.special` stood for the framing `bare`."""
+    repository, `vocab.special` stood for the framing `bare`, and `model.state_widths` was `given_widths`."""
     values, vocab = dict(values), dict(values["vocab"])
     encoder, repository = values.pop("text_encoder", ""), values.pop("source", "")
     base, lora = values.pop("finetune", {}).get("weights", ""), values.pop("lora", None)
     source = Source("musicgen" if encoder else "", repository, values.pop("weights", ""), base)
     bare = vocab.pop("special", False)
     return values | {
+        "model": _renamed_keys(values["model"]),
         "vocab": {**vocab, "extra_ids": vocab["codebooks"]} if bare else vocab,
         "framing": "bare" if bare else "markers",
         "conditioning": {"text_encoder": encoder},
         "source": {**dataclasses.asdict(source), "lora": lora},
     }
+
+
+def _renamed_keys(model: dict[str, Any]) -> dict[str, Any]:
+    return {{"given_widths": "state_widths"}.get(name, name): value for name, value in model.items()}

@@ -27,7 +27,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
         ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(configs.defaults().to_dict())))
         theirs = {key: value for key, value in defaults.items() if key in ours}
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        theirs |= configs.flat(spec.upgrade(earlier, path) if "vocab" in earlier else earlier)
+        theirs |= configs.flat(spec.upgrade(earlier, path))
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())
