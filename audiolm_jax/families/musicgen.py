@@ -35,7 +35,7 @@ from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files as huggingface
 from audiolm_jax.model import checkpoints, sharding
-from audiolm_jax.model.spec import CodecSpec, Conditioning, Source, Spec
+from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Source, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
@@ -356,7 +356,7 @@ def import_run(source: str | Path, workdir: str | Path) -> str:
         FRAMING,
         DataConfig(max_frames=p.vocab.max_frames),
         CodecSpec(p.codec.name, CODEC, None, p.codec.fingerprint),
-        conditioning=Conditioning(TEXT),
+        conditioning=ConditioningSpec(TEXT),
         source=Source("musicgen", p.source, checkpoints.digest(params, t5.tensors_of(p.encoder))),
     )
     checkpoints.save_weights(workdir, params, spec)

@@ -32,7 +32,7 @@ class CodecSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Conditioning:
+class ConditioningSpec:
     """Encoders beside the model."""
 
     text_encoder: str = ""  # folder inside the workdir; "": text is tokens of the row
@@ -60,7 +60,7 @@ class Spec:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     codec: CodecSpec | None = None  # None: a model of codes that no codec made
     tokens: str = ""  # fingerprint of the token data set that it was trained on
-    conditioning: Conditioning = Conditioning()
+    conditioning: ConditioningSpec = ConditioningSpec()
     source: Source = Source()
 
     @property
@@ -79,7 +79,7 @@ PARTS = {
     "serialization": SerializationConfig,
     "data": DataConfig,
     "codec": CodecSpec,
-    "conditioning": Conditioning,
+    "conditioning": ConditioningSpec,
     "source": Source,
 }
 
