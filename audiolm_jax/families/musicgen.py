@@ -42,7 +42,7 @@ from audiolm_jax.sampling import generator as generate
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.documents import Document
 from audiolm_jax.serialization.framing import FRAMINGS
-from audiolm_jax.serialization.vocab import CODE_START, Vocab
+from audiolm_jax.serialization.vocab import Vocab
 
 FRAMING = "bare"
 WHAT = "MusicGen"  # begins a message
@@ -102,7 +102,7 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
         )
 
     layer, rows = "decoder.model.decoder.layers.{}", table_rows(vocab.size)
-    code_ids = CODE_START + np.arange(Q * V)
+    code_ids = vocab.code_start + np.arange(Q * V)
     special_ids = vocab.extra_start + np.arange(Q)
 
     def pack_embedding(tables: list[np.ndarray]) -> np.ndarray:

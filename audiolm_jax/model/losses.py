@@ -17,13 +17,11 @@ from audiolm_jax.model.kernels import cpu
 from audiolm_jax.model.sharding import PRESETS, Rules
 from audiolm_jax.serialization.vocab import (
     AUDIO,
-    CODE_START,
     END_AUDIO,
     EOS,
     HEAD_CODE,
     HEAD_LENGTH,
     HEAD_TEXT,
-    TEXT_SIZE,
     TEXT_START,
     Vocab,
 )
@@ -32,26 +30,37 @@ from audiolm_jax.serialization.vocab import (
 CHUNK_LOGITS = 1 << 25
 
 
+def by_codebook(x_V: jax.Array, vocab: Vocab) -> jax.Array:
+    """The codes of the vocabulary, `[..., V]` -> `[..., Q, K]`; 0 beyond the last code of a smaller codebook."""
+    if vocab.legal_QK.all():
+        codes = x_V[..., vocab.code_start : vocab.length_start]
+        return codes.reshape(*x_V.shape[:-1], vocab.codebooks, vocab.largest_codebook)
+    books = jnp.split(x_V[..., : vocab.length_start], vocab.code_offsets, axis=-1)[1:]
+    padding = [(0, 0)] * (x_V.ndim - 1)
+    return jnp.stack([jnp.pad(x, [*padding, (0, vocab.largest_codebook - x.shape[-1])]) for x in books], axis=-2)
+
+
 def output_blocks(out_DV: jax.Array, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
     """The output matrix cut into "text" [D, X], "codes" [D, Q, K], "length" [D, M] and gathered over "embed".
 
-    K keeps the vocabulary's mesh axis if that divides it; the small blocks are replicated. The cut comes first, so
-    that the gradient of each block is reduced and scattered before the blocks are put together.
+    K, the size of the largest codebook, keeps the vocabulary's mesh axis if that divides it; the small blocks are
+    replicated. The cut comes first, so that the gradient of each block is reduced and scattered before the blocks are
+    put together.
     """
     stored = jax.sharding.reshard(out_DV, rules.spec("embed", None))
-    codes_DQK = stored[:, CODE_START : vocab.length_start].reshape(-1, vocab.codebooks, vocab.codebook_size)
-    even = vocab.codebook_size % rules.parts("vocab", jax.sharding.get_abstract_mesh()) == 0
+    codes_DQK = by_codebook(stored, vocab)
+    even = vocab.largest_codebook % rules.parts("vocab", jax.sharding.get_abstract_mesh()) == 0
     last = "vocab" if even else None
     return {
-        "text": jax.sharding.reshard(stored[:, :CODE_START], rules.spec(None, None)),
+        "text": jax.sharding.reshard(stored[:, : vocab.code_start], rules.spec(None, None)),
         "codes": jax.sharding.reshard(codes_DQK, rules.spec(None, None, last)),
         "length": jax.sharding.reshard(stored[:, vocab.length_start : vocab.size], rules.spec(None, None)),
     }
 
 
-def _text_legal() -> np.ndarray:
-    legal = np.zeros(CODE_START, bool)
-    legal[TEXT_START : TEXT_START + TEXT_SIZE] = True
+def _text_legal(vocab: Vocab) -> np.ndarray:
+    legal = np.zeros(vocab.code_start, bool)
+    legal[TEXT_START:] = True
     legal[[AUDIO, EOS]] = True
     return legal
 
@@ -96,7 +105,9 @@ def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) 
     text = logits("text", (None,))
     codes = logits("codes", (None, "vocab" if sharded else None))
     length = logits("length", (None,))
-    lse_text = jax.nn.logsumexp(jnp.where(_text_legal(), text, -jnp.inf), axis=-1)
+    lse_text = jax.nn.logsumexp(jnp.where(_text_legal(vocab), text, -jnp.inf), axis=-1)
+    if not vocab.legal_QK.all():
+        codes = jnp.where(vocab.legal_QK, codes, -jnp.inf)
     lse_codes = jax.nn.logsumexp(codes, axis=-1)
     lse_length = jax.nn.logsumexp(length, axis=-1)
     lse_BLH = jnp.concatenate(
@@ -109,9 +120,9 @@ def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) 
         ],
         axis=-1,
     )
-    relative = targets_BLS[..., None, None] - CODE_START
-    index_QK = jnp.arange(vocab.codebooks * vocab.codebook_size, dtype=jnp.int32).reshape(vocab.codebooks, -1)
-    target = jnp.sum(jnp.where(relative == index_QK, codes[:, :, None], 0), axis=(-2, -1))
+    ids_QK = vocab.code_offsets[:, None] + jnp.arange(vocab.largest_codebook, dtype=jnp.int32)
+    hit = (targets_BLS[..., None, None] == ids_QK) & vocab.legal_QK
+    target = jnp.sum(jnp.where(hit, codes[:, :, None], 0), axis=(-2, -1))
     target += _pick(text, targets_BLS) + _pick(length, targets_BLS - vocab.length_start)
     return _either(_pick(lse_BLH, heads_BLS), target, text[..., END_AUDIO], targets_BLS, heads_BLS, vocab)
 
@@ -120,11 +131,10 @@ def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules
     """Only the legal logits of every prediction; on one CPU device (see `blocks.py`)."""
     stream = rules.spec("batch", "length", None)
     sets_XWD = [cut["text"].T, cut["length"].T, *cut["codes"].transpose(1, 2, 0)]
-    sizes = [len(weight_WD) for weight_WD in sets_XWD]
-    widest = max(sizes)
-    legal_XW = np.arange(widest) < np.array(sizes)[:, None]
-    legal_XW[0, :CODE_START] = _text_legal()
-    weight_XWD = jnp.stack([jnp.pad(w, ((0, widest - len(w)), (0, 0))) for w in sets_XWD])
+    sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes]
+    legal_XW = np.arange(max(sizes)) < np.array(sizes)[:, None]
+    legal_XW[0, : vocab.code_start] = _text_legal(vocab)
+    weight_XWD = jnp.stack([jnp.pad(w, ((0, max(sizes) - len(w)), (0, 0))) for w in sets_XWD])
     starts_X = np.array([0, vocab.length_start, *vocab.code_offsets], np.int32)
     sets_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, HEAD_CODE, heads_BLS) - HEAD_TEXT
     start_BLS = _pick(jnp.broadcast_to(starts_X, (1, 1, len(starts_X))), sets_BLS)

@@ -128,7 +128,7 @@ def check(of: Task, mesh: Mesh, rules: sharding.Rules, more: dict[str, tuple[str
 def segment_positions(of: Task) -> int:
     """Positions of a training row that holds the longest segment and its text."""
     frames, text = of.vocab.max_frames, TEXT if of.config.data.template else 0
-    return text + 2 + max(cost.causal_steps(of.grid, frames), frames * (of.grid.causal_levels < of.grid.codebooks))
+    return text + 2 + max(cost.causal_positions(of.grid, frames), frames * (of.grid.causal_levels < of.grid.codebooks))
 
 
 def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:

@@ -6,7 +6,7 @@ of audio is the cell (T, 0): drawing it fixes T, the other codebooks then finish
 stands at the limit, where the end is forced.
 
 Axes: B rows; M rows of the model (B, or 2B with guidance); F frames of the grid; C cells of a step, one per stream
-that has one; Q codebooks; K codes.
+that has one; Q codebooks; K codes of the largest one.
 """
 
 import functools
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
+from audiolm_jax.model.losses import by_codebook
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance
 from audiolm_jax.sampling import requests as plan
@@ -68,7 +69,7 @@ def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tu
 def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: State) -> tuple[State, jax.Array]:
     """Draws the cells of one step: the state with them, `hidden_MD` still the old one, and the next tokens_MS."""
     batch, frames, _ = state.codes_BFQ.shape
-    K = vocab.codebook_size
+    K = vocab.largest_codebook
     here_BFQ, forced_end_B = cells(grid, state.step_B, state.frames_B, frames)
     frame_BC = jnp.argmax(here_BFQ, axis=1).astype(jnp.int32)
     present_BC = jnp.any(here_BFQ, axis=1)
@@ -97,7 +98,8 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     made_BFQ = jnp.where(written_BFQ, chosen_BC[:, None, :], state.codes_BFQ[:, :, : grid.causal_levels])
     codes_BFQ = jnp.concatenate([made_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
 
-    code_ids_BC = jnp.where(chosen_BC == K, grid.framing.end(vocab), ids.CODE_START + book_BC * K + chosen_BC)
+    code_ids_BC = jnp.asarray(vocab.code_offsets)[book_BC] + chosen_BC
+    code_ids_BC = jnp.where(chosen_BC == K, grid.framing.end(vocab), code_ids_BC)
     silent_S = grid.framing.silent_S(grid.streams, vocab)
     tokens_BC = jnp.where(present_BC, code_ids_BC, silent_S[: code_ids_BC.shape[1]]).astype(jnp.int32)
     tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
@@ -111,17 +113,19 @@ def _candidates(model, grid, vocab, hidden_MD, book_BC, guidance_B) -> jax.Array
     """Logits [B, C, K + 1] of the codes of each cell's codebook and, last, of the end of audio."""
     # Sampling is not sharded: a few numbers per row, on every device the same.
     logits_MV = jax.sharding.reshard(model.logits(hidden_MD), P())
-    count, K = grid.causal_levels, vocab.codebook_size
-    codes_MQK = logits_MV[:, ids.CODE_START : ids.CODE_START + count * K].reshape(-1, count, K)
+    codes_MQK = by_codebook(logits_MV, vocab)[:, : grid.causal_levels]
     batch = len(book_BC)
     if grid.streams == 1:
         book_MC = jnp.tile(book_BC, (len(hidden_MD) // batch, 1))
         codes_MQK = jnp.take_along_axis(codes_MQK, book_MC[:, :, None], axis=1)
     end_MC1 = jnp.broadcast_to(logits_MV[:, None, ids.END_AUDIO, None], (*codes_MQK.shape[:2], 1))
     candidates_MCN = jnp.concatenate([codes_MQK, end_MC1], axis=-1)
-    if guidance_B is None:
+    if guidance_B is not None:
+        candidates_MCN = guide(candidates_MCN[:batch], candidates_MCN[batch:], guidance_B[:, None])
+    if vocab.legal_QK.all():
         return candidates_MCN
-    return guide(candidates_MCN[:batch], candidates_MCN[batch:], guidance_B[:, None])
+    legal_QN = jnp.pad(vocab.legal_QK, ((0, 0), (0, 1)), constant_values=True)
+    return jnp.where(legal_QN[book_BC], candidates_MCN, -jnp.inf)
 
 
 def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: State, cache) -> tuple[State, tuple]:

@@ -6,7 +6,8 @@ least confident again, as many as the schedule says: counted and ranked over the
 alone. Kept cells stay. `hierarchical` (VALL-E): the finer levels, one pass each. What a pass sees is what training
 shows (`documents.level_row`): coarser levels clean, finer ones MASK, the prompt clean at every level.
 
-Axes: B rows; M rows of the model (B, or 2B with guidance); F frames of the grid; N passes; Q codebooks; K codes.
+Axes: B rows; M rows of the model (B, or 2B with guidance); F frames of the grid; N passes; Q codebooks; K codes of
+the largest one.
 """
 
 import functools
@@ -72,9 +73,9 @@ def see(model: Transformer, tokens_MFS: jax.Array, frames_M: jax.Array, fixed: F
 
 
 def level_logits(output_DV: jax.Array, vocab: Vocab, hidden_MFD: jax.Array, level: jax.Array) -> jax.Array:
-    """Logits [M, F, K] of one codebook: the head of this level only."""
-    start = ids.CODE_START + level * vocab.codebook_size
-    head_DK = jax.lax.dynamic_slice_in_dim(output_DV, start, vocab.codebook_size, axis=1).astype(hidden_MFD.dtype)
+    """Logits [M, F, K] of one codebook: the head of this level only, and of what follows a smaller codebook."""
+    start = jnp.asarray(vocab.code_offsets)[level]
+    head_DK = jax.lax.dynamic_slice_in_dim(output_DV, start, vocab.largest_codebook, axis=1).astype(hidden_MFD.dtype)
     logits_MFK = jnp.einsum("MFD,DK->MFK", hidden_MFD, head_DK, preferred_element_type=jnp.float32)
     return jax.sharding.reshard(logits_MFK, P())
 
@@ -90,6 +91,8 @@ def advance(
     logits_BFK = level_logits(output_DV, vocab, hidden_MFD, now.level)
     if fixed.guidance_B is not None:
         logits_BFK = guide(logits_BFK[:batch], logits_BFK[batch:], fixed.guidance_B[:, None])
+    if not vocab.legal_QK.all():
+        logits_BFK = jnp.where(jnp.asarray(vocab.legal_QK)[now.level], logits_BFK, -jnp.inf)
 
     draw, rank = (_gumbel(fixed.keys_B, 2 * now.number + kind, shape) for kind, shape in ((0, logits_BFK), (1, None)))
     rules = LogitRules(*(x if x is None else x[:, None] for x in now.rules))
@@ -128,6 +131,8 @@ def run_levels(model: Transformer, vocab: Vocab, fixed: Fixed, schedule: Pass, c
     """All passes of the schedule. Pure; `levels_program` is its compiled form."""
 
     output_DV = jax.sharding.reshard(model.output_DV(), P())  # once, not in every pass
+    if not vocab.legal_QK.all():  # a slice of the largest size fits behind the last codebook
+        output_DV = jnp.pad(output_DV, ((0, 0), (0, vocab.largest_codebook)))
 
     def one_pass(codes_BFQ, now):
         return advance(model, vocab, fixed, now, codes_BFQ, output_DV), None

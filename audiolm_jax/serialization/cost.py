@@ -1,7 +1,7 @@
 """What an order costs: passes, positions, FLOPs, cache bytes and look-ahead, derived from the order alone.
 
 Generating one audio segment is a list of sequential passes of the network. The prompt's pass comes first; it predicts
-step 0 of the causal levels, or the number of frames where there is none. Then one position per further step of the
+position 0 of the causal levels, or the number of frames where there is none. Then one position after the other of the
 causal pass, then `iterations` passes over all frames for every other codebook. The keys and values of the prompt are
 computed once. Nothing here asks for a strategy by name.
 
@@ -30,16 +30,17 @@ class Pass:
     """One pass of the network over one row.
 
     `positions` are computed, their queries see `pairs` keys in all, `predictions` positions have logits over the whole
-    vocabulary and `of_level` positions those of one codebook.
+    vocabulary and `of_level` positions those of codebook `level`.
     """
 
     positions: int
     pairs: int
     predictions: int
     of_level: int = 0
+    level: int = 0
 
     def logits(self, vocab: Vocab) -> int:
-        return self.predictions * vocab.size + self.of_level * vocab.codebook_size
+        return self.predictions * vocab.size + self.of_level * vocab.codebook_sizes[self.level]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,16 @@ class Cost:
     cache_bytes: int  # keys and values kept between passes
 
 
-def causal_steps(grid: Grid, frames: int) -> int:
-    """Steps of the causal pass, the end of audio included; 0 if no codebook has one."""
+def causal_positions(grid: Grid, frames: int) -> int:
+    """Positions of the causal pass, the end of audio included; 0 if no codebook has one."""
     return len(layout.causal_cells(grid, frames)[0]) if grid.causal_levels else 0
+
+
+def steps(grid: Grid, frames: int) -> int:
+    """Steps of the order, the end of audio and passes that find nothing left to predict included."""
+    if not grid.causal_levels:
+        return sum(grid.iterations)
+    return int(np.max(grid.order(*layout.causal_indices(grid, frames), frames))) + 1 + sum(grid.iterations)
 
 
 def generation(grid: Grid, frames: int, prompt: int) -> list[Pass]:
@@ -68,8 +76,9 @@ def generation(grid: Grid, frames: int, prompt: int) -> list[Pass]:
     """
     layout.require_frames(frames)
     passes = [Pass(prompt, _triangle(prompt), 1)]
-    passes += [Pass(1, prompt + i, 1) for i in range(1, causal_steps(grid, frames))]
-    passes += [Pass(frames, frames * (prompt + frames), 0, frames)] * sum(grid.iterations)
+    passes += [Pass(1, prompt + i, 1) for i in range(1, causal_positions(grid, frames))]
+    for level, count in enumerate(grid.iterations, start=grid.causal_levels):
+        passes += [Pass(frames, frames * (prompt + frames), 0, frames, level)] * count
     return passes
 
 
@@ -78,7 +87,7 @@ def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Pass]:
     layout.require_frames(frames)
     rows = {}
     if grid.causal_levels:
-        length = prompt + causal_steps(grid, frames)
+        length = prompt + causal_positions(grid, frames)
         rows["causal"] = Pass(length, _triangle(length), length)
     if grid.causal_levels < grid.codebooks:
         length = prompt + frames
@@ -86,12 +95,18 @@ def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Pass]:
     return rows
 
 
-def look_ahead(grid: Grid, frames: int) -> tuple[int, int]:
-    """(frames after frame 0 that hold a cell once frame 0 is complete, steps until then)."""
+def look_ahead(grid: Grid, frames: int) -> int:
+    """Frames after frame 0 that hold a cell once frame 0 is complete."""
     step_TQ = layout.order_TQ(grid, frames)
-    last = int(step_TQ[0].max())
-    touched = np.flatnonzero((step_TQ <= last).any(axis=1))
-    return int(touched[-1]), last + 1
+    return int(np.flatnonzero((step_TQ <= step_TQ[0].max()).any(axis=1))[-1])
+
+
+def _first_passes(grid: Grid, frames: int) -> int:
+    """Passes until frame 0 is complete, the prompt's included."""
+    if grid.causal_levels == grid.codebooks:
+        return 1 + int(np.max(grid.position(0 * np.arange(grid.codebooks), np.arange(grid.codebooks), frames)))
+    passes = max(1, causal_positions(grid, frames)) + sum(grid.iterations)
+    return passes - steps(grid, frames) + 1 + int(layout.order_TQ(grid, frames)[0].max())
 
 
 def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_value: int = 4) -> Cost:
@@ -100,15 +115,13 @@ def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_va
     Raises InputError for a segment of no frames.
     """
     passes = generation(grid, frames, prompt)
-    steps = causal_steps(grid, frames) + sum(grid.iterations)
-    ahead, first_steps = look_ahead(grid, frames)
-    kept = prompt + causal_steps(grid, frames)
+    kept = prompt + causal_positions(grid, frames)
     return Cost(
         frames=frames,
-        steps=steps,
+        steps=steps(grid, frames),
         passes=len(passes),
-        look_ahead=ahead,
-        first_passes=first_steps + len(passes) - steps,
+        look_ahead=look_ahead(grid, frames),
+        first_passes=_first_passes(grid, frames),
         positions=sum(work.positions for work in passes),
         flops=sum(forward_flops(model, vocab, work) for work in passes),
         cache_bytes=kept * cache_bytes_per_position(model, bytes_per_value),
@@ -167,7 +180,7 @@ def seconds_of_passes(
     flops = np.array([batch * forward_flops(model, vocab, work) for work in passes], float)
 
     def moved(work: Pass) -> float:
-        heads = vocab.size * (work.predictions > 0) + vocab.codebook_size * (work.of_level > 0)
+        heads = vocab.size * (work.predictions > 0) + vocab.codebook_sizes[work.level] * (work.of_level > 0)
         weights = bytes_per_value * (block_weights(model) + model.width * heads)
         # Every position of a pass reads the same keys, so keys read are those one query sees.
         return weights + batch * per_pair * work.pairs / work.positions

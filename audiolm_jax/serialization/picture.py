@@ -31,8 +31,7 @@ def svg(grid: Grid, frames: int = 8, title: str = "") -> str:
     """
     step_TQ = layout.order_TQ(grid, frames)
     codebooks = grid.codebooks
-    steps = cost.causal_steps(grid, frames) + sum(grid.iterations)
-    ahead, _ = cost.look_ahead(grid, frames)
+    steps, ahead = cost.steps(grid, frames), cost.look_ahead(grid, frames)
     title = title or label(grid.config.strategy)
     ends = [(frames, 0, int(grid.order(frames, 0, frames)))] if grid.causal_levels else []
 

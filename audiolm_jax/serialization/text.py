@@ -3,7 +3,7 @@
 import numpy as np
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.serialization.vocab import TEXT_SIZE, TEXT_START
+from audiolm_jax.serialization.vocab import BYTES, TEXT_START
 
 
 def encode(text: str) -> np.ndarray:
@@ -18,6 +18,6 @@ def encode(text: str) -> np.ndarray:
 def decode(ids: np.ndarray) -> str:
     """Ids [L] -> text. Bytes that are not UTF-8 (a sampled text may hold some) become U+FFFD."""
     ids = np.asarray(ids)
-    if ids.size and (ids.min() < TEXT_START or ids.max() >= TEXT_START + TEXT_SIZE):
+    if ids.size and (ids.min() < TEXT_START or ids.max() >= TEXT_START + BYTES):
         raise InputError(f"ids {ids.min()}..{ids.max()} hold ids that are not text")
     return (ids - TEXT_START).astype(np.uint8).tobytes().decode("utf-8", errors="replace")

@@ -1,10 +1,10 @@
-"""The one home of token ids: specials, text bytes, one range per codebook, lengths.
+"""The one home of token ids: specials, text, one range per codebook, lengths.
 
     0 PAD  1 BOS  2 EOS  3 <audio>  4 </audio>  5 MASK  6-7 reserved
-    8 .. 263                      text: one id per UTF-8 byte
-    264 + q*K + code              codes of codebook q, K ids each
-    264 + Q*K + (T - 1)           lengths: T frames, 1 <= T <= max_frames (masked strategies only predict them)
-    264 + Q*K + max_frames + n    `extra_ids`, n = 0, 1, ...: what they mean is up to the framing (framing.py)
+    8 .. C - 1                text: `text_size` ids, by default one per UTF-8 byte, so that C, `code_start`, is 264
+    C + K_0 + .. + code       codes of codebook q, K_q ids each, after those of the codebooks before it
+    L + (T - 1)               lengths: T frames, 1 <= T <= max_frames (masked strategies only predict them)
+    L + max_frames + n        `extra_ids`, n = 0, 1, ...: what they mean is up to the framing (framing.py)
 
 Structural ids lie outside every codebook, so no legal frame can be mistaken for an end (CSM's end of audio is a
 frame of zeros, which is also a legal frame).
@@ -13,7 +13,7 @@ Legal sets. Which ids a prediction may take is an integer, its *head*: everythin
 the loss, in the likelihood and in sampling alike.
 
     0           nothing is predicted here
-    1           text bytes, <audio>, EOS
+    1           text, <audio>, EOS
     2           lengths
     3 + q       codebook q
     3 + Q       codebook 0 or </audio>: every frame of the coarsest codebook but the first may be the end instead
@@ -28,32 +28,50 @@ from audiolm_jax.errors import InputError
 
 PAD, BOS, EOS, AUDIO, END_AUDIO, MASK = range(6)
 TEXT_START = 8
-TEXT_SIZE = 256
-CODE_START = TEXT_START + TEXT_SIZE
+BYTES = 256  # the text vocabulary that text.py knows
 
 HEAD_NONE, HEAD_TEXT, HEAD_LENGTH, HEAD_CODE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """Id ranges for Q `codebooks` of `codebook_size` K codes and lengths up to `max_frames` frames."""
+    """Id ranges for Q `codebooks` of `codebook_size` codes and lengths up to `max_frames` frames."""
 
     codebooks: int
-    codebook_size: int
+    codebook_size: int | tuple[int, ...]  # one number for all codebooks, or one for each
     max_frames: int
     extra_ids: int = 0  # of a framing that has ids of its own
+    text_size: int = BYTES
 
     def __post_init__(self) -> None:
-        for name in ("codebooks", "codebook_size", "max_frames"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InputError(f"vocab {name} is {value}; it must be at least 1")
+        if np.ndim(self.codebook_size):
+            sizes = tuple(map(int, self.codebook_size))  # a list in the JSON of a checkpoint
+            if len(sizes) != self.codebooks:
+                raise InputError(f"vocab codebook_size is {sizes}; it must be one number, or {self.codebooks} of them")
+            object.__setattr__(self, "codebook_size", sizes if len(set(sizes)) > 1 else sizes[0])
+        for name in ("codebooks", "codebook_size", "max_frames", "text_size"):
+            if np.min(getattr(self, name)) < 1:
+                raise InputError(f"vocab {name} is {getattr(self, name)}; it must be at least 1")
         if self.extra_ids < 0:
             raise InputError(f"vocab extra_ids is {self.extra_ids}; it must be at least 0")
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K of every codebook."""
+        size = self.codebook_size
+        return size if np.ndim(size) else (size,) * self.codebooks
+
+    @property
+    def largest_codebook(self) -> int:
+        return max(self.codebook_sizes)
+
+    @property
+    def code_start(self) -> int:
+        return TEXT_START + self.text_size
+
+    @property
     def length_start(self) -> int:
-        return CODE_START + self.codebooks * self.codebook_size
+        return self.code_start + sum(self.codebook_sizes)
 
     @property
     def size(self) -> int:
@@ -78,15 +96,22 @@ class Vocab:
         codes = np.asarray(codes_TQ)
         if codes.shape[-1] > self.codebooks:
             raise InputError(f"{codes.shape[-1]} codebooks were given; this vocabulary has {self.codebooks}")
-        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            bad = codes.max() if codes.max() >= self.codebook_size else codes.min()
-            raise InputError(f"code {bad} is out of range; codes must lie in 0..{self.codebook_size - 1}")
+        sizes_Q = np.array(self.codebook_sizes[: codes.shape[-1]])
+        wrong = (codes < 0) | (codes >= sizes_Q)
+        if wrong.any():
+            bad, size = codes[wrong][0], np.broadcast_to(sizes_Q, codes.shape)[wrong][0]
+            raise InputError(f"code {bad} is out of range; codes must lie in 0..{size - 1}")
         return codes.astype(np.int32) + self.code_offsets[: codes.shape[-1]]
 
     @functools.cached_property
     def code_offsets(self) -> np.ndarray:
         """First id of each codebook, [Q]."""
-        return CODE_START + np.arange(self.codebooks, dtype=np.int32) * self.codebook_size
+        return self.code_start + np.cumsum((0, *self.codebook_sizes[:-1]), dtype=np.int32)
+
+    @functools.cached_property
+    def legal_QK(self) -> np.ndarray:
+        """[Q, K] bool, K the largest codebook: which codes each codebook has."""
+        return np.arange(self.largest_codebook) < np.array(self.codebook_sizes)[:, None]
 
     def length_id(self, frames: int) -> int:
         if not 1 <= frames <= self.max_frames:
@@ -97,11 +122,11 @@ class Vocab:
     def legal_HV(self) -> np.ndarray:
         """[heads, V] bool: which ids each legal set holds. Small models and tests; large ones use the ranges."""
         legal_HV = np.zeros((self.heads, self.size), bool)
-        legal_HV[HEAD_TEXT, TEXT_START : TEXT_START + TEXT_SIZE] = True
+        legal_HV[HEAD_TEXT, TEXT_START : self.code_start] = True
         legal_HV[HEAD_TEXT, [AUDIO, EOS]] = True
         legal_HV[HEAD_LENGTH, self.length_start : self.extra_start] = True
-        for q, start in enumerate(self.code_offsets):
-            legal_HV[HEAD_CODE + q, start : start + self.codebook_size] = True
+        for q, (start, size) in enumerate(zip(self.code_offsets, self.codebook_sizes, strict=True)):
+            legal_HV[HEAD_CODE + q, start : start + size] = True
         legal_HV[self.head_code_or_end] = legal_HV[HEAD_CODE]
         legal_HV[self.head_code_or_end, END_AUDIO] = True
         return legal_HV

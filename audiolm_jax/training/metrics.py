@@ -13,7 +13,7 @@ from audiolm_jax import files
 from audiolm_jax.model.losses import class_names
 from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import cost
-from audiolm_jax.serialization.vocab import CODE_START, Vocab
+from audiolm_jax.serialization.vocab import Vocab
 
 
 def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray) -> float:
@@ -23,7 +23,7 @@ def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, co
     (`losses.class_names`). Padding and packed documents count as if a row were one document, so the number depends on
     shapes and predictions and not on how they are computed. It is the numerator of the logged MFU.
     """
-    sizes = [CODE_START, vocab.max_frames, *(vocab.codebook_size,) * vocab.codebooks, 0]
+    sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes, 0]
     return 3 * cost.flops(config, rows * positions, rows * positions**2 / 2, float(np.dot(count_X, sizes)))
 
 

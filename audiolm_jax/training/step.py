@@ -14,7 +14,7 @@ from flax import nnx
 from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.transformer import Encoded, ModelConfig, Transformer
-from audiolm_jax.serialization.vocab import CODE_START, MASK, Vocab
+from audiolm_jax.serialization.vocab import MASK, Vocab
 from audiolm_jax.training import optimizer as optimizers
 from audiolm_jax.training.config import TrainingConfig
 
@@ -148,7 +148,7 @@ def train_step(
         hidden_BLD = model(*inputs, key, adapter.encoded(frozen, rows, rules))
         total, sums = losses.loss_and_sums(hidden_BLD, model.output_DV(), rows, vocab, rules, config.z_loss)
         tokens = rows["tokens_BLS"]
-        coarse = (tokens >= CODE_START) & (tokens < CODE_START + vocab.codebook_size)
+        coarse = (tokens >= vocab.code_start) & (tokens < vocab.code_start + vocab.codebook_sizes[0])
         frames = jnp.sum(jnp.any(coarse, axis=-1) | (tokens[..., 0] == MASK), dtype=jnp.float32)
         return total / weight, {"total": total, "frames": frames, **sums}
 

@@ -25,7 +25,7 @@ from audiolm_jax.model.kernels import cpu
 from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
 from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
-from audiolm_jax.serialization.vocab import CODE_START, TEXT_START, Vocab
+from audiolm_jax.serialization.vocab import TEXT_START, Vocab
 from audiolm_jax.training import optimizer
 from audiolm_jax.training.step import Scratch, TrainingConfig, init_state, program, train_step
 
@@ -257,7 +257,7 @@ def _attention_blocks(config: ModelConfig, ahead_BL: np.ndarray) -> tuple[float,
 def _logit_blocks(config: ModelConfig, vocab: Vocab, heads_BLS: np.ndarray) -> tuple[float, int, float]:
     """The same for one block of predictions of the loss."""
     R, D = cpu.PREDICTIONS, config.width
-    W = max(CODE_START, vocab.max_frames, vocab.codebook_size)  # kernels/cpu.py pads every legal set to the widest
+    W = max(vocab.code_start, vocab.max_frames, vocab.codebook_size)  # kernels/cpu.py pads every set to the widest
     sets = np.where(heads_BLS == vocab.head_code_or_end, 3, heads_BLS)
     ran = sum(-(-int((sets == head).sum()) // R) for head in range(1, 3 + vocab.codebooks))
 

@@ -15,7 +15,6 @@ from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
 from audiolm_jax.sampling import requests as plan
 from audiolm_jax.serialization import SerializationConfig
-from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 
 GRID_DELAYS = SerializationConfig(strategy="delay")
@@ -95,7 +94,7 @@ class Decoder:
         state = self.run()
         codes_BFQ = np.asarray(state.codes_BFQ)
         step, q = np.arange(self.made, self.made + self.steps)[:, None], np.arange(self.vocab.codebooks)
-        first = ids.CODE_START
+        first = self.vocab.code_start
         logits_MV = jax.jit(lambda model, x: model.logits(x))(self.model, state.hidden_MD)
         count, size = self.vocab.codebooks, self.vocab.codebook_size
         logits_MQK = np.asarray(logits_MV)[:, first : first + count * size].reshape(-1, count, size)

@@ -11,7 +11,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import likelihood as likelihoods
 from audiolm_jax.evaluation.likelihood import likelihood, score
 from audiolm_jax.model.transformer import ModelConfig, Transformer
-from audiolm_jax.serialization import LevelView, SerializationConfig, bind, documents
+from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents
 from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, TEXT_START, Vocab
 
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=16)
@@ -47,7 +47,8 @@ def sharp_model(vocab, seed=0):
 
 
 def grids(frames, codebooks, size):
-    for codes in itertools.product(range(size), repeat=frames * codebooks):
+    sizes = (size,) * codebooks if isinstance(size, int) else size
+    for codes in itertools.product(*map(range, sizes * frames)):
         yield np.array(codes, np.int32).reshape(frames, codebooks)
 
 
@@ -59,12 +60,20 @@ def nats_of(model, grid, vocab, codes, **options):
 
 
 @pytest.mark.parametrize("options", CAUSAL + MASKED, ids=name)
-@pytest.mark.parametrize(("frames", "codebooks", "size"), [(2, 2, 3), (3, 2, 2)])
+@pytest.mark.parametrize(("frames", "codebooks", "size"), [(2, 2, 3), (3, 2, 2), (2, 2, (3, 2)), (2, 2, (2, 4))])
 def test_the_probabilities_of_all_grids_of_a_length_sum_to_one(options, frames, codebooks, size):
     vocab = Vocab(codebooks, size, max_frames=4)
     grid = bind(SerializationConfig(**options), codebooks)
     code_nats, _, _ = nats_of(sharp_model(vocab), grid, vocab, list(grids(frames, codebooks, size)), method="exact")
     assert np.ptp(code_nats) > 2
+    assert np.exp(-code_nats).sum() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_codebook_has_the_codes_of_its_own_size(strategy):
+    vocab, grid = Vocab(3, (7, 5, 3), max_frames=4), bind(SerializationConfig(strategy), 3)
+    code_nats, _, _ = nats_of(sharp_model(vocab), grid, vocab, list(grids(1, 3, (7, 5, 3))), method="exact")
+    assert len(code_nats) == 7 * 5 * 3
     assert np.exp(-code_nats).sum() == pytest.approx(1, abs=1e-4)
 
 

@@ -155,7 +155,7 @@ def brute_bits(grid, said, codes_TQ):
         return np.log2(sum(np.exp(logits_V[c] - logits_V[target]) for c in candidates))
 
     def code_id(q, code):
-        return ids.CODE_START + q * K + int(code)
+        return VOCAB.code_start + q * K + int(code)
 
     head = [row(ids.BOS), *(row(token) for token in text.encode(said)), row(ids.AUDIO)]
     rows = list(head)

@@ -15,7 +15,6 @@ from audiolm_jax.families import musicgen
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling import requests as plan
 from audiolm_jax.sampling.rules import guide
-from audiolm_jax.serialization.vocab import CODE_START
 from experiments.colab.random_musicgen import sound
 from tests.helpers.published_musicgen import SIZES, made, reopened
 
@@ -63,14 +62,14 @@ def delayed(codes_BTQ, generator):
 def tokens_of(ids_BQL, vocab):
     special_Q = vocab.extra_start + np.arange(vocab.codebooks)
     ids_BLQ = ids_BQL.transpose(0, 2, 1)
-    codes = CODE_START + np.arange(vocab.codebooks) * vocab.codebook_size + ids_BLQ
+    codes = vocab.code_start + np.arange(vocab.codebooks) * vocab.codebook_size + ids_BLQ
     return np.where(ids_BLQ == vocab.codebook_size, special_Q, codes)
 
 
 def logits_of(model, vocab, hidden):
     """[..., Q, V]: those of the codes."""
     count = vocab.codebooks * vocab.codebook_size
-    logits = np.asarray(model.logits(hidden))[..., CODE_START : CODE_START + count]
+    logits = np.asarray(model.logits(hidden))[..., vocab.code_start : vocab.code_start + count]
     return logits.reshape(*logits.shape[:-1], vocab.codebooks, vocab.codebook_size)
 
 

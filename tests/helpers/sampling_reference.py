@@ -16,6 +16,7 @@ from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 
 K, MOST = 5, 7
+UNEQUAL = (5, 3, 4, 2)  # codes of each of four codebooks
 CAUSAL = [
     ("flat", 3, ()),
     ("parallel", 2, ()),
@@ -23,6 +24,8 @@ CAUSAL = [
     ("delay", 3, (0, 1, 5)),
     ("coarse_first", 3, (0, 1, 3)),
     ("hierarchical", 2, ()),
+    ("flat", 4, ()),
+    ("delay", 4, ()),
 ]
 
 
@@ -31,7 +34,7 @@ def bind(strategy, Q, delays=(), **options):
 
 
 def vocab_of(Q):
-    return Vocab(Q, K, 80)
+    return Vocab(Q, UNEQUAL if len(UNEQUAL) == Q else K, 80)
 
 
 @functools.cache
@@ -47,7 +50,7 @@ def models(Q):
 def request(said="abc", prompt=0, Q=3, frames=None, seed=0, **options):
     """Prompts are seeded codes; at most MOST frames."""
     options = {"chunk": 8, "max_frames": MOST, **options}
-    codes_TQ = np.random.default_rng(prompt).integers(0, K, (prompt, Q)).astype(np.int32)
+    codes_TQ = np.random.default_rng(prompt).integers(0, K, (prompt, Q)).astype(np.int32) % vocab_of(Q).codebook_sizes
     document = (("text", text.encode(said)),) if said else ()
     return plan.Request(document, codes_TQ, frames, seed, SamplingConfig(**options))
 
@@ -80,6 +83,13 @@ def teacher_forced(Q, tokens_LS, ahead_L=None):
     ahead_L = np.zeros(len(tokens_LS), np.int32) if ahead_L is None else ahead_L
     padded = np.pad(tokens_LS, ((0, pad), (0, 0))), np.pad(ahead_L, (0, pad))
     return np.asarray(forward(Q, tokens_LS.shape[1], length)(*padded, len(tokens_LS)))[: len(tokens_LS)]
+
+
+def logits_of(vocab, q, logits_V):
+    """The logits of the codes of a codebook; of K codes, those that it has not are impossible."""
+    size = vocab.codebook_sizes[q]
+    codes = logits_V[..., vocab.code_offsets[q] :][..., :size]
+    return np.pad(codes, [*[(0, 0)] * (codes.ndim - 1), (0, K - size)], constant_values=-np.inf)
 
 
 @functools.partial(jax.jit, static_argnums=(2,))
@@ -126,7 +136,7 @@ def reference(grid, wanted):
                 tokens_S[stream] = ids.END_AUDIO
                 continue
             if codes_TQ[t, q] < 0:
-                candidates_N = np.append(logits_V[vocab.code_offsets[q] :][:K], logits_V[ids.END_AUDIO])
+                candidates_N = np.append(logits_of(vocab, q, logits_V), logits_V[ids.END_AUDIO])
                 if q or t < max(1, len(wanted.prompt_TQ)) or wanted.frames:
                     candidates_N = candidates_N[:K]
                 limits = (option.per_codebook(name, Q)[q] for name in ("temperature", "top_k", "top_p"))

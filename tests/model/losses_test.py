@@ -10,6 +10,13 @@ VOCAB = Vocab(codebooks=4, codebook_size=16, max_frames=6)
 B, L, S, D = 4, 6, 5, 8
 
 
+@pytest.fixture(params=[(16, 256), ((16, 5, 3, 9), 40)], ids=["equal", "unequal"], autouse=True)
+def sizes(request, monkeypatch):
+    """Every test here once with codebooks of one size, once with a size for each and a smaller text vocabulary."""
+    codebook_size, text_size = request.param
+    monkeypatch.setitem(globals(), "VOCAB", Vocab(4, codebook_size, max_frames=6, text_size=text_size))
+
+
 def predictions(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Random heads and a random legal target of each, every kind of prediction among them."""
     rng = np.random.default_rng(seed)
