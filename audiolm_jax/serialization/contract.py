@@ -18,6 +18,9 @@ FRAMES = (1, 2, 3, 5, 8)  # T of the grids that are checked
 def check(grid) -> None:
     """Raises InputError if the strategy of `grid` breaks the contract, or needs the depth network that does not exist
     yet."""
+    options = getattr(grid.strategy, "OPTIONS", ())
+    if isinstance(options, str) or not set(options) <= vars(grid.config).keys():
+        _refuse(grid, f"OPTIONS is {options!r}; it must be a tuple of names of {', '.join(vars(grid.config))}")
     Q, causal, streams, passes = grid.codebooks, grid.causal_levels, grid.streams, grid.iterations
     if not 0 <= causal <= Q:
         _refuse(grid, f"causal_levels(grid) is {causal}; it must be 0..{Q}")
