@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import audio
+
 
 @dataclass(frozen=True)
 class FrameConfig:
@@ -53,19 +55,13 @@ class FrameConfig:
 
 
 def hann(samples: int) -> np.ndarray:
-    """The periodic Hann window `[samples]`."""
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(samples) / samples)).astype(np.float32)
+    """The periodic Hann window, float32 `[samples]`."""
+    return audio.hann(samples).astype(np.float32)
 
 
 def mel_matrix(bins: int, mels: int, sample_rate: int) -> np.ndarray:
-    """Triangular filters `[bins, mels]` on the HTK mel scale (2595 log10(1 + f / 700)), each summing to one."""
-    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + sample_rate / 1400), mels + 2) / 2595) - 1)
-    hertz = np.linspace(0, sample_rate / 2, bins)[:, None]
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    # at low frequencies a filter is narrower than a bin: widen it to a bin so that none is empty
-    bin_width = sample_rate / 2 / (bins - 1)
-    low, high = np.minimum(low, centre - bin_width), np.maximum(high, centre + bin_width)
-    filters = np.maximum(0, np.minimum((hertz - low) / (centre - low), (high - hertz) / (high - centre)))
+    """Mel filters float32 `[bins, mels]`, none narrower than a bin, each summing to one."""
+    filters = audio.mel_filters(np.linspace(0, sample_rate / 2, bins), mels, 0, sample_rate / 2, narrow="widened")
     return (filters / filters.sum(0)).astype(np.float32)
 
 
@@ -125,9 +121,7 @@ class Encoder(nnx.Module):
         quarters = seen_BN.reshape(seen_BN.shape[0], -1, c.quarter)
         count = quarters.shape[1] - 3
         framed = jnp.concatenate([quarters[:, i : i + count] for i in range(4)], axis=-1) * hann(c.hop)
-        spectrum = jnp.fft.rfft(framed)
-        power = spectrum.real**2 + spectrum.imag**2
-        mel = jnp.log(power @ mel_matrix(c.hop // 2 + 1, c.mels, c.sample_rate) + 1e-4)
+        mel = audio.log_mel(framed, mel_matrix(c.hop // 2 + 1, c.mels, c.sample_rate), floor=1e-4)
         pairs = mel.reshape(mel.shape[0], -1, 2 * c.mels)
         return jnp.concatenate([4 * framed[:, 1::2], 0.3 * pairs], axis=-1)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audiolm_jax import audio
 from audiolm_jax.errors import InputError
 
 BANDS = 72
@@ -68,17 +69,8 @@ def _log_mel(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     starts = np.arange(0, max(len(waveform), 1), hop)
     frames_FW = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
     size = 2 * window
-    power_FK = np.abs(np.fft.rfft(frames_FW, size)) ** 2
-    top = 2595 * np.log10(1 + sample_rate / 2 / 700)
-    centres = 700 * (10 ** (np.linspace(0, top, BANDS + 2) / 2595) - 1)
     bins = np.arange(size // 2 + 1) * sample_rate / size
-    mel_KM = np.maximum(
-        0,
-        np.minimum(
-            (bins[:, None] - centres[:-2]) / (centres[1:-1] - centres[:-2]),
-            (centres[2:] - bins[:, None]) / (centres[2:] - centres[1:-1]),
-        ),
-    )
-    decibel_FM = 10 * np.log10(power_FK @ mel_KM + 1e-10)
+    filters_KM = audio.mel_filters(bins, BANDS, 0, sample_rate / 2)
+    decibel_FM = 10 / np.log(10) * audio.log_mel(frames_FW, filters_KM, floor=1e-10, size=size)
     loudest = max(decibel_FM.max(), -30.0)  # silence stays dark
     return np.clip((decibel_FM - loudest) / _RANGE_DECIBEL + 1, 0, 1)
