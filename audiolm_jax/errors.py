@@ -28,15 +28,20 @@ def exit_code(main: Callable[[], int]) -> int:
         return 2
 
 
+def disk_sentence(where: Any, reason: str) -> str:
+    """The sentence for a write that the operating system refused. where: the path, "" if it is not known."""
+    at = f"{where}: " if where else ""
+    return f"{at}{reason}; what was finished is kept: fix this and run the same command again"
+
+
 def of_the_disk(error: BaseException) -> str | None:
     """The sentence for an error of the disk, however deep a library has wrapped it; None for any other error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in ENVIRONMENT:
-            where = f"{cause.filename}: " if cause.filename else ""
-            return f"{where}{cause.strerror}; what was finished is kept: mend this and run the same command again"
+            return disk_sentence(cause.filename, cause.strerror)
         if reason := _full(str(cause)):
-            return f"{reason}; what was finished is kept: mend this and run the same command again"
+            return disk_sentence("", reason)
         cause = cause.__cause__ or cause.__context__
     return None
 

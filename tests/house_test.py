@@ -31,7 +31,7 @@ PLACES = {
     "tools": "evaluation compare plan cli alignment serve",
     "composition": "__main__ loading runs",
 }
-PUBLISHED_CODECS = ("encodec", "encodec_chunks", "dac", "mimi", "stereo", "seanet")
+PUBLISHED_CODECS = ("encodec", "encodec_chunks", "dac", "mimi", "stereo", "seanet", "layers")
 # Modules with a table of others that are imported when they are asked for by name.
 TABLES = ("audiolm_jax.config", "audiolm_jax.codecs")
 
@@ -45,7 +45,6 @@ KNOWN_OUTWARD = {
 }
 KNOWN_LONG = {"audiolm_jax/families/musicgen.py"}
 KNOWN_WIDE = {
-    "audiolm_jax/codecs/layers.py:__init__",
     "audiolm_jax/evaluation/likelihood.py:likelihood",
     "audiolm_jax/sampling/generator.py:__init__",
     "audiolm_jax/sampling/generator.py:requests",

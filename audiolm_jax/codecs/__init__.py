@@ -50,7 +50,7 @@ from pathlib import Path
 
 from audiolm_jax.config import key, plugin, validate
 
-# Modules by name, imported when used.
+# Modules by name, imported when used: the published ones need `hub`, and the core does without it.
 CODECS = {
     "default": "audiolm_jax.codecs.default",
     "tiny": "audiolm_jax.codecs.tiny",

@@ -16,9 +16,11 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, Tape, TransposedConv, parameter, reach
-from audiolm_jax.codecs.streaming import About, Codec, Window, own_mesh
+from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, TransposedConv, reach
+from audiolm_jax.codecs.streaming import About, Codec, Tape, Window, own_mesh
 from audiolm_jax.hub import files
+from audiolm_jax.hub.layers import Conv, parameter
+from audiolm_jax.hub.weights import fingerprint, named
 
 REPOSITORY = "descript/dac_16khz"  # one to name to who gives none
 
@@ -59,7 +61,7 @@ class Snake(nnx.Module):
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
-    return PaddedConv(inputs, outputs, kernel, stride, dilation, causal=False)
+    return PaddedConv(Conv(inputs, outputs, kernel, stride, dilation), causal=False)
 
 
 class Sequence(nnx.Module):
@@ -179,7 +181,7 @@ def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
     given, weights = files.read(path, "dac", REPOSITORY)
     config = files.config_of(given, DACConfig)
-    digest = files.fingerprint(dataclasses.asdict(config), weights.tensors)
+    digest = fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: DACModel(config)), renamed)
         quantizer = {}
@@ -193,7 +195,7 @@ def load(path=None, codebooks: int | None = None) -> Codec:
 
 def save(folder, config: DACConfig, model: DACModel, quantizer: dict) -> None:
     """Writes config.json and model.safetensors that `transformers` opens."""
-    tensors = files.named(model, renamed)
+    tensors = named(model, renamed)
     for part, stacked in jax.device_get(quantizer).items():
         name, axes = QUANTIZER[part]
         for q, array in enumerate(stacked):

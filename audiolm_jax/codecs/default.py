@@ -5,7 +5,6 @@ Trained from scratch on the project's synthetic corpus by `experiments/default_c
 """
 
 import functools
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +17,8 @@ from flax import nnx
 from audiolm_jax import files
 from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.default_model import FrameConfig, FrameModel
-from audiolm_jax.codecs.layers import Tape
 from audiolm_jax.codecs.quantizer import dequantize, quantize
-from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
+from audiolm_jax.codecs.streaming import About, Carry, Codec, Tape, own_mesh
 from audiolm_jax.errors import InputError
 
 WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
@@ -73,40 +71,23 @@ def names(params: nnx.State) -> dict[str, tuple]:
 
 def save(path: str | Path, config: FrameConfig, params: nnx.State, books_QKZ) -> None:
     """Writes weights in half precision with the configuration in the header."""
-    from safetensors.numpy import save_file
-
     flat = {".".join(str(part) for part in key): value[...] for key, value in nnx.to_flat_state(params)}
-    arrays = {name: np.ascontiguousarray(np.asarray(value, np.float16)) for name, value in flat.items()}
-    arrays["books_QKZ"] = np.ascontiguousarray(np.asarray(books_QKZ, np.float16))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"codec": "default", "config": json.dumps(asdict(config), sort_keys=True)}
-    with files.replacing(path) as temporary:
-        save_file(arrays, temporary, metadata=about)
+    tensors = {name: np.asarray(value, np.float16) for name, value in (flat | {"books_QKZ": books_QKZ}).items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_safetensors(path, tensors, {"codec": "default", "config": json.dumps(asdict(config), sort_keys=True)})
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, modified: int) -> tuple:
     """(config, model, codebooks, fingerprint) of a weights file; `modified` only tells versions of it apart."""
-    from safetensors import SafetensorError, safe_open
-
+    arrays, metadata = files.read_safetensors(path, "codec.path")
     try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("config", "")
-            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"codec.path: {path} cannot be read as safetensors ({error}); it may be truncated") from error
-    try:
-        config = FrameConfig(**json.loads(text))
+        config = FrameConfig(**json.loads(metadata.get("config", "")))
     except (ValueError, TypeError) as error:
         raise InputError(f"codec.path: {path} holds no weights of the codec 'default' (no configuration)") from error
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for name, array in arrays.items():
-        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-
     with own_mesh():
         model, books_QKZ = _fill(path, config, arrays)
-    return config, model, books_QKZ, digest.hexdigest()
+    return config, model, books_QKZ, files.digest(asdict(config), arrays)
 
 
 def _fill(path: Path, config: FrameConfig, arrays: dict[str, np.ndarray]) -> tuple[FrameModel, jax.Array]:

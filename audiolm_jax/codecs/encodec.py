@@ -15,12 +15,13 @@ from flax import nnx
 
 from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.encodec_chunks import ChunkedCodec
-from audiolm_jax.codecs.layers import LSTM, Tape, reach
+from audiolm_jax.codecs.layers import LSTM, reach
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig, parts, run
-from audiolm_jax.codecs.streaming import About, Carry, Codec, Window, own_mesh
+from audiolm_jax.codecs.streaming import About, Carry, Codec, Tape, Window, own_mesh
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
+from audiolm_jax.hub.weights import Weights, fingerprint, named, unfold
 
 REPOSITORY = "facebook/encodec_24khz"  # one to name to who gives none
 
@@ -70,11 +71,11 @@ def load(path=None, codebooks: int | None = None) -> Codec | ChunkedCodec:
     return codec
 
 
-def take(given: dict, weights: files.Weights, codebooks: int | None = None) -> Codec | ChunkedCodec:
+def take(given: dict, weights: Weights, codebooks: int | None = None) -> Codec | ChunkedCodec:
     """The codec of a config and its tensors; `weights` collects what is wrong with them. Raises InputError."""
     config = files.config_of(given, EnCodecConfig, what=weights.what)
     weights.ignore(r"\.codebook\.(inited|cluster_size|embed_avg)$")
-    digest = files.fingerprint(dataclasses.asdict(config), weights.tensors)
+    digest = fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: EnCodecModel(config)))
         shape = (config.codebook_size, config.hidden_size)
@@ -90,8 +91,8 @@ def save(folder, config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> None:
 
 def described(config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> tuple[dict, dict]:
     """(config, tensors) under their published names; the three are `config` of a codec."""
-    tensors = files.named(model)
-    tensors = files.unfold(tensors) if config.norm_type == "weight_norm" else tensors
+    tensors = named(model)
+    tensors = unfold(tensors) if config.norm_type == "weight_norm" else tensors
     for q, book_KZ in enumerate(jax.device_get(books_QKZ)):
         name = f"quantizer.layers.{q}.codebook"
         tensors |= {f"{name}.embed": book_KZ, f"{name}.embed_avg": book_KZ.copy()}

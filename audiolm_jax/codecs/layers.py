@@ -8,8 +8,6 @@ Arrays are `[B, N, C]`, channels last. A layer is called with
 and returns the same for its output. Padding follows the end of every row, so a row of a batch equals the row alone,
 and it follows the reference (SEANet in EnCodec, arXiv:2210.13438, appendix A; as in the Hugging Face implementation):
 `ceil(n / stride)` outputs for n inputs, the last one completed on the right with the padding of the layer.
-
-Every parameter knows the axes of its torch counterpart: `torch` is the permutation that turns torch's array into ours.
 """
 
 from collections.abc import Sequence
@@ -19,82 +17,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from audiolm_jax.model import sharding
+from audiolm_jax.codecs.streaming import Tape
+from audiolm_jax.hub.layers import Conv, parameter
 
 MODES = ("constant", "reflect", "replicate")
 
 
-class Tape:
-    """The past of every layer of a causal network, in the order in which the layers run."""
-
-    def __init__(self, pasts: Sequence | None = None, first: jax.Array | bool = True):
-        """pasts: what `kept` was after the piece before. first: this is the first piece, whatever the pasts are.
-
-        Without pasts it is the first piece too; with both, one compiled program serves first and later pieces.
-        """
-        self.first = first
-        self.kept: list = []
-        self._given = None if pasts is None else iter(pasts)
-
-    def take(self, beginning):
-        """The past of the layer that is running; what it is before the first piece is `beginning`."""
-        if self._given is None:
-            return beginning
-        return jax.tree.map(lambda new, old: jnp.where(self.first, new, old), beginning, next(self._given))
-
-    def leave(self, past) -> None:
-        """What the layer that is running will take in the next piece."""
-        self.kept.append(past)
-
-
-def parameter(shape: tuple[int, ...], *torch: int) -> nnx.Param:
-    """A parameter to be filled from a file, with the axes that torch stores it in."""
-    return nnx.Param(jnp.zeros(shape), torch=torch)
-
-
-class Conv(nnx.Module):
-    """Convolution without padding: `[B, N, inputs]` -> `[B, (N - reach) // stride + 1, outputs]`."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, bias: bool = True):
-        self.weight = parameter((kernel, inputs, outputs), 2, 1, 0)
-        self.bias = parameter((outputs,), 0) if bias else None
-        self.stride, self.dilation = stride, dilation
-
-    @property
-    def reach(self) -> int:
-        """Inputs that one output sees, from the first to the last."""
-        return (self.weight.shape[0] - 1) * self.dilation + 1
-
-    def __call__(self, x_BNC: jax.Array) -> jax.Array:
-        weight = self.weight[...]
-        if weight.shape[1] <= 2 and sharding.platform() == "cpu":
-            # Mono or stereo at the sample rate: XLA's convolution takes eight times as long as these products.
-            count = (x_BNC.shape[1] - self.reach) // self.stride + 1
-            starts = [i * self.dilation for i in range(weight.shape[0])]
-            taps = [x_BNC[:, at : at + (count - 1) * self.stride + 1 : self.stride] for at in starts]
-            y = sum(
-                tap[..., c : c + 1] * w[c] for c in range(weight.shape[1]) for tap, w in zip(taps, weight, strict=True)
-            )
-        else:
-            y = jax.lax.conv_general_dilated(
-                x_BNC,
-                weight,
-                (self.stride,),
-                "VALID",
-                rhs_dilation=(self.dilation,),
-                dimension_numbers=("NWC", "WIO", "NWC"),
-            )
-        return y if self.bias is None else y + self.bias[...]
-
-
 class PaddedConv(nnx.Module):
-    """`Conv` with padding, causal or centred, and EnCodec's normalisation over time if asked for."""
+    """A convolution with padding, causal or centred, and EnCodec's normalisation over time if `norm`."""
 
-    def __init__(
-        self, inputs, outputs, kernel, stride=1, dilation=1, *, causal=True, mode="constant", bias=True, norm=False
-    ):
-        self.conv = Conv(inputs, outputs, kernel, stride, dilation, bias)
-        self.norm = TimeNorm(outputs) if norm else None
+    def __init__(self, conv: Conv, *, causal: bool = True, mode: str = "constant", norm: bool = False):
+        """mode: what the padding holds, one of MODES."""
+        self.conv = conv
+        self.norm = TimeNorm(conv.weight.shape[-1]) if norm else None
         self.causal, self.mode = causal, mode
 
     @property

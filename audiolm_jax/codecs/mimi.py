@@ -15,17 +15,17 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.layers import Conv, DepthwiseTransposedConv, PaddedConv, PaddedTransposedConv, Tape, parameter
+from audiolm_jax.codecs.layers import DepthwiseTransposedConv, PaddedConv, PaddedTransposedConv
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig
-from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
+from audiolm_jax.codecs.streaming import About, Carry, Codec, Tape, own_mesh
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
-from audiolm_jax.model import attention
+from audiolm_jax.hub.layers import ACTIVATIONS, MLP, Attention, Conv, Norm, parameter, rope, rope_table
+from audiolm_jax.hub.weights import fingerprint, named
 
 REPOSITORY = "kyutai/mimi"  # one to name to who gives none
 SIZES = (32, 16, 8, 1)  # frames per call
-ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu, "silu": jax.nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,23 +79,6 @@ class MimiConfig(SEANetConfig):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
-class LayerNorm(nnx.Module):
-    def __init__(self, width: int, epsilon: float):
-        self.weight, self.bias, self.epsilon = parameter((width,), 0), parameter((width,), 0), epsilon
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x - x.mean(-1, keepdims=True)
-        return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + self.epsilon) * self.weight[...] + self.bias[...]
-
-
-class Linear(nnx.Module):
-    def __init__(self, inputs: int, outputs: int):
-        self.weight = parameter((inputs, outputs), 1, 0)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.weight[...]
-
-
 class Scale(nnx.Module):
     def __init__(self, width: int):
         self.scale = parameter((width,), 0)
@@ -104,56 +87,36 @@ class Scale(nnx.Module):
         return x * self.scale[...]
 
 
-class Attention(nnx.Module):
-    """Causal attention over the last `sliding_window` positions, with rotary positions."""
-
+class TransformerLayer(nnx.Module):
     def __init__(self, c: MimiConfig):
         self.config = c
-        queries, keys = c.num_attention_heads * c.head_width, c.num_key_value_heads * c.head_width
-        self.q_proj, self.o_proj = Linear(c.hidden_size, queries), Linear(queries, c.hidden_size)
-        self.k_proj, self.v_proj = Linear(c.hidden_size, keys), Linear(c.hidden_size, keys)
+        self.input_layernorm = Norm(c.hidden_size, c.norm_eps)
+        self.self_attn = Attention(c.hidden_size, c.num_attention_heads, c.head_width, c.num_key_value_heads)
+        self.self_attn_layer_scale = Scale(c.hidden_size)
+        self.post_attention_layernorm = Norm(c.hidden_size, c.norm_eps)
+        self.mlp, self.mlp_layer_scale = MLP(c.hidden_size, c.intermediate_size, c.hidden_act), Scale(c.hidden_size)
 
-    def __call__(self, x_BND: jax.Array, begin: jax.Array, tape: Tape) -> jax.Array:
-        """begin: positions before this piece. The past is keys and values `[B, window - 1, heads, K]`."""
-        c = self.config
-        batch, count, _ = x_BND.shape
-        heads, groups = c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads
+    def __call__(self, x_BND, begin, tape):
+        x_BND = x_BND + self.self_attn_layer_scale(self.attend(self.input_layernorm(x_BND), begin, tape))
+        return x_BND + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x_BND)))
+
+    def attend(self, x_BND: jax.Array, begin: jax.Array, tape: Tape) -> jax.Array:
+        """Causal attention over the last `sliding_window` positions, with rotary positions.
+
+        begin: positions before this piece. The past is keys and values `[B, window - 1, H, K]`.
+        """
+        c, (batch, count, _) = self.config, x_BND.shape
         before = c.sliding_window - 1
-        q = self.q_proj(x_BND).reshape(batch, count, heads * groups, c.head_width)
-        k, v = (project(x_BND).reshape(batch, count, heads, c.head_width) for project in (self.k_proj, self.v_proj))
+        q, k, v = self.self_attn.project(x_BND)
         place_N = begin + jnp.arange(count)
-        cos, sin = (table[:, None] for table in attention.rope_table(place_N, c.head_width, c.rope_theta))
-        q, k = (attention.rope(x, cos, sin) for x in (q, k))
-        past = tape.take((jnp.zeros((batch, before, heads, c.head_width), x_BND.dtype),) * 2)
+        cos, sin = (table[:, None] for table in rope_table(place_N, c.head_width, c.rope_theta))
+        q, k = rope(q, cos[:, None], sin[:, None]), rope(k, cos, sin)
+        past = tape.take((jnp.zeros((batch, before, *k.shape[2:]), x_BND.dtype),) * 2)
         k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
         tape.leave((k[:, count:], v[:, count:]))
         place_M = begin - before + jnp.arange(before + count)
         ago_NM = place_N[:, None] - place_M
-        visible_NM = (ago_NM >= 0) & (ago_NM < c.sliding_window) & (place_M >= 0)
-        q = q.reshape(batch, count, heads, groups, c.head_width) * c.head_width**-0.5
-        y = attention.dense(q, k, v, visible_NM[None])
-        return self.o_proj(y.reshape(batch, count, -1))
-
-
-class MLP(nnx.Module):
-    def __init__(self, c: MimiConfig):
-        self.fc1, self.fc2 = Linear(c.hidden_size, c.intermediate_size), Linear(c.intermediate_size, c.hidden_size)
-        self.act = c.hidden_act
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
-
-
-class TransformerLayer(nnx.Module):
-    def __init__(self, c: MimiConfig):
-        self.input_layernorm = LayerNorm(c.hidden_size, c.norm_eps)
-        self.self_attn, self.self_attn_layer_scale = Attention(c), Scale(c.hidden_size)
-        self.post_attention_layernorm = LayerNorm(c.hidden_size, c.norm_eps)
-        self.mlp, self.mlp_layer_scale = MLP(c), Scale(c.hidden_size)
-
-    def __call__(self, x_BND, begin, tape):
-        x_BND = x_BND + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x_BND), begin, tape))
-        return x_BND + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x_BND)))
+        return self.self_attn.read(q, k, v, (ago_NM >= 0) & (ago_NM < c.sliding_window) & (place_M >= 0))
 
 
 class Transformer(nnx.Module):
@@ -193,7 +156,7 @@ class MimiModel(nnx.Module):
 
     def __init__(self, c: MimiConfig):
         self.encoder, self.encoder_transformer = Encoder(c), Transformer(c)
-        self.downsample = PaddedConv(c.hidden_size, c.hidden_size, 4, 2, mode="replicate", bias=False)
+        self.downsample = PaddedConv(Conv(c.hidden_size, c.hidden_size, 4, 2, bias=False), mode="replicate")
         self.quantizer = SplitQuantizer(c)
         self.upsample = PaddedTransposedConv(DepthwiseTransposedConv(c.hidden_size, 2))
         self.decoder_transformer, self.decoder = Transformer(c), Decoder(c)
@@ -215,7 +178,7 @@ def load(path=None, codebooks: int | None = None) -> Codec:
     rope = given.get("rope_parameters") or {}
     config = files.config_of({**given, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
     weights.ignore(r"\.codebook\.initialized$")
-    digest = files.fingerprint(dataclasses.asdict(config), weights.tensors)
+    digest = fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
         names, size = chain_names(config), config.codebook_size
@@ -228,7 +191,7 @@ def load(path=None, codebooks: int | None = None) -> Codec:
 
 def save(folder, config: MimiConfig, model: MimiModel, books_QKZ) -> None:
     """Writes config.json and model.safetensors that `transformers` opens."""
-    tensors = files.named(model)
+    tensors = named(model)
     for name, book_KZ in zip(chain_names(config), jax.device_get(books_QKZ), strict=True):
         ones = np.ones(config.codebook_size, np.float32)
         tensors |= {f"{name}.embed_sum": book_KZ, f"{name}.cluster_usage": ones, f"{name}.initialized": ones[:1]}

@@ -11,8 +11,10 @@ import jax
 from flax import nnx
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.layers import LSTM, PaddedConv, PaddedTransposedConv, Tape, TransposedConv
+from audiolm_jax.codecs.layers import LSTM, PaddedConv, PaddedTransposedConv, TransposedConv
+from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.errors import InputError
+from audiolm_jax.hub.layers import Conv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class SEANetConfig:
             trim_right_ratio=(1.0,),
             audio_channels=(1, 2),
         )
-        if self.use_causal_conv and self.norm_type == "time_group_norm":
+        if self.use_causal_conv and self.time_norm:
             raise InputError("codec config: norm_type='time_group_norm' looks at all of a signal; it cannot be causal")
 
     @property
@@ -55,8 +57,14 @@ class SEANetConfig:
         return math.prod(self.upsampling_ratios)
 
     @property
-    def padding(self) -> dict:
-        return {"causal": self.use_causal_conv, "mode": self.pad_mode, "norm": self.norm_type == "time_group_norm"}
+    def time_norm(self) -> bool:
+        """Whether every convolution is followed by a normalisation over time."""
+        return self.norm_type == "time_group_norm"
+
+    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> PaddedConv:
+        """A convolution with the padding of this configuration."""
+        conv = Conv(inputs, outputs, kernel, stride, dilation)
+        return PaddedConv(conv, causal=self.use_causal_conv, mode=self.pad_mode, norm=self.time_norm)
 
     @property
     def start(self) -> int:
@@ -83,12 +91,12 @@ class ResidualBlock(nnx.Module):
         self.block = nnx.List(
             [
                 Elu(),
-                PaddedConv(width, hidden, c.residual_kernel_size, dilation=dilation, **c.padding),
+                c.conv(width, hidden, c.residual_kernel_size, dilation=dilation),
                 Elu(),
-                PaddedConv(hidden, width, 1, **c.padding),
+                c.conv(hidden, width, 1),
             ]
         )
-        self.shortcut = PaddedConv(width, width, 1, **c.padding) if c.use_conv_shortcut else None
+        self.shortcut = c.conv(width, width, 1) if c.use_conv_shortcut else None
 
     def __call__(self, x_BNC, n_B, tape: Tape):
         y, _ = run(self.block, x_BNC, n_B, tape)
@@ -100,13 +108,13 @@ class Encoder(nnx.Module):
 
     def __init__(self, c: SEANetConfig):
         width = c.num_filters
-        layers = [PaddedConv(c.audio_channels, width, c.kernel_size, **c.padding)]
+        layers = [c.conv(c.audio_channels, width, c.kernel_size)]
         for ratio in reversed(c.upsampling_ratios):
             layers += [ResidualBlock(c, width, c.dilation_growth_rate**n) for n in range(c.num_residual_layers)]
-            layers += [Elu(), PaddedConv(width, 2 * width, 2 * ratio, ratio, **c.padding)]
+            layers += [Elu(), c.conv(width, 2 * width, 2 * ratio, ratio)]
             width *= 2
         layers += [LSTM(width, c.num_lstm_layers)] if c.num_lstm_layers else []
-        layers += [Elu(), PaddedConv(width, c.hidden_size, c.last_kernel_size, **c.padding)]
+        layers += [Elu(), c.conv(width, c.hidden_size, c.last_kernel_size)]
         self.layers = nnx.List(layers)
 
     def __call__(self, x_BNC, n_B, tape: Tape):
@@ -118,15 +126,15 @@ class Decoder(nnx.Module):
 
     def __init__(self, c: SEANetConfig):
         width = c.num_filters * 2 ** len(c.upsampling_ratios)
-        layers = [PaddedConv(c.hidden_size, width, c.kernel_size, **c.padding)]
+        layers = [c.conv(c.hidden_size, width, c.kernel_size)]
         layers += [LSTM(width, c.num_lstm_layers)] if c.num_lstm_layers else []
         for ratio in c.upsampling_ratios:
-            norm = width // 2 if c.padding["norm"] else 0
+            norm = width // 2 if c.time_norm else 0
             up = PaddedTransposedConv(TransposedConv(width, width // 2, ratio), causal=c.use_causal_conv, norm=norm)
             width //= 2
             layers += [Elu(), up]
             layers += [ResidualBlock(c, width, c.dilation_growth_rate**n) for n in range(c.num_residual_layers)]
-        layers += [Elu(), PaddedConv(width, c.audio_channels, c.last_kernel_size, **c.padding)]
+        layers += [Elu(), c.conv(width, c.audio_channels, c.last_kernel_size)]
         self.layers = nnx.List(layers)
 
     def __call__(self, x_BNC, n_B, tape: Tape):

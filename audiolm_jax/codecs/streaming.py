@@ -11,10 +11,11 @@ length of a signal. A whole signal and a stream go the same way.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.codecs import checks
@@ -105,6 +106,29 @@ class Window:
             drop = max(0, done - self.left) - begin
             around, begin = around[:, drop * self.unit_in :], begin + drop
         return concatenated(pieces), {"around": around, "begin": begin, "done": done}
+
+
+class Tape:
+    """The past of every layer of a causal network, in the order in which the layers run."""
+
+    def __init__(self, pasts: Sequence | None = None, first: jax.Array | bool = True):
+        """pasts: what `kept` was after the piece before. first: this is the first piece, whatever the pasts are.
+
+        Without pasts it is the first piece too; with both, one compiled program serves first and later pieces.
+        """
+        self.first = first
+        self.kept: list = []
+        self._given = None if pasts is None else iter(pasts)
+
+    def take(self, beginning):
+        """The past of the layer that is running; what it is before the first piece is `beginning`."""
+        if self._given is None:
+            return beginning
+        return jax.tree.map(lambda new, old: jnp.where(self.first, new, old), beginning, next(self._given))
+
+    def leave(self, past) -> None:
+        """What the layer that is running will take in the next piece."""
+        self.kept.append(past)
 
 
 def piece_size(sizes: tuple[int, ...], frames: int, last: bool, eager: bool) -> int:

@@ -6,11 +6,9 @@ decoding is the transpose. It keeps loudness and the slow shape of a waveform, n
 Frames do not depend on each other, so it is causal, streams without a state and has no delay.
 """
 
-import hashlib
-import json
-
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.codecs import checks
 from audiolm_jax.errors import InputError
 
@@ -55,8 +53,7 @@ class TinyCodec:
         basis_NC = np.sqrt(2 / self.hop) * np.cos(np.pi * (n + 0.5) * c / self.hop)
         basis_NC[:, 0] /= np.sqrt(2)
         self.basis_NC = basis_NC
-        text = json.dumps(config, sort_keys=True).encode()
-        self.fingerprint = hashlib.sha256(text + self.books_QKC.tobytes()).hexdigest()
+        self.fingerprint = files.digest(config, {"": self.books_QKC})
 
     def frames(self, samples: int) -> int:
         """Frames that cover so many samples."""

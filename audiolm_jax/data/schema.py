@@ -1,11 +1,11 @@
 """What makes the token dataset an ordinary tensorflow-datasets directory: its features and its three JSON files."""
 
-import hashlib
-import json
 import os
 from pathlib import Path
 
 import numpy as np
+
+from audiolm_jax import files
 
 
 def features(codebooks: int):
@@ -49,7 +49,7 @@ def describe(path: Path, name: str, version: str, schema, codec, identity: dict,
         "codebook_size": codec.codebook_size,
         "splits": splits,
         "rejects": sum(len(shard["rejects"]) for shards in done.values() for shard in shards),
-        "fingerprint": hashlib.sha256(json.dumps([identity, hashes], sort_keys=True).encode()).hexdigest(),
+        "fingerprint": files.digest([identity, hashes]),
         "identity": identity,
     }
     who = tfds.core.dataset_info.DatasetIdentity(

@@ -1,6 +1,5 @@
 """The shards of a token dataset: which utterances are in each, whether one is finished, and how it is written."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +11,6 @@ import numpy as np
 from audiolm_jax import files
 from audiolm_jax.data import encode
 from audiolm_jax.data.corpora import Reject, Utterance
-from audiolm_jax.errors import InputError
 
 
 def deal(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]]]:
@@ -43,7 +41,7 @@ def write(path: Path, members, codec, features, batch_seconds: float, pool, bar:
     results = encode.encode(members, codec, batch_seconds, pool, bar)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     note = {"examples": 0, "bytes": 0, "seconds": 0.0, "frames": 0, "max_frames": 0, "rejects": []}
-    with writing(path), files.replacing(path) as temporary:
+    with files.writing(path, RuntimeError), files.replacing(path) as temporary:
         writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         for item, result in zip(members, results, strict=True):
             if isinstance(result, Reject):
@@ -69,15 +67,3 @@ def write(path: Path, members, codec, features, batch_seconds: float, pool, bar:
         writer.close()
         note["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
     return note
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that cannot be written into one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError) as error:  # array_record reports file errors as RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else str(error).split(";")[0]
-        raise InputError(f"{path}: the tokens cannot be written ({reason}); what is finished is kept") from error

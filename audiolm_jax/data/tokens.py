@@ -16,7 +16,7 @@ nor reading needs tensorflow. One example is
 Writing can be killed at any time. Shards are made one by one below `1.0.0.incomplete`, each under a temporary name;
 a finished one is noted, with its sha256, in `1.0.0.progress`; the whole is renamed at the end. Starting again keeps
 the finished shards. Any number of processes, also on several machines with one folder, may write at the same time:
-each claims shards that nobody else has (claims.py, in `1.0.0.locks`) and encodes them on its own devices. A shard is a
+each claims shards that nobody else has (locks.py, in `1.0.0.locks`) and encodes them on its own devices. A shard is a
 function of its utterances and the codec alone, so the bytes are those of an undisturbed run of one process on the same
 machine.
 """
@@ -32,8 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audiolm_jax import files
-from audiolm_jax import locks as claims
+from audiolm_jax import files, locks
 from audiolm_jax.data import corpora, schema
 from audiolm_jax.data import encode as encoding
 from audiolm_jax.data import shards as token_shards
@@ -75,11 +74,11 @@ def write(
         shutil.rmtree(notes, ignore_errors=True)
         return final
     unfinished = final.with_name(VERSION + ".incomplete")
-    locks = final.with_name(VERSION + ".locks")
+    lock_files = final.with_name(VERSION + ".locks")
 
     def begin(_: str) -> None:
         if not _done(final):
-            with token_shards.writing(root):
+            with files.writing(root):
                 rejects.path.unlink(missing_ok=True)
                 _start(unfinished, notes, identity)
 
@@ -95,7 +94,7 @@ def write(
             if _begun(notes) != identity:
                 raise InputError(f"{root}: another process began to write other recordings here; {_REMEDY}")
             finished = token_shards.write(path, members, codec, features, config.batch_seconds, pool, bar)
-            with token_shards.writing(note):
+            with files.writing(note):
                 files.write_text(note, json.dumps(finished))
         else:
             bar.update(len(members))
@@ -109,7 +108,7 @@ def write(
         done = _tell(rejects, notes, shards)
         if not any(shard["examples"] for shards in done.values() for shard in shards):
             raise InputError(f"{root}: none of the {len(utterances)} recordings can be used: see {rejects.path}")
-        with token_shards.writing(unfinished):
+        with files.writing(unfinished):
             for left_over in unfinished.glob("*.tmp"):
                 left_over.unlink()
             schema.describe(unfinished, config.name, VERSION, features, codec, identity, done)
@@ -117,12 +116,12 @@ def write(
             shutil.rmtree(notes, ignore_errors=True)
 
     bad: set[str] = set()
-    with token_shards.writing(root):
-        claims.share({"start": locks / "start"}, begin)
+    with files.writing(root):
+        locks.share({"start": lock_files / "start"}, begin)
         with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
-            claims.share({name: locks / name.replace(".array_record", "") for name in shards}, encode)
-        claims.share({"finish": locks / "finish"}, finish)
-    for left in (locks, notes, unfinished):  # the latter two if somebody began again while another finished
+            locks.share({name: lock_files / name.replace(".array_record", "") for name in shards}, encode)
+        locks.share({"finish": lock_files / "finish"}, finish)
+    for left in (lock_files, notes, unfinished):  # the latter two if somebody began again while another finished
         shutil.rmtree(left, ignore_errors=True)
     return final
 
@@ -137,7 +136,7 @@ def _tell(rejects: Rejects, notes: Path, shards: dict[str, tuple[str, list]]) ->
     Raises InputError if it is too much; shards that have some are then made again: the recordings may be repaired.
     """
     done: dict[str, list[dict]] = {}
-    with token_shards.writing(rejects.path):
+    with files.writing(rejects.path):
         for name, (split, _) in shards.items():
             note = notes / f"{name}.json"
             if note.exists():

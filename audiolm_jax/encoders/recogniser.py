@@ -7,7 +7,6 @@ over time. Axis letters: B batch, F log-mel frames (10 ms), T network frames (`s
 M mel bands, D width, C characters (0 is the CTC blank).
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax import files
-from audiolm_jax.audio import resample
+from audiolm_jax import audio, files
 from audiolm_jax.errors import InputError
 
 WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
@@ -47,19 +45,9 @@ class RecogniserConfig:
 
 
 def mel_matrix(config: RecogniserConfig) -> np.ndarray:
-    """Triangular mel filters float32 [window // 2 + 1, M] (O'Shaughnessy 1987), each summing to one."""
-
-    def mel(hertz):
-        return 2595 * np.log10(1 + hertz / 700)
-
-    edges = 700 * (10 ** (np.linspace(mel(50), mel(config.sample_rate / 2), config.bands + 2) / 2595) - 1)
+    """Mel filters from 50 Hz on, float32 [window // 2 + 1, M], each summing to one."""
     bins = np.arange(config.window // 2 + 1) * config.sample_rate / config.window
-    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
-    rising = (bins[:, None] - lower) / (centre - lower)
-    falling = (upper - bins[:, None]) / (upper - centre)
-    filters = np.maximum(0, np.minimum(rising, falling))
-    for band in np.flatnonzero(filters.sum(0) == 0):  # a filter narrower than one bin: take its nearest bin
-        filters[np.argmin(np.abs(bins - centre[band])), band] = 1
+    filters = audio.mel_filters(bins, config.bands, 50, config.sample_rate / 2, narrow="nearest")
     return (filters / filters.sum(0)).astype(np.float32)
 
 
@@ -71,10 +59,9 @@ def log_mel(waveform_BN: jax.Array, config: RecogniserConfig) -> jax.Array:
     right = (frames - 1) * config.hop + config.window - left - samples
     padded_BN = jnp.pad(waveform_BN, ((0, 0), (left, max(right, 0))))
     index_FW = np.arange(frames)[:, None] * config.hop + np.arange(config.window)
-    hann_W = np.hanning(config.window + 1)[:-1].astype(np.float32)
-    spectrum_BFK = jnp.fft.rfft(padded_BN[:, index_FW] * hann_W)
-    power_BFK = (spectrum_BFK.real**2 + spectrum_BFK.imag**2) / np.sum(hann_W**2)
-    return (jnp.log(power_BFK @ mel_matrix(config) + _POWER_FLOOR) - _MEL_CENTRE) / _MEL_SCALE
+    hann_W = audio.hann(config.window).astype(np.float32)
+    mel_BFM = audio.log_mel(padded_BN[:, index_FW] * hann_W, mel_matrix(config), _POWER_FLOOR, np.sum(hann_W**2))
+    return (mel_BFM - _MEL_CENTRE) / _MEL_SCALE
 
 
 class Block(nnx.Module):
@@ -146,7 +133,7 @@ def prepare(waveform: np.ndarray, sample_rate: int, config: RecogniserConfig) ->
         raise InputError(f"a sample rate must be positive, got {sample_rate}")
     if len(waveform) < SHORTEST_SECONDS * sample_rate or not np.all(np.isfinite(waveform)):
         return None
-    waveform = resample(waveform, sample_rate, config.sample_rate)
+    waveform = audio.resample(waveform, sample_rate, config.sample_rate)
     level = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
     if level < 1e-5:
         return None
@@ -238,23 +225,17 @@ def from_weights(state: nnx.State, weights: dict[str, np.ndarray]) -> nnx.State:
 
 def fingerprint(config: RecogniserConfig, weights: dict[str, np.ndarray]) -> str:
     """sha256 (hex) of the architecture and the weights."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for name in sorted(weights):
-        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
-    return digest.hexdigest()
+    return files.digest(asdict(config), weights)
 
 
 def save(path: Path, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict) -> None:
     """Writes float16 weights to `path`; architecture and `card` (how it was made, scores) to the .json."""
-    from safetensors.numpy import save as to_bytes
-
     weights = {name: value.astype(np.float16) for name, value in weights.items()}
     text = {"config": asdict(config), "fingerprint": fingerprint(config, weights), **card}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Both are whole before either has its name.
-    with files.replacing(path) as binary, files.replacing(path.with_suffix(".json")) as described:
-        binary.write_bytes(to_bytes(weights))
+    with files.replacing(path.with_suffix(".json")) as described:  # both are complete before either has its name
         described.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+        files.write_safetensors(path, weights)
 
 
 def load(path: str | Path = WEIGHTS) -> Recogniser:
@@ -263,16 +244,13 @@ def load(path: str | Path = WEIGHTS) -> Recogniser:
     Raises:
       InputError: the files are missing, unreadable, or do not belong together.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = Path(path)
+    weights, _ = files.read_safetensors(path, "cannot load the recogniser")
     try:
         card = json.loads(path.with_suffix(".json").read_text())
-        weights = load_file(path)
         config = RecogniserConfig(**card["config"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot load the recogniser {path} and the .json beside it: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot load the recogniser {path}: the .json beside it cannot be used ({error})") from error
     recogniser = Recogniser(config, weights, card)
     if recogniser.fingerprint != card.get("fingerprint"):
         raise InputError(f"the recogniser {path} is damaged: the fingerprint in its .json is another")

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from audiolm_jax.codecs.layers import parameter
 from audiolm_jax.codecs.streaming import own_mesh
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
-from audiolm_jax.hub.files import Weights, named
-from audiolm_jax.model.attention import MASKED
+from audiolm_jax.hub.layers import MASKED, MLP, Attention, Embedding, Norm
+from audiolm_jax.hub.weights import Weights, named
 
 TOKENIZER = "tokenizer.json"
 TOKENS = 16  # texts are padded to a multiple of this, so that few shapes are compiled
@@ -50,58 +49,12 @@ class T5Config:
             )
 
 
-class Linear(nnx.Module):
-    def __init__(self, inputs: int, outputs: int):
-        self.weight = parameter((inputs, outputs), 1, 0)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.weight[...]
-
-
-class Table(nnx.Module):
-    def __init__(self, rows: int, width: int):
-        self.weight = parameter((rows, width), 0, 1)
-
-
-class Norm(nnx.Module):
-    def __init__(self, c: T5Config):
-        self.weight, self.epsilon = parameter((c.d_model,), 0), c.layer_norm_epsilon
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.weight[...] * (x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + self.epsilon))
-
-
-class Attention(nnx.Module):
-    def __init__(self, c: T5Config, first: bool):
-        self.heads, width = c.num_heads, c.num_heads * c.d_kv
-        self.q, self.k, self.v = (Linear(c.d_model, width) for _ in range(3))
-        self.o = Linear(width, c.d_model)
-        if first:
-            self.relative_attention_bias = Table(c.relative_attention_num_buckets, c.num_heads)
-
-    def __call__(self, x_BED: jax.Array, bias_BHEM: jax.Array) -> jax.Array:
-        q, k, v = (part(x_BED).reshape(*x_BED.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
-        weights_BHEM = jax.nn.softmax(jnp.einsum("BEHK,BMHK->BHEM", q, k) + bias_BHEM, axis=-1)
-        return self.o(jnp.einsum("BHEM,BMHK->BEHK", weights_BHEM, v).reshape(*x_BED.shape[:2], -1))
-
-
-class FeedForward(nnx.Module):
-    def __init__(self, c: T5Config):
-        self.gated = c.feed_forward_proj == "gated-gelu"
-        if self.gated:
-            self.wi_0, self.wi_1 = Linear(c.d_model, c.d_ff), Linear(c.d_model, c.d_ff)
-        else:
-            self.wi = Linear(c.d_model, c.d_ff)
-        self.wo = Linear(c.d_ff, c.d_model)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.wo(jax.nn.gelu(self.wi_0(x)) * self.wi_1(x) if self.gated else jax.nn.relu(self.wi(x)))
-
-
 class Block(nnx.Module):
-    def __init__(self, c: T5Config, first: bool):
-        self.attention_norm, self.attention = Norm(c), Attention(c, first)
-        self.ffn_norm, self.ffn = Norm(c), FeedForward(c)
+    def __init__(self, c: T5Config):
+        gated = c.feed_forward_proj == "gated-gelu"
+        self.attention_norm, self.ffn_norm = (Norm(c.d_model, c.layer_norm_epsilon, centred=False) for _ in range(2))
+        self.attention = Attention(c.d_model, c.num_heads, c.d_kv, scale=1.0)
+        self.ffn = MLP(c.d_model, c.d_ff, "gelu_new" if gated else "relu", gated)
 
     def __call__(self, x: jax.Array, bias_BHEM: jax.Array) -> jax.Array:
         x = x + self.attention(self.attention_norm(x), bias_BHEM)
@@ -113,9 +66,10 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: T5Config):
         self.config = config
-        self.embedding = Table(config.vocab_size, config.d_model)
-        self.blocks = nnx.List([Block(config, n == 0) for n in range(config.num_layers)])
-        self.norm = Norm(config)
+        self.embedding = Embedding(config.vocab_size, config.d_model)
+        self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads)
+        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.norm = Norm(config.d_model, config.layer_norm_epsilon, centred=False)
 
     def __call__(self, ids_BE: jax.Array, valid_BE: jax.Array) -> jax.Array:
         c = self.config
@@ -123,10 +77,9 @@ class Encoder(nnx.Module):
         bucket_EM = buckets(
             index_E[None, :] - index_E[:, None], c.relative_attention_num_buckets, c.relative_attention_max_distance
         )
-        table_RH = self.blocks[0].attention.relative_attention_bias.weight[...]
-        bias_HEM = jnp.moveaxis(table_RH[bucket_EM], -1, 0)
+        bias_HEM = jnp.moveaxis(self.relative_attention_bias(bucket_EM), -1, 0)
         bias_BHEM = jnp.where(valid_BE[:, None, None, :], bias_HEM, MASKED)
-        x_BED = self.embedding.weight[...][ids_BE]
+        x_BED = self.embedding(ids_BE)
         for block in self.blocks:
             x_BED = block(x_BED, bias_BHEM)
         return self.norm(x_BED)
@@ -150,12 +103,23 @@ NAMES = {  # part of a path here -> part of the name in the file, below "encoder
     "ffn_norm.": "layer.1.layer_norm.",
     "ffn.": "layer.1.DenseReluDense.",
     "blocks.": "block.",
+    **{f".{letter}_proj.": f".{letter}." for letter in "qkvo"},
+    ".fc1.": ".wi.",
+    ".fc2.": ".wo.",
+    ".gate_proj.": ".wi_0.",
+    ".up_proj.": ".wi_1.",
+    ".down_proj.": ".wo.",
+}
+ALONE = {
+    "embedding.": "shared.",
+    "norm.": "encoder.final_layer_norm.",
+    "relative_attention_bias.": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
 }
 
 
 def renamed(path: str) -> str:
     """The name in a file of the parameter at `path` of an Encoder."""
-    for ours, theirs in (("embedding.", "shared."), ("norm.", "encoder.final_layer_norm.")):
+    for ours, theirs in ALONE.items():
         if path.startswith(ours):
             return theirs + path.removeprefix(ours)
     for ours, theirs in NAMES.items():

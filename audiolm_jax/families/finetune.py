@@ -145,7 +145,7 @@ class Base:
         paths = [self.folder / musicgen.GIVEN]
         for part in (musicgen.TEXT, musicgen.CODEC):
             paths += [path for path in sorted((self.folder / part).rglob("*")) if path.is_file()]
-        with checkpoints.readable_errors(workdir):
+        with files.writing(workdir):
             for path in paths:
                 copy = workdir / path.relative_to(self.folder)
                 if not copy.exists():

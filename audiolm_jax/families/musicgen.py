@@ -34,6 +34,7 @@ from audiolm_jax.data.examples import DataConfig
 from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files as huggingface
+from audiolm_jax.hub.weights import Weights
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Source, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
@@ -316,7 +317,7 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
     return config, SerializationConfig(strategy="delay", delays=delays), codec
 
 
-def fill(config: ModelConfig, vocab: Vocab, weights: huggingface.Weights) -> Transformer:
+def fill(config: ModelConfig, vocab: Vocab, weights: Weights) -> Transformer:
     """The decoder from the tensors of a file; `weights` collects what is wrong with them."""
     mesh, params = sharding.single_device_mesh(), {}
     with jax.set_mesh(mesh):

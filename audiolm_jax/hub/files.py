@@ -6,26 +6,21 @@ is a whole model by itself may be named without a revision: that is @main, and t
 what it is trained with must be the same in a year.
 """
 
-import contextlib
-import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax import nnx
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
+from audiolm_jax.hub.weights import Weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"
-LISTED = 12  # problems of a file that a message names
 
 
 def locate(source: str | Path) -> tuple[Path, Path]:
@@ -103,7 +98,7 @@ def shards(index: Path, what: str) -> tuple[str, ...]:
         raise InputError(f"{what}: {index} cannot be read as an index of weights ({error!r})") from None
 
 
-def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dict, "Weights"]:
+def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dict, Weights]:
     """(config, weights) of a folder. Raises InputError unless its config.json has a "model_type" among `kinds`."""
     config, weights, index = (directory / name for name in (CONFIG, WEIGHTS, INDEX))
     if not config.is_file():
@@ -121,7 +116,7 @@ def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dic
         raise InputError(f"{what}: {directory} lacks {', '.join(missing)}{_hint(directory)}; {CONFIG} is there")
     tensors: dict[str, np.ndarray] = {}
     for name in names:
-        tensors |= _tensors(directory / name, what)
+        tensors |= files.read_safetensors(directory / name, what)[0]
     return given, Weights(path, tensors, what)
 
 
@@ -130,19 +125,6 @@ def _json(path: Path, what: str) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{what}: {path} cannot be read as JSON ({error})") from None
-
-
-def _tensors(path: Path, what: str) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, TypeError) as error:
-        raise InputError(
-            f"{what}: {path} cannot be read as safetensors ({error}); it may be truncated, or another format under "
-            f"that name"
-        ) from None
 
 
 def _download(source: str, names: tuple[str, ...], what: str, absent: type | None = None) -> list[Path]:
@@ -172,7 +154,7 @@ def _download(source: str, names: tuple[str, ...], what: str, absent: type | Non
     return found
 
 
-def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, "Weights"]:
+def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, Weights]:
     """(config, weights) of a source. Raises InputError unless its config.json has "model_type": kind.
 
     example: a repository of that kind, to name where no source is given.
@@ -187,7 +169,7 @@ def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, "Wei
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != kind:
         raise InputError(f"codec.path: {config_path} describes a model of type {found!r}; {kind!r} is needed")
-    return config, Weights(weights_path, _tensors(weights_path, "codec.path"))
+    return config, Weights(weights_path, files.read_safetensors(weights_path, "codec.path")[0])
 
 
 def config_of(given: dict, config_class: type, where: Any = "config.json", what: str = "codec.path") -> Any:
@@ -199,120 +181,8 @@ def config_of(given: dict, config_class: type, where: Any = "config.json", what:
         raise InputError(f"{what}: {where} holds values that this package cannot use ({error})") from None
 
 
-class Weights:
-    """The tensors of a file, given out by name. Everything wrong with them is collected and told at once."""
-
-    def __init__(self, path: Path, tensors: dict[str, np.ndarray], what: str = "codec.path"):
-        """what: the key, flag or argument that named the file, with which a message begins."""
-        self.path, self.tensors, self.what = path, fold(tensors), what
-        self.problems: list[str] = []
-
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor, or zeros of that shape if it is not what it should be, which `finish` will say."""
-        found = self.tensors.pop(name, None)
-        if found is None:
-            self.problems.append(f"{name} is missing")
-        elif found.shape != shape:
-            self.problems.append(f"{name} is {found.shape} where {shape} is needed")
-        elif not np.isfinite(found).all():
-            self.problems.append(f"{name} holds NaN or infinite values")
-        else:
-            return np.asarray(found, np.float32)
-        return np.zeros(shape, np.float32)
-
-    def fill(self, module: nnx.Module, renamed: Callable[[str], str] = str) -> nnx.Module:
-        """The module with every parameter taken by its path. renamed: a path -> its name in the file."""
-        graph, state = nnx.split(module)
-        flat = dict(nnx.to_flat_state(state))
-        for path, variable in flat.items():
-            axes = variable.get_metadata()["torch"]
-            theirs = tuple(variable.shape[axes.index(axis)] for axis in range(len(axes)))
-            array = self.take(renamed(".".join(map(str, path))), theirs).transpose(axes)
-            flat[path] = variable.replace(jnp.asarray(np.ascontiguousarray(array)))
-        return nnx.merge(graph, nnx.from_flat_state(flat))
-
-    def stack(self, names: list[str], shape: tuple[int, ...]) -> jnp.ndarray:
-        """Tensors of one shape as one array, in the order of their names."""
-        return jnp.asarray(np.stack([self.take(name, shape) for name in names]))
-
-    @contextlib.contextmanager
-    def below(self, prefix: str) -> Iterator["Weights"]:
-        """The tensors whose names begin with `prefix`, without it: those of a part that is a model by itself."""
-        names = [name for name in self.tensors if name.startswith(prefix)]
-        inner = {name.removeprefix(prefix): self.tensors.pop(name) for name in names}
-        part = Weights(self.path, inner, self.what)
-        yield part
-        self.problems += [prefix + problem for problem in part.problems]
-        self.tensors |= {prefix + name: tensor for name, tensor in part.tensors.items()}
-
-    def ignore(self, pattern: str) -> None:
-        """Drops tensors that a codec has no use for (counters of the training)."""
-        self.tensors = {name: tensor for name, tensor in self.tensors.items() if not re.search(pattern, name)}
-
-    def finish(self) -> None:
-        """Raises InputError naming everything that was missing, misshapen or not asked for."""
-        problems = self.problems + [f"{name} is unexpected" for name in self.tensors]
-        if problems:
-            more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-            raise InputError(
-                f"{self.what}: {self.path} does not fit its {CONFIG}: {'; '.join(problems[:LISTED])}{more}; give the "
-                f"{CONFIG} that it was published with"
-            )
-
-
-def fold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weight normalisation w = g v / |v| folded, in both of torch's naming schemes; the norm is over all axes but 0."""
-    folded = dict(tensors)
-    for gain, direction in (("weight_g", "weight_v"), *[(f"parametrizations.weight.original{n}" for n in (0, 1))]):
-        for name in [n for n in tensors if n.endswith(f".{gain}")]:
-            base = name.removesuffix(gain)
-            if base + direction not in tensors:
-                continue
-            g, v = folded.pop(name).astype(np.float32), folded.pop(base + direction).astype(np.float32)
-            folded[f"{base}weight"] = v * (g / norms(v))
-    return folded
-
-
-def unfold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every `conv.weight` as gain and direction, which models of weight-normalised convolutions are saved with."""
-    unfolded = {}
-    for name, tensor in tensors.items():
-        if name.endswith(".conv.weight"):
-            base = name.removesuffix("weight") + "parametrizations.weight.original"
-            unfolded |= {f"{base}0": norms(tensor), f"{base}1": tensor}
-        else:
-            unfolded[name] = tensor
-    return unfolded
-
-
-def norms(v: np.ndarray) -> np.ndarray:
-    """Over all axes but the first, which stay as ones."""
-    return np.sqrt((v.astype(np.float64) ** 2).sum(tuple(range(1, v.ndim)), keepdims=True)).astype(np.float32)
-
-
-def named(module: nnx.Module, renamed: Callable[[str], str] = str) -> dict[str, np.ndarray]:
-    """The parameters of a module under their names in a file, in torch's layout."""
-    tensors = {}
-    for path, variable in nnx.to_flat_state(nnx.state(module)):
-        inverse = np.argsort(variable.get_metadata()["torch"])
-        tensors[renamed(".".join(map(str, path)))] = np.ascontiguousarray(np.asarray(variable[...]).transpose(inverse))
-    return tensors
-
-
-def write(folder: str | Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
-    """Saves a codec so that `transformers` opens it."""
-    from safetensors.numpy import save
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.replacing(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
-    files.write_json(folder / CONFIG, config)
-
-
-def fingerprint(config: Any, tensors: dict[str, np.ndarray]) -> str:
-    """Sha256 of a configuration and weights by name, whatever file they came from."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode() + np.ascontiguousarray(tensors[name], np.float32).tobytes())
-    return digest.hexdigest()
+def write(directory: str | Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
+    """Writes config.json and model.safetensors so that `transformers` opens them."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    files.write_safetensors(Path(directory) / WEIGHTS, tensors, {"format": "pt"})
+    files.write_json(Path(directory) / CONFIG, config)

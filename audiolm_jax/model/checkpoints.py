@@ -57,7 +57,7 @@ def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
     directory = _folder(workdir)
     with _open(directory, max_to_keep=keep, cleanup_tmp_directories=True) as opened:
         yield opened
-        with readable_errors(directory):
+        with files.writing(directory):
             opened.wait_until_finished()
 
 
@@ -81,7 +81,7 @@ def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, posi
         position=ocp.args.JsonSave(position),
         about=ocp.args.JsonSave(spec.to_json()),
     )
-    with readable_errors(opened.directory):
+    with files.writing(opened.directory):
         opened.save(step, args=items)
 
 
@@ -111,7 +111,7 @@ def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
         if opened.all_steps():
             raise InputError(f"{workdir} has a checkpoint already; give another folder")
         items = ocp.args.Composite(params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(spec.to_json()))
-        with readable_errors(opened.directory):
+        with files.writing(opened.directory):
             opened.save(0, args=items)
 
 
@@ -210,25 +210,17 @@ def restore_params(
 
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None) -> None:
     """The parameters for inference of a run -> one file: `/`-joined key paths, description as metadata."""
-    from safetensors.numpy import save as serialize
-
     model, spec = restore_params(workdir, step)
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
     tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-    with readable_errors(Path(path).parent), files.replacing(path) as temporary:
-        temporary.write_bytes(serialize(tensors, metadata={"about": json.dumps(spec.to_json())}))
+    with files.writing(path):
+        files.write_safetensors(path, tensors, {"about": json.dumps(spec.to_json())})
 
 
 def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, Spec]:
     """A file of `export_safetensors` -> (model, Spec); see `restore_params`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {}).get("about", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+    tensors, metadata = files.read_safetensors(path)
+    about = json.loads(metadata.get("about", "null"))
     if about is None:
         raise InputError(f"{path} has no description of its model (metadata key 'about'); export it with this package")
 
@@ -268,14 +260,3 @@ def pack_position(iterator_state: Any) -> str:
 def unpack_position(text: str) -> Any:
     value = json.loads(text)
     return base64.b64decode(value["bytes"]) if "bytes" in value else value["json"]
-
-
-@contextlib.contextmanager
-def readable_errors(where: Any) -> Iterator[None]:
-    """Turns what the file system says into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {where}: {error.strerror or error}; nothing written before is lost"
-        ) from error

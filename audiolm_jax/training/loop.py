@@ -163,7 +163,7 @@ def train(
                     recorder.probe(step, probe(step, nnx.merge(step_parts.graph, _for_inference(state, merge)[0])))
                 if stop and step < training.steps:
                     break
-            with checkpoints.readable_errors(folder):
+            with files.writing(folder):
                 manager.wait_until_finished()
     if stop and step < training.steps:
         raise Interrupted(128 + stop[0])

@@ -9,7 +9,7 @@ import jax
 from audiolm_jax import config as configs
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import checkpoints, spec
+from audiolm_jax.model import spec
 
 # Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
 MAY_CHANGE = ("sharding.", "training.checkpoint_every", "training.keep", "training.probe_every", "training.peak_tflops")
@@ -37,5 +37,5 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
             raise InputError(f"{workdir} is the run of another config: {'; '.join(different)}; name another folder")
         return
     if jax.process_index() == 0:
-        with checkpoints.readable_errors(workdir):
+        with files.writing(workdir):
             files.write_json(path, config)

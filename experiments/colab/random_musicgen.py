@@ -11,7 +11,7 @@ from flax import nnx
 
 from audiolm_jax import codecs
 from audiolm_jax.codecs import encodec
-from audiolm_jax.codecs.layers import Tape
+from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.encoders import t5
 from audiolm_jax.families import musicgen
 from audiolm_jax.model import sharding

@@ -9,7 +9,7 @@ import numpy as np
 
 from audiolm_jax import serialization
 from audiolm_jax.families import musicgen
-from audiolm_jax.hub import files
+from audiolm_jax.hub.weights import Weights
 from audiolm_jax.model import sharding
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
@@ -37,7 +37,7 @@ def make(sizes: dict, tensors: dict[str, np.ndarray], frames: int, dtype: str) -
         dtype=dtype,
     )
     vocab = Vocab(sizes["num_codebooks"], sizes["vocab_size"], frames, sizes["num_codebooks"])
-    weights = files.Weights(Path("random"), tensors, "reference")
+    weights = Weights(Path("random"), tensors, "reference")
     weights.ignore("embed_positions")
     model = musicgen.fill(config, vocab, weights)
     weights.finish()

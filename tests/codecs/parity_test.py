@@ -11,8 +11,7 @@ from flax import nnx
 
 from audiolm_jax import codecs
 from audiolm_jax.codecs import dac, encodec, mimi
-from audiolm_jax.codecs.layers import Tape
-from audiolm_jax.codecs.streaming import own_mesh
+from audiolm_jax.codecs.streaming import Tape, own_mesh
 from audiolm_jax.hub import files
 from tests.helpers.published_codecs import CONFIGS, sound, write
 

@@ -157,7 +157,7 @@ def test_another_corpus_in_the_folder_is_refused(tiny, tmp_path):
     with pytest.raises(InputError, match=r"corpus\.level = 'songs'.*digits, templates"):
         synthetic.synthesise(dataclasses.replace(TINY, level="songs"), tmp_path / "x", progress=False)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write the synthetic corpus"):
+    with pytest.raises(InputError, match="cannot be written"):
         synthetic.synthesise(TINY, tmp_path / "file" / "below", progress=False)
 
 

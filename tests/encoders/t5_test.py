@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from audiolm_jax.codecs.streaming import own_mesh
 from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
-from audiolm_jax.hub.files import Weights
+from audiolm_jax.hub.weights import Weights
 from experiments.colab.random_musicgen import tokenizer
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install 'audiolm-jax[parity]'")

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax.codecs import dac, encodec, mimi
-from audiolm_jax.codecs.layers import Tape
+from audiolm_jax.codecs.streaming import Tape
 from experiments.colab.random_musicgen import CENTRED, SEANET, books, filled, sound, write_encodec
 
 # Three, five and seven-fold strides, kernels of other sizes, several LSTMs or none, a window shorter than the signal.

@@ -183,7 +183,7 @@ def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write to"):
+    with pytest.raises(InputError, match="cannot be written"):
         run(tmp_path / "file" / "run")
 
 

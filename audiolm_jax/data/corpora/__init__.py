@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.config import key, plugin, validate
 from audiolm_jax.errors import InputError
 
@@ -142,12 +143,10 @@ class Rejects:
         """
         if source in self.reasons:
             return
-        try:
+        with files.writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a" if self.reasons else "w", encoding="utf-8") as stream:
                 stream.write(json.dumps({"file": source, "reason": reason}) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         self.reasons[source] = reason
         if len(self.reasons) > self.max_fraction * self.total:
             raise InputError(

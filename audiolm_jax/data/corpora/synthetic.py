@@ -134,10 +134,8 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
 
 def synthesise(config: CorpusConfig, root: Path, progress: bool = True) -> Path:
     """Makes the corpus in `root`, going on where an interrupted run stopped. Returns `root`."""
-    try:
+    with files.writing(root):
         return _synthesise(config, root, progress)
-    except OSError as error:
-        raise InputError(f"cannot write the synthetic corpus to {root}: {error.strerror}") from error
 
 
 def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
@@ -263,17 +261,11 @@ def main() -> None:
 
     task = json.loads(sys.stdin.read())
     try:
-        _speak_shard(Path(task["root"]), task["index"], task["items"], task["sample_rate"])
+        with files.writing(task["root"], soundfile.SoundFileError):
+            _speak_shard(Path(task["root"]), task["index"], task["items"], task["sample_rate"])
     except InputError as error:
-        sys.exit(_complain(str(error)))
-    except (OSError, soundfile.SoundFileError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        sys.exit(_complain(f"cannot write the synthetic corpus to {task['root']}: {reason}"))
-
-
-def _complain(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def _speak_shard(root: Path, index: int, items: list[dict], sample_rate: int) -> None:
