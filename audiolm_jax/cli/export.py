@@ -19,6 +19,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     arguments.add_workdir(parser)
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the latest)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, or a folder")
+    kinds = ("float32", "float16")
+    parser.add_argument("--dtype", choices=kinds, default="float32", help="of the weights in a .safetensors file")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,9 +33,11 @@ def run(options: argparse.Namespace) -> None:
     from audiolm_jax.model import checkpoints
 
     if not out.suffix:
+        if options.dtype != "float32":
+            raise InputError(f"--dtype={options.dtype} needs --out=FILE.safetensors; the published layout is float32")
         musicgen.export_run(options.workdir, out, options.step)
         print(f"{out}: config.json, model.safetensors and what goes with them")
         return
     arguments.writable(out.parent, "--out")
-    checkpoints.export_safetensors(options.workdir, out, options.step)
+    checkpoints.export_safetensors(options.workdir, out, options.step, options.dtype)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; next: audiolm generate --checkpoint {out}")

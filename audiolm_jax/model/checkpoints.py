@@ -208,17 +208,25 @@ def restore_params(
         return _build(spec, load, model_changes, rules), spec
 
 
-def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None) -> None:
-    """The parameters for inference of a run -> one file: `/`-joined key paths, description as metadata."""
+def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None, dtype: str = "float32") -> None:
+    """The parameters for inference of a run -> one file; see `save_safetensors`."""
     model, spec = restore_params(workdir, step)
+    save_safetensors(path, model, spec, dtype)
+
+
+def save_safetensors(path: str | Path, model: Transformer, spec: Spec, dtype: str = "float32") -> None:
+    """Writes parameters under their `/`-joined key paths, with the Spec as metadata.
+
+    dtype: float32, or float16 for half the size; what is computed with is float32 in either case.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
-    tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
+    tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x, dtype) for p, x in leaves}
     with files.writing(path):
         files.write_safetensors(path, tensors, {"about": json.dumps(spec.to_json())})
 
 
 def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, Spec]:
-    """A file of `export_safetensors` -> (model, Spec); see `restore_params`."""
+    """A file of `save_safetensors` -> (model, Spec); see `restore_params`."""
     tensors, metadata = files.read_safetensors(path)
     about = json.loads(metadata.get("about", "null"))
     if about is None:

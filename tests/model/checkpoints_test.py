@@ -126,6 +126,15 @@ def test_safetensors_out_and_in(workdir, tmp_path):
     assert [p.name for p in tmp_path.glob("*.tmp")] == []
 
 
+def test_safetensors_of_half_precision_are_rounded_and_computed_with_in_float32(workdir, tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoints.export_safetensors(workdir, path, dtype="float16")
+    assert {x.dtype for x in load_file(path).values()} == {np.dtype(np.float16)}
+    model, spec = checkpoints.load_safetensors(path)
+    rounded = jax.tree.map(lambda x: np.float32(np.float16(x)), fresh(3))
+    assert spec == SPEC and same(checkpoints.params_of(model), rounded)
+
+
 def test_foreign_files_and_folders_are_one_sentence(workdir, tmp_path):
     with pytest.raises(InputError, match="not the folder of a training run"):
         checkpoints.restore_params(tmp_path / "nowhere")
