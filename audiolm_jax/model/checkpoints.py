@@ -93,7 +93,7 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     where = opened.directory / str(step)
     metadata = opened.item_metadata(step)
     if "state" not in metadata:
-        raise InputError(f"{where} holds weights alone, to be used as they are: no training can go on from it")
+        raise InputError(f"{where} holds weights alone, for inference: training cannot resume from it")
     trees = {"state": state} if params is None else {"params": params, "state": state}
     for name, tree in trees.items():
         check_tree(tree, metadata[name], f"{where}/{name}")
@@ -103,7 +103,7 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
 
 
 def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
-    """A checkpoint 0 of weights alone: for inference, not for a training to go on with.
+    """A checkpoint 0 of weights alone: for inference, training cannot resume from it.
 
     Raises InputError if there is a checkpoint already.
     """
@@ -115,14 +115,14 @@ def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
             opened.save(0, args=items)
 
 
-def check_tree(expected: Any, found: Any, where: str) -> None:
+def check_tree(expected: Any, actual: Any, where: str) -> None:
     """Compares two trees of things with a shape, by key path. Raises one InputError that lists all differences."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(x.shape) for p, x in leaves}
 
-    want, have = shapes(expected), shapes(found)
+    want, have = shapes(expected), shapes(actual)
     problems = [f"{key} is missing" for key in sorted(want.keys() - have.keys())]
     problems += [f"{key} is unexpected" for key in sorted(have.keys() - want.keys())]
     problems += [
@@ -147,11 +147,11 @@ def count_parameters(config: ModelConfig, vocab: Vocab) -> int:
 
 def digest(*trees: Any) -> str:
     """Sha256 over the arrays of trees, by their key paths."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(trees):
-        found.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
-        found.update(np.ascontiguousarray(x).data)
-    return found.hexdigest()
+        hashed.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+        hashed.update(np.ascontiguousarray(x).data)
+    return hashed.hexdigest()
 
 
 def params_of(model: Transformer) -> dict:
@@ -198,10 +198,10 @@ def restore_params(
     """
     with _opened(workdir, step) as (m, step, spec):
         where = f"{_folder(workdir) / str(step)}/params"
-        found = m.item_metadata(step)["params"]
+        metadata = m.item_metadata(step)["params"]
 
         def load(abstract: dict) -> dict:
-            check_tree(abstract, found, where)
+            check_tree(abstract, metadata, where)
             args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
             return m.restore(step, args=args)["params"]
 
@@ -235,15 +235,15 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
     spec = specs.from_json(about, path)
 
     def load(abstract: dict) -> dict:
-        found: dict = {}
+        params: dict = {}
         for key, tensor in tensors.items():
             *parents, leaf = key.split("/")
-            node = found
+            node = params
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = tensor
-        check_tree(abstract, found, str(path))
-        return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, found)
+        check_tree(abstract, params, str(path))
+        return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, params)
 
     return _build(spec, load, model_changes), spec
 

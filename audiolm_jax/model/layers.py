@@ -1,4 +1,4 @@
-"""The parts that blocks of the transformer are put together from. Axes as in `model.py`; E states of an encoder."""
+"""Parts of the transformer block. Axes as in `transformer.py`; E states of an encoder."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def row_axes(axes: int) -> tuple[str | None, ...]:
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
-    """A float32 weight born with its sharding."""
+    """A float32 weight, normally distributed, initialised sharded."""
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
 
 
@@ -32,7 +32,7 @@ def product(
 ) -> jax.Array:
     """einsum of x and a weight, summed in float32 whatever their dtype, in `dtype` (None: that of x).
 
-    On a CPU this is said in so many words: XLA has kernels for products of 16 bits with results of 32 and at least two
+    On a CPU the result is float32 and cast: XLA has kernels for 16-bit products with 32-bit results and at least two
     rows, and writes a float32 copy of the weights for any other. Accelerators sum in float32 by themselves.
     """
     dtype = dtype or x.dtype
@@ -49,7 +49,7 @@ def product(
 
 
 def bias(shape: tuple[int, ...], axes: tuple, rules: Rules) -> nnx.Param:
-    """A bias, at first zero, sharded like the axes of the weight that it goes with."""
+    """A bias of zeros, sharded like the axes of its weight."""
     return nnx.Param(jnp.zeros(shape, out_sharding=rules.spec(*axes)))
 
 
@@ -134,7 +134,7 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
 
 
 class CrossAttention(nnx.Module):
-    """What x reads from the states of an encoder; every query head has a key/value head of its own (G = 1 or more).
+    """Cross-attention to the states of an encoder, grouped-query (G >= 1) as the self-attention.
 
     Keys and values depend on the states alone: decoding computes them once per request and then only reads them.
     """
@@ -167,7 +167,7 @@ class CrossAttention(nnx.Module):
         return {name: kv[..., c, :].swapaxes(1, 2) for c, name in enumerate(("cross_k", "cross_v"))}
 
     def __call__(self, x: jax.Array, cross: Cross) -> jax.Array:
-        """x `[B, ..., D]` -> what is to be added to it. A row without a valid state reads zeros."""
+        """x `[B, ..., D]` -> the residual update. Zeros for a row without a valid state, but for the bias."""
         states, valid_BE = cross
         rows = row_axes(x.ndim - 1)
         kernel = gather(self.q_DHGK[...], ("embed", "heads", None, None), self.rules, x.dtype)

@@ -1,7 +1,7 @@
 """Log-probabilities over legal sets, the training loss, and its sums per kind of prediction.
 
-A prediction's `head` (see `vocab.py`) says which ids are legal; every other id has probability zero. The output
-matrix is read as three blocks (text and structure, codebooks, lengths), each block's log-normaliser is computed
+A prediction's `head` (see `serialization/vocab.py`) says which ids are legal; every other id has probability zero. The
+output matrix is read as three blocks (text and structure, codebooks, lengths), each block's log-normaliser is computed
 once per position, and a prediction picks its own. Logits are float32 and live for `chunk` positions at a time.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax.model.kernels import cpu
+from audiolm_jax.model.kernels import cpu, cpu_loss
 from audiolm_jax.model.sharding import PRESETS, Rules
 from audiolm_jax.serialization.vocab import (
     AUDIO,
@@ -79,11 +79,11 @@ def _either(lse_BLS, code_BLS, end_BL, targets_BLS, heads_BLS, vocab: Vocab) -> 
     lse_either_BLS = jnp.logaddexp(lse_BLS, end_BLS)
     logprob_BLS = jnp.where(is_end, end_BLS, code_BLS) - jnp.where(either, lse_either_BLS, lse_BLS)
     split_BLS = jnp.where(is_end, end_BLS, lse_BLS) - lse_either_BLS
-    nothing = heads_BLS == 0
+    none = heads_BLS == 0
     return {
-        "logprob_BLS": jnp.where(nothing, 0.0, logprob_BLS),
+        "logprob_BLS": jnp.where(none, 0.0, logprob_BLS),
         "end_BLS": jnp.where(either, split_BLS, 0.0),
-        "lse_BLS": jnp.where(nothing, 0.0, jnp.where(either, lse_either_BLS, lse_BLS)),
+        "lse_BLS": jnp.where(none, 0.0, jnp.where(either, lse_either_BLS, lse_BLS)),
     }
 
 
@@ -128,7 +128,7 @@ def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) 
 
 
 def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
-    """Only the legal logits of every prediction; on one CPU device (see `blocks.py`)."""
+    """Only the legal logits of every prediction; on one CPU device (see `kernels/cpu_loss.py`)."""
     stream = rules.spec("batch", "length", None)
     sets_XWD = [cut["text"].T, cut["length"].T, *cut["codes"].transpose(1, 2, 0)]
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes]
@@ -139,7 +139,7 @@ def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules
     sets_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, HEAD_CODE, heads_BLS) - HEAD_TEXT
     start_BLS = _pick(jnp.broadcast_to(starts_X, (1, 1, len(starts_X))), sets_BLS)
     # </audio> as the target of a code comes out negative: it is not in the codebook, `_either` adds it.
-    lse, target = cpu.normalisers(
+    lse, target = cpu_loss.normalisers(
         hidden_BLD.reshape(-1, hidden_BLD.shape[-1], out_sharding=P()),
         weight_XWD.astype(hidden_BLD.dtype),
         legal_XW,

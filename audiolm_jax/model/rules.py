@@ -48,12 +48,12 @@ class Rules:
         return PartitionSpec(*names)
 
     def parts(self, logical: str, mesh: "Mesh | AbstractMesh") -> int:
-        """Into how many parts the mesh cuts a logical axis."""
+        """Number of shards of a logical axis on the mesh."""
         return math.prod(mesh.shape[axis] for axis in self.axes(logical))
 
     def for_decoding(self) -> "Rules":
-        """Where the same model lives while it is sampled from: weights are whole along the axes that rows lie on
-        (gathered once, not in every step), and what shared positions shares rows."""
+        """Rules for sampling: weights gathered over the axes of the rows (once, not in every step), and rows sharded
+        over the axes of the positions too."""
         rows = self.axes("batch") + self.axes("length")
         return dataclasses.replace(self, batch=rows[0] if len(rows) == 1 else rows, length=None, embed=None)
 
@@ -68,10 +68,10 @@ PRESETS = {
 
 
 def platform() -> str:
-    """ "cpu", "tpu" or "gpu": of the mesh that is entered, also of devices that are only described (a topology to
-    compile for, an abstract mesh that names its device); where nothing is said of devices, of those there are.
+    """Platform of the current mesh, "cpu", "tpu" or "gpu"; the mesh may be abstract, or a topology to compile for.
+    Without a mesh, the platform of the default backend.
 
-    Everything that chooses by platform asks here, so that a program compiled ahead of time is the one that will run.
+    Everything that chooses by platform asks here, so that a program compiled ahead of time is the one that runs.
     """
     import jax
 

@@ -6,14 +6,14 @@ their "embed" axis, which is what makes a preset with `embed` sharded fully-shar
 transpose of the gather is the reduce-scatter of the gradient). The idiom is the JAX training cookbook's and
 jax-llm-examples' (explicit axis types, so a wrong layout is a type error at trace time).
 
-What a training step sends under each preset (the tests read it from compiled programs):
+Collectives of a training step under each preset (the tests count them in compiled programs):
 
-    data          every gradient is reduced once, over all devices
-    fsdp          weights of layers are gathered for the forward and for the backward pass, the others once; every
-                  gradient is reduced and scattered once
-    fsdp_tensor   the same over `data`, and activations are reduced over `tensor` twice a layer in either pass
-    fsdp_context  fsdp over all devices, and keys and values are gathered over `context` in either pass (TPU's kernel
-                  keeps them for the backward pass), their gradients reduced and scattered
+    data          one all-reduce of every gradient, over all devices
+    fsdp          all-gathers of the weights of a layer in the forward and in the backward pass, of the others once; one
+                  reduce-scatter of every gradient
+    fsdp_tensor   as fsdp over `data`, and all-reduces of activations over `tensor` twice a layer in either pass
+    fsdp_context  as fsdp over all devices, and all-gathers of keys and values over `context` in either pass (TPU's
+                  kernel keeps them for the backward pass), reduce-scatters of their gradients
 """
 
 from collections.abc import Sequence
@@ -82,13 +82,13 @@ def gather(weight: jax.Array, logical: Sequence[str | None], rules: Rules, dtype
     return jax.sharding.reshard(weight, used)
 
 
-def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A policy for `jax.checkpoint`: the backward pass gathers again, and finds everything else that it needs."""
+def save_all_but_gathers(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Remat policy for `jax.checkpoint`: recompute all-gathers in the backward pass, save everything else."""
     return primitive.name != "reshard"
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Shapes that know a partition, as `jax.eval_shape` gives them, -> the same on the devices of `mesh`."""
+    """Abstract arrays with a partition, as `jax.eval_shape` gives them, -> the same with shardings on `mesh`."""
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = x.sharding.spec if x.sharding else P()
@@ -122,7 +122,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading:
     places = _places(mesh)
     mine, count = places[jax.process_index()], len(set(places.values()))
 
-    def whole(name: str, x: np.ndarray) -> jax.Array:
+    def global_array(name: str, x: np.ndarray) -> jax.Array:
         rows, positions = x.shape[leading : leading + 2]
         sizes = {"batch": ("rows of a microbatch", rows * count), "length": ("data.sequence_length", positions)}
         long = "L" in name.rpartition("_")[2]
@@ -138,4 +138,4 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading:
 
         return jax.make_array_from_callback((*x.shape[:leading], rows * count, *x.shape[leading + 1 :]), sharding, part)
 
-    return {name: whole(name, x) for name, x in batch.items()}
+    return {name: global_array(name, x) for name, x in batch.items()}

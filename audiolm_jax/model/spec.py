@@ -10,10 +10,9 @@ import json
 from typing import Any
 
 from audiolm_jax import serialization
-from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError
-from audiolm_jax.model.lora import LoraConfig
-from audiolm_jax.model.transformer import ModelConfig
+from audiolm_jax.model.config import LoraConfig, ModelConfig
 from audiolm_jax.serialization import Grid, SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 

@@ -147,11 +147,11 @@ class Transformer(nnx.Module):
         return summed.astype(self.config.compute_dtype)
 
     def rows(self, x: jax.Array | None) -> jax.Array | None:
-        """An input `[B]` or `[B, L]` laid out as `rules` say, whatever layout it came in."""
+        """An input `[B]` or `[B, L]` resharded to the layout that `rules` give it."""
         return None if x is None else jax.sharding.reshard(x, self.rules.spec(*row_axes(jnp.ndim(x))))
 
-    def place(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Embedded tokens `[B, ..., D]` at positions `[B, ...]` -> (x with its positions, tables of the rotation)."""
+    def add_positions(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """x `[B, ..., D]` at positions `[B, ...]` -> (x plus its position embedding, rotary tables or None)."""
         c, positions = self.config, self.rows(positions)
         if c.positions == "rotary":
             return x, attention.rope_table(positions, c.head_width, c.rope_base)
@@ -160,15 +160,15 @@ class Transformer(nnx.Module):
         table_PD = gather(self.positions_PD[...], (None, "embed"), self.rules)
         return x + table_PD.at[positions].get(out_sharding=jax.typeof(x).sharding, mode="clip").astype(x.dtype), None
 
-    def whole(self, x: jax.Array) -> jax.Array:
-        """An input of an encoder, laid out with its rows over the batch axis alone."""
+    def encoder_rows(self, x: jax.Array) -> jax.Array:
+        """States of an encoder, or which of them are valid, sharded over the batch axis alone."""
         return jax.sharding.reshard(x, self.rules.spec("batch", *(None,) * (jnp.ndim(x) - 1)))
 
     def project(self, encoded: Encoded | None) -> Encoded | None:
-        """States of an encoder as the blocks read them: of this width, in the compute dtype, whole on every row."""
+        """States of an encoder projected to the width of the model, in the compute dtype, not sharded over E."""
         if encoded is None:
             return None
-        states, valid_BE = map(self.whole, encoded)
+        states, valid_BE = map(self.encoder_rows, encoded)
         return layers.projected(states.astype(self.config.compute_dtype), self, "states", ("batch", None)), valid_BE
 
     def __call__(
@@ -187,7 +187,7 @@ class Transformer(nnx.Module):
         padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None. encoded: what
         the blocks attend to besides (model.cross_width); None adds nothing. states: as in `embed`.
         """
-        x_BLD, rope = self.place(self.embed(tokens_BLS, states_BLW), positions_BL)
+        x_BLD, rope = self.add_positions(self.embed(tokens_BLS, states_BLW), positions_BL)
         encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL))
         keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
@@ -200,8 +200,8 @@ class Transformer(nnx.Module):
         if self.config.remat:
             layer = jax.checkpoint(layer, prevent_cse=not stacked)
         elif self.rules.embed is not None:
-            # Weights are gathered again in the backward pass: kept, they would be a whole copy of the model.
-            layer = jax.checkpoint(layer, policy=sharding.all_but_gathered, prevent_cse=not stacked)
+            # The backward pass gathers the weights again: saved, they would be a second copy of the model.
+            layer = jax.checkpoint(layer, policy=sharding.save_all_but_gathers, prevent_cse=not stacked)
         if stacked:
             x_BLD, _ = jax.lax.scan(layer, x_BLD, (self.layers, keys_N))
         else:
@@ -219,7 +219,7 @@ class Transformer(nnx.Module):
         weight_DV = gather(self.output_DV(), ("embed", "vocab"), self.rules, hidden.dtype)
         spec = self.rules.spec(*rows, "vocab")
         logits = product("...D,DV->...V", hidden, weight_DV, spec, jnp.dtype("float32"))
-        # Gathered when they are logits, which are few, not as a matrix in every step.
+        # Gather the logits, which are few, and not the output matrix in every step.
         return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.vocab_size]
 
     def _blocks(self) -> list[Block]:
@@ -240,9 +240,9 @@ class Transformer(nnx.Module):
         """The prompt in one pass -> (hidden_BPD, prompt cache, read-only from then on).
 
         Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end. The keys and
-        values of `encoded` are in the cache; which of them are valid is told to every step again.
+        values of `encoded` are in the cache; `step` takes which of them are valid.
         """
-        x_BPD, rope = self.place(self.embed(tokens_BPS, states_BPW), positions_BP)
+        x_BPD, rope = self.add_positions(self.embed(tokens_BPS, states_BPW), positions_BP)
         encoded = self.project(encoded)
         sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP))
         cache = []
@@ -251,8 +251,8 @@ class Transformer(nnx.Module):
             states = {} if encoded is None else block.cross.keys_values(encoded[0])
             cross = None if encoded is None else (states, encoded[1])
             x_BPD = block.finish(x_BPD, attention.attend(q, k, v, sight), cross=cross)
-            kept = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2), **states}
-            cache.append({name: x.astype(self.config.cache_dtype) for name, x in kept.items()})
+            entries = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2), **states}
+            cache.append({name: x.astype(self.config.cache_dtype) for name, x in entries.items()})
         return self.norm(x_BPD), tuple(cache)
 
     def init_cache(self, batch: int, slots: int) -> Cache:
@@ -280,11 +280,11 @@ class Transformer(nnx.Module):
         i: slot shared by all rows (slots below it are filled), int32 scalar. positions: position per row.
         prompt_valid: True where a row's prompt has a token. encoded_valid: as given to `prefill`. Donate the cache,
         carry it through `lax.scan`/`fori_loop` with a static trip count, and compile with
-        `decoding.compiler_options()`.
+        `sampling.performance.compiler_options()`.
         """
-        x_BD, rope = self.place(self.embed(tokens_BS), positions_B)
+        x_BD, rope = self.add_positions(self.embed(tokens_BS), positions_B)
         prompt_valid_BP = self.rows(prompt_valid_BP)
-        encoded_valid_BE = None if encoded_valid_BE is None else self.whole(encoded_valid_BE)
+        encoded_valid_BE = None if encoded_valid_BE is None else self.encoder_rows(encoded_valid_BE)
         written = []
         for block, prompt, old in zip(self._blocks(), prompt_cache, cache, strict=True):
             q, k, v = block.qkv(x_BD, rope)
@@ -296,7 +296,7 @@ class Transformer(nnx.Module):
 
 
 def unstack(model: Transformer) -> Transformer:
-    """The same model with one Block per layer instead of stacked weights: what decode loops want."""
+    """The same model with one Block per layer instead of stacked weights, for decode loops."""
     if not isinstance(model.layers, Block):
         return model
     unstacked = nnx.clone(model)

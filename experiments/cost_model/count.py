@@ -21,7 +21,7 @@ from audiolm_jax import files, serialization
 from audiolm_jax.compare.report import charts
 from audiolm_jax.evaluation import speed
 from audiolm_jax.model import sharding
-from audiolm_jax.model.kernels import cpu
+from audiolm_jax.model.kernels import cpu, cpu_loss
 from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
 from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
@@ -256,13 +256,13 @@ def _attention_blocks(config: ModelConfig, ahead_BL: np.ndarray) -> tuple[float,
 
 def _logit_blocks(config: ModelConfig, vocab: Vocab, heads_BLS: np.ndarray) -> tuple[float, int, float]:
     """The same for one block of predictions of the loss."""
-    R, D = cpu.PREDICTIONS, config.width
+    R, D = cpu_loss.PREDICTIONS, config.width
     W = max(vocab.code_start, vocab.max_frames, vocab.codebook_size)  # kernels/cpu.py pads every set to the widest
     sets = np.where(heads_BLS == vocab.head_code_or_end, 3, heads_BLS)
     ran = sum(-(-int((sets == head).sum()) // R) for head in range(1, 3 + vocab.codebooks))
 
     def body(hidden, weight, legal, of, target):
-        return sum(jnp.sum(x) for x in cpu.normalisers(hidden, weight, legal, of, target))
+        return sum(jnp.sum(x) for x in cpu_loss.normalisers(hidden, weight, legal, of, target))
 
     def like(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype)

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from audiolm_jax.model import attention
-from audiolm_jax.model.kernels import cpu
+from audiolm_jax.model.kernels import cpu, cpu_loss
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Blocks so small that a few positions are many of them."""
     monkeypatch.setattr(cpu, "QUERIES", 8)
-    monkeypatch.setattr(cpu, "PREDICTIONS", 4)
+    monkeypatch.setattr(cpu_loss, "PREDICTIONS", 4)
 
 
 def normal(rng, *shape) -> jax.Array:
@@ -82,6 +82,6 @@ def test_normalisers_and_their_gradients_equal_dense_logits(small, n, s):
 
         return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, weight)
 
-    got, expected = run(lambda h, w: cpu.normalisers(h, w, legal, which, target)), run(dense)
+    got, expected = run(lambda h, w: cpu_loss.normalisers(h, w, legal, which, target)), run(dense)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

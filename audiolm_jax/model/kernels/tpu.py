@@ -4,8 +4,8 @@ The kernel masks by a function of a number per query and the key's position, by 
 skip. The causal mask gives it the query's own position as that number; given `last`, the last key a query may see, the
 same kernel computes our visibility exactly, whatever mixture of causal and bidirectional documents is packed into a
 row. The tables of blocks are made from the data of each row, so packed documents do not meet in any block but those
-they share. Segments of a row lie side by side, padding (0) at the end, as `data.py` packs them; if they did not, blocks
-would be computed in vain, and nothing would be wrong.
+they share. Segments of a row lie side by side, padding (0) at the end, as `data/batches.py` packs them; otherwise
+blocks would be computed in vain, and the result would still be right.
 
 Axes: I and J blocks of C queries and keys; the others as in `attention.py`. The kernel sees one row and local arrays,
 hence `jax.shard_map` over the mesh and `lax.map` over rows.
