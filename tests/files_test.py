@@ -9,8 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
-from audiolm_jax.training import metrics as recording
-from audiolm_jax.training import workdir as workdirs
+from audiolm_jax.training import metrics, workdir
 
 
 def test_a_writer_that_raises_leaves_the_old_content_and_no_temporary(tmp_path):
@@ -75,16 +74,16 @@ class Bucket(MemoryFileSystem):
 
 def test_a_workdir_behind_an_address():
     fsspec.register_implementation("s3", Bucket, clobber=True)
-    workdir = files.place("s3://bucket/run")
-    workdirs.claim(workdir, {"model": {"layers": 2}})
-    assert json.loads((workdir / "config.json").read_text()) == {"model": {"layers": 2}}
-    workdirs.claim(workdir, {"model": {"layers": 2}})
+    folder = files.place("s3://bucket/run")
+    workdir.claim(folder, {"model": {"layers": 2}})
+    assert json.loads((folder / "config.json").read_text()) == {"model": {"layers": 2}}
+    workdir.claim(folder, {"model": {"layers": 2}})
     with pytest.raises(InputError, match=r"s3://bucket/run .* model\.layers is 2 there and 3 here"):
-        workdirs.claim(workdir, {"model": {"layers": 3}})
-    metrics = workdir / "metrics.jsonl"
-    files.write_text(metrics, '{"step": 1}\n{"step": 2}\n{"st')
-    recording.truncate(metrics, 1)
-    assert metrics.read_text() == '{"step": 1}\n'
+        workdir.claim(folder, {"model": {"layers": 3}})
+    path = folder / "metrics.jsonl"
+    files.write_text(path, '{"step": 1}\n{"step": 2}\n{"st')
+    metrics.truncate(path, 1)
+    assert path.read_text() == '{"step": 1}\n'
 
 
 def test_other_paths_are_those_of_this_machine(tmp_path):

@@ -21,8 +21,8 @@ import numpy as np
 from audiolm_jax import files, serialization
 from audiolm_jax.cli import allocator
 from audiolm_jax.compare import stages
-from audiolm_jax.data import batches as data
 from audiolm_jax.data import examples
+from audiolm_jax.data.batches import training_batches
 from audiolm_jax.errors import InputError, exit_code
 from audiolm_jax.evaluation import likelihood
 from audiolm_jax.model import checkpoints, sharding
@@ -97,7 +97,7 @@ def vocabulary():
 
 def train(order: SerializationConfig, workdir: Path, setup: Setup) -> None:
     split = sources.Split(sources.draw(np.random.default_rng([SEED, 0]), GRIDS, setup.letters), "train")
-    batches = data.training_batches(split, setup.data, order, vocabulary(), SEED)
+    batches = training_batches(split, setup.data, order, vocabulary(), SEED)
     config = TrainingConfig(steps=setup.steps, log_every=100, checkpoint_every=250, peak_tflops=1.0)
     with contextlib.closing(batches):
         loop.train(

@@ -13,7 +13,7 @@ from audiolm_jax.hub.weights import Weights
 from audiolm_jax.model import sharding
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling.requests import Request, place, steps_of
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -56,18 +56,18 @@ class Decoder:
         self.grid = serialization.bind(GRID_DELAYS, vocab.codebooks, "bare")
         sampling = SamplingConfig(top_k=(250,), guidance=guidance, chunk=steps)
         nothing = np.zeros((0, vocab.codebooks), np.int32)
-        requests = [plan.Request((), nothing, vocab.max_frames, seed, sampling, states[seed]) for seed in range(rows)]
+        requests = [Request((), nothing, vocab.max_frames, seed, sampling, states[seed]) for seed in range(rows)]
         self.fixed, state = causal.start(model, self.grid, vocab, requests)
         made = len(block[0])
         # The size of the cache at that position of a piece of `max_frames`, in chunks as by default.
         chunk = SamplingConfig().chunk
-        sizes = causal.cache_sizes(int(plan.steps_of(vocab.max_frames, self.grid)), chunk)
+        sizes = causal.cache_sizes(int(steps_of(vocab.max_frames, self.grid)), chunk)
         self.slots = sizes[(made + steps - 1) // chunk]
         codes_BFQ = np.array(state.codes_BFQ)
         codes_BFQ[:, :made] = np.random.default_rng(0).integers(0, vocab.codebook_size, codes_BFQ[:, :made].shape)
         t, q = np.arange(codes_BFQ.shape[1])[:, None], np.arange(vocab.codebooks)
         codes_BFQ = np.where(self.grid.order(t, q, vocab.max_frames) < made, codes_BFQ, -1)
-        slot, step_B, codes_BFQ = plan.place((np.int32(made), np.full(rows, made, np.int32), codes_BFQ))
+        slot, step_B, codes_BFQ = place((np.int32(made), np.full(rows, made, np.int32), codes_BFQ))
         self.state = state._replace(slot=slot, step_B=step_B, codes_BFQ=codes_BFQ)
         # The cache: as `init_cache` lays it out, filled.
         empty = jax.eval_shape(lambda: model.init_cache(len(self.fixed.length_M), self.slots))[0]["k"]
@@ -136,7 +136,7 @@ def piece(model: Transformer, vocab: Vocab, rows: int, guidance: float, frames: 
     sampling = SamplingConfig(top_k=(250,), guidance=guidance, chunk=chunk)
     states = np.random.default_rng(1).standard_normal((64, model.config.width)).astype(np.float32)
     nothing = np.zeros((0, vocab.codebooks), np.int32)
-    requests = [plan.Request((), nothing, frames, seed, sampling, states) for seed in range(rows)]
+    requests = [Request((), nothing, frames, seed, sampling, states) for seed in range(rows)]
 
     def run() -> None:
         for _fixed, state in causal.generate(model, grid, vocab, requests):

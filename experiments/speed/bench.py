@@ -24,7 +24,7 @@ from audiolm_jax.data import examples
 from audiolm_jax.evaluation import speed
 from audiolm_jax.model import losses, sharding
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.sampling import generator as generate
+from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import SerializationConfig, cost, documents
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -74,7 +74,7 @@ def gradient_seconds(model: Transformer, vocab: Vocab, rows: dict, repeats: int 
     return min(seconds)
 
 
-def codes_seconds(generator: generate.Generator, request, repeats: int = 3) -> float:
+def codes_seconds(generator: Generator, request, repeats: int = 3) -> float:
     """The codes of one request without the codec, the median of a few, compiled beforehand."""
     seconds = []
     for _ in range(repeats + 1):
@@ -112,7 +112,7 @@ def main() -> None:
             rows, held = batch(grid, vocab, batch_rows, length, frames)
             seconds = gradient_seconds(model, vocab, rows)
         flops = cost.training_flops_per_step(sizes, vocab, batch_rows, length)
-        generator = generate.Generator(model, grid, vocab, codec, examples.DataConfig(template=""))
+        generator = Generator(model, grid, vocab, codec, examples.DataConfig(template=""))
         silence = np.zeros(codec.hop, np.float32)
         [timing] = speed.measure(generator, [""], rates=rates, frames=frames, prompts=[silence])
         [request] = generator.requests([""], frames=frames, prompts=[silence])

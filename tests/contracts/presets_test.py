@@ -15,7 +15,7 @@ from audiolm_jax.model.sharding import PRESETS, ShardingConfig
 from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
 from audiolm_jax.plan import collectives
 from audiolm_jax.sampling import SamplingConfig
-from audiolm_jax.sampling import generator as generate
+from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import SerializationConfig, documents
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -193,7 +193,7 @@ def codes(preset: str, strategy: str) -> list[np.ndarray]:
         )
     grid = serialization.bind(SerializationConfig(strategy), SPOKEN.codebooks)
     sampling = SamplingConfig(chunk=8, max_frames=20)
-    generator = generate.Generator(network, grid, SPOKEN, CODEC, sampling=sampling, mesh=mesh)
+    generator = Generator(network, grid, SPOKEN, CODEC, sampling=sampling, mesh=mesh)
     weights = jax.tree.leaves(nnx.state(generator.model))
     assert all(set(x.sharding.spec) <= {None, "tensor"} for x in weights)
     guided = SamplingConfig(chunk=8, max_frames=20, guidance=2.0)

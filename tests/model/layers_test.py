@@ -14,7 +14,7 @@ from audiolm_jax import runs
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import layers, sharding, transformer
 from audiolm_jax.model.transformer import ModelConfig, Transformer
-from audiolm_jax.sampling import performance as decoding
+from audiolm_jax.sampling import performance
 from audiolm_jax.training import optimizer
 
 V, P, G, E = 50, 5, 6, 7
@@ -111,7 +111,7 @@ def test_the_keys_of_the_states_are_computed_once_and_no_cache_is_copied():
     lowered = jax.jit(decode, donate_argnums=2).lower(
         network, prompt_cache, network.init_cache(4, G), jnp.asarray(generated), states[1]
     )
-    text = lowered.compile(compiler_options=decoding.compiler_options()).as_text()
+    text = lowered.compile(compiler_options=performance.compiler_options()).as_text()
     for slots in (G, E):
         shape = re.escape(f"f32[4,{MUSIC.kv_heads},{slots},{MUSIC.head_width}]")
         assert re.search(shape, text) and not re.findall(rf"= {shape}\S* copy\(", text)

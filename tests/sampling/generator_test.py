@@ -14,7 +14,7 @@ from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
-from audiolm_jax.sampling import generator as generate
+from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import STRATEGIES, SerializationConfig, cost, documents
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -34,7 +34,7 @@ def generator(strategy="delay", **options):
     iterations = {"iterations": (3, 2, 1, 1)} if strategy == "masked" else {}
     grid = serialization.bind(SerializationConfig(strategy=strategy, **iterations), 4)
     sampling = SamplingConfig(**{"chunk": 12, "max_frames": 30, **options})
-    return generate.Generator(model(), grid, VOCAB, CODEC, sampling=sampling, context=200)
+    return Generator(model(), grid, VOCAB, CODEC, sampling=sampling, context=200)
 
 
 def codes(frames, seed=0):
@@ -123,7 +123,7 @@ def test_a_model_trained_on_several_devices_is_decoded_on_one():
     with jax.set_mesh(sharding.make_mesh()):
         spread = Transformer(MODEL, VOCAB.size, nnx.Rngs(0), sharding.PRESETS["fsdp"])
         grid = serialization.bind(SerializationConfig(strategy="delay"), 4)
-        own = generate.Generator(spread, grid, VOCAB, CODEC, sampling=SamplingConfig(chunk=12, max_frames=30))
+        own = Generator(spread, grid, VOCAB, CODEC, sampling=SamplingConfig(chunk=12, max_frames=30))
         [result] = own.generate(["one"], frames=5)
     [expected] = generator().generate(["one"], frames=5)
     np.testing.assert_array_equal(result.codes_TQ, expected.codes_TQ)
@@ -164,7 +164,7 @@ def test_bad_input_is_named_in_one_sentence(texts, options, message):
 def test_a_prompt_alone_is_continued_and_a_speech_model_refuses_text():
     [result] = generator().generate([""], prompts=[codes(2)], frames=5)
     assert len(result.codes_TQ) == 5
-    silent = generate.Generator(model(), generator().grid, VOCAB, CODEC, examples.DataConfig(template=""))
+    silent = Generator(model(), generator().grid, VOCAB, CODEC, examples.DataConfig(template=""))
     assert silent.requests([""])[0].document == ()
     with pytest.raises(InputError, match="trained without text"):
         silent.requests(["hello"])
@@ -172,7 +172,7 @@ def test_a_prompt_alone_is_continued_and_a_speech_model_refuses_text():
 
 def test_a_codec_of_other_codes_is_refused():
     with pytest.raises(InputError, match="the codec has 4 codebooks of 16 codes; this model needs 4 of 32"):
-        generate.Generator(model(), generator().grid, Vocab(4, 32, 60), CODEC)
+        Generator(model(), generator().grid, Vocab(4, 32, 60), CODEC)
 
 
 def save_run(workdir, fingerprint=CODEC.fingerprint):
