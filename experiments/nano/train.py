@@ -26,21 +26,21 @@ from audiolm_jax.model import checkpoints, losses, sharding
 from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 
-# 1. What is said: strings of digits, spoken by espeak-ng. "folder" takes recordings of your own.
+# 1. The speech: strings of digits, spoken by espeak-ng. name="folder", path=... takes recordings of your own.
 CORPUS = corpora.CorpusConfig(name="synthetic", speakers=2, train=240, valid=8, test=8, unseen=0)
 # The codec: "tiny" needs no weights and keeps loudness and rhythm alone; "default" is made for speech.
 CODEC = CodecSpec("tiny", codebooks=3)
 
 
-# 2. The order: the step at which the code of frame t and codebook q is predicted. Steps follow each other; the codes of
-# one step are predicted together, each from the text and from the codes of all steps before.
+# 2. The order: the step at which the code of frame t and codebook q is predicted. The codes of one step are predicted
+# together, each from the text and from the codes of all earlier steps.
 def order(t, q, T, grid):
-    """Codebook q lags q frames behind, as in MusicGen. One after the other would be t * grid.codebooks + q ..."""
+    """Codebook q lags q frames behind, as in MusicGen. One code after the other: t * grid.codebooks + q."""
     return t + q
 
 
 def streams(grid):
-    """... and 1 here: how many codes share a position."""
+    """How many codes share a position of the model: one of each codebook. One code after the other: 1."""
     return grid.codebooks
 
 
@@ -56,7 +56,7 @@ LEARNING_RATE, WARMUP = 5e-3, 10
 
 
 def codes_of_speech(directory: Path, codec) -> tokens.TokenSplit:
-    """The codes of the recordings of CORPUS, made below `directory` unless they are there already."""
+    """The codes of CORPUS; recordings and codes are made below `directory` unless they are there already."""
     recordings = corpora.utterances(CORPUS, directory / "corpus")
     tokens.write(recordings, codec, directory / "tokens", tokens.TokensConfig(), CORPUS)
     return tokens.open_split(directory / "tokens", "train", codec.fingerprint)
@@ -94,7 +94,7 @@ def train(data: Path, out: Path, steps: int, seed: int = 0) -> None:
     step, opt_state = make_step(graph, vocab, tx, codec.frame_rate), tx.init(params)
     stream = batches.training_batches(source, DATA, ORDER, vocab, seed)
     print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters, {len(source)} recordings")
-    print(f"uniform codes: {codec.frame_rate * vocab.codebooks * np.log2(vocab.codebook_size):.0f} bits per second")
+    print(f"uniform codes: {codec.frame_rate * np.log2(vocab.codebook_sizes).sum():.0f} bits per second")
     for number in range(1, steps + 1):
         params, opt_state, nats, bits = step(params, opt_state, next(stream))
         if number % 10 == 0 or number in (1, steps):
