@@ -104,6 +104,24 @@ def outward(root: Path) -> Iterator[tuple[str, str]]:
                 yield name, target
 
 
+def foreign(root: Path) -> Iterator[tuple[str, str]]:
+    """(file, what it imports) where the package imports experiments or tests, or an experiment imports tests; and
+    (file, "sys.path") of experiments that change it instead of being run as `python -m experiments.NAME.FILE`."""
+    for path in sources(root):
+        name = str(path.relative_to(root))
+        refused = {"tests"} if name.startswith("experiments") else {"tests", "experiments"}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                roots = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                roots = {node.module.partition(".")[0]}
+            else:
+                roots = set()
+            yield from ((name, one) for one in roots & refused)
+            if name.startswith("experiments") and isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path":
+                yield name, "sys.path"
+
+
 def circles(root: Path) -> set[frozenset[str]]:
     """Strongly connected components of more than one module, of import statements alone (Tarjan 1972)."""
     edges = graph(root, strings=False)
@@ -225,6 +243,23 @@ def test_inward_imports_and_tables_of_names_pass(house):
         "errors.py": "",
     }
     assert not list(outward(house({f"{PACKAGE}/{name}": text for name, text in files.items()})))
+
+
+def test_experiments_stand_on_the_package_and_tests_on_both():
+    assert not list(foreign(ROOT))
+
+
+def test_what_stands_the_wrong_way_round_is_caught(house):
+    root = house(
+        {
+            f"{PACKAGE}/a.py": "def late():\n    from experiments.nano import train",
+            "experiments/b.py": "import tests.helpers",
+            "experiments/c.py": "import sys\nsys.path.append('.')",
+            "experiments/d.py": "from audiolm_jax import a\nfrom experiments import b",
+        }
+    )
+    caught = [(f"{PACKAGE}/a.py", "experiments"), ("experiments/b.py", "tests"), ("experiments/c.py", "sys.path")]
+    assert list(foreign(root)) == caught
 
 
 def test_few_files_stand_beside_the_folders():
