@@ -60,7 +60,8 @@ def inputs(codes_BFQ: jax.Array, vocab: Vocab) -> jax.Array:
 def see(model: Transformer, tokens_MFS: jax.Array, frames_M: jax.Array, fixed: Fixed) -> jax.Array:
     """hidden_MFD of frames that see the prompt and each other, the first frames_M of every row."""
     F = tokens_MFS.shape[1]
-    x_MFD, rope = model.place(model.embed(tokens_MFS), fixed.length_M[:, None] + jnp.arange(F, dtype=jnp.int32))
+    positions_MF = fixed.length_M[:, None] + jnp.arange(F, dtype=jnp.int32)
+    x_MFD, rope = model.add_positions(model.embed(tokens_MFS), positions_MF)
     seen_ML = model.rows(jnp.concatenate([fixed.valid_MP, jnp.arange(F) < frames_M[:, None]], axis=1).astype(jnp.int32))
     all_MF = jnp.ones_like(seen_ML[:, -F:])
     sight = attention.sight_between(all_MF, seen_ML, all_MF * seen_ML.shape[1])
