@@ -21,10 +21,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     config = arguments.config(options, only=("evaluation", "sampling"))
     arguments.trained_run(options.workdir)
-    from audiolm_jax.evaluation import run as evaluation
+    from audiolm_jax.evaluation import evaluate
 
     sections = [configs.section(config, name) for name in ("evaluation", "sampling")]
-    result = evaluation.evaluate(options.workdir, arguments.data_folder(options), *sections)
+    result = evaluate.evaluate(options.workdir, arguments.data_folder(options), *sections)
     path = options.workdir / "evaluation.json"
     files.write_json(path, result)
     bound = "at most " if result["likelihood"] == "bound" else ""

@@ -27,18 +27,18 @@ from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import Vocab
 
-DOCUMENTS = 4000  # at most so many of the training split are looked at
+DOCUMENTS = 4000  # of the training split, at most, whose lengths are packed
 BATCHES = 40  # packed to count the frames of a step
 
 
 def documents(source: TokenSplit, config: DataConfig, vocab: Vocab) -> np.ndarray:
     """[N, 2] int: text bytes and frames of documents spread evenly over the split, those that fit the vocabulary."""
-    found = []
+    lengths = []
     for number in range(min(DOCUMENTS, len(source))):
         head = source.head(number * len(source) // min(DOCUMENTS, len(source)))
         words = examples.prompt_text(config, head["text"], head["speaker"], head["key"])
-        found.append((len(words.encode()), head["frames"]))
-    return np.array([(words, frames) for words, frames in found if frames <= vocab.max_frames])
+        lengths.append((len(words.encode()), head["frames"]))
+    return np.array([(words, frames) for words, frames in lengths if frames <= vocab.max_frames])
 
 
 def equal_shares(
@@ -54,7 +54,7 @@ def equal_shares(
 
     Raises InputError if it is not, or parameters are not.
     """
-    compare, shares, wanted = configs.section(config, "compare"), {}, {}
+    compare, shares, targets = configs.section(config, "compare"), {}, {}
     for (size, strategy), part in parts.items():
         model, section, steps = configs.section(part, "model"), configs.section(part, "data"), part.training.steps
         grid = serialization.bind(configs.section(part, "serialization"), vocab.codebooks)
@@ -62,7 +62,7 @@ def equal_shares(
         rows = section.batch_size
         if compare.equal == "tokens":
             unit = part.training.accumulate * sharding.make_mesh(configs.section(part, "sharding")).shape["data"]
-            target = wanted.setdefault(size, frames_per_step(stream, section, rows))
+            target = targets.setdefault(size, frames_per_step(stream, section, rows))
             rows = rows_for(target, stream, section, unit)
             steps = max(1, round(steps * target / frames_per_step(stream, section, rows)))
         flops = cost.training_flops_per_step(model, vocab, rows, section.sequence_length)

@@ -31,8 +31,8 @@ class Cell:
 def variants(config: ConfigDict, codebooks: int) -> dict[tuple[str, str], ConfigDict]:
     """The configuration of each (size, strategy), without its share of the budget.
 
-    A strategy takes its name and those of the set options that it has a use for. Without compare.sizes there is one
-    size, "", the section model as it is.
+    A strategy takes the options of the section serialization that it accepts. Without compare.sizes there is one size,
+    "", the section model as it is.
 
     Raises InputError for an option that none of the strategies accepts, and a size that makes no model.
     """
@@ -52,15 +52,15 @@ def variants(config: ConfigDict, codebooks: int) -> dict[tuple[str, str], Config
         orders[name] = {**default, **accepted}
     if refused:
         raise next(iter(refused.values()))
-    found = {}
+    parts = {}
     for size, changes in (dict(config.compare.sizes.items()) or {"": {}}).items():
         for strategy, order in orders.items():
             part = config.copy_and_resolve_references()
             part.serialization.update(order)
             part.model.update(changes)
             configs.section(part, "model")
-            found[size, strategy] = part
-    return found
+            parts[size, strategy] = part
+    return parts
 
 
 def entry_name(config: ConfigDict, size: str, strategy: str) -> str:
@@ -69,10 +69,10 @@ def entry_name(config: ConfigDict, size: str, strategy: str) -> str:
     return f"{name}-{size}" if len(config.compare.sizes) > 1 else name
 
 
-def plan(config: ConfigDict, parts: Mapping[tuple[str, str], ConfigDict], shares: Mapping) -> list[Cell]:
-    """The cells in the order in which they are done, each with its seed, rows and steps.
+def schedule(config: ConfigDict, parts: Mapping[tuple[str, str], ConfigDict], shares: Mapping) -> list[Cell]:
+    """The cells in the order in which they are trained, each with its seed, rows and steps.
 
-    parts: `variants`; shares: `shares.equal_shares`, with the same keys.
+    parts: `variants`; shares: `budget.equal_shares`, with the same keys.
     """
     seeds = config.compare.seeds or (config.seed,)
     cells = []

@@ -2,14 +2,14 @@
 
 A comparison is a grid of cells, one training run for each strategy, size and seed (cells.py). Every stage keeps its
 result in the workdir (stages.py), and what a stage makes on the way survives being killed, so that the same command
-again goes on where it was stopped and ends with the same numbers. Several processes may run the same command on the
-same workdir at the same time, also from several machines: they share the cells (claims.py).
+again resumes and ends with the same numbers. Several processes may run the same command on the same workdir at the same
+time, also from several machines: they share the cells (locks.py).
 
     WORKDIR/config.json            what is compared; another configuration is refused
     WORKDIR/data/                  corpus and tokens
     WORKDIR/runs/CELL/             one training run each, with its own stages/ and the lock of whoever works on it
     WORKDIR/speech/                recordings, the same after the codec, and what was spoken, as wav files
-    WORKDIR/stages/  locks/        one result per stage, and claims, of what all cells have in common
+    WORKDIR/stages/  locks/        results and locks of the stages that all cells have in common
     WORKDIR/results.json           all numbers (report/schema.py)
     WORKDIR/report.html            the page
 """
@@ -23,20 +23,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from audiolm_jax import codecs, loading, runs, serialization
+from audiolm_jax import codecs, loading, locks, runs, serialization
 from audiolm_jax import config as configs
-from audiolm_jax import locks as claims
-from audiolm_jax.compare import budget as shares
-from audiolm_jax.compare import cells, report, results
+from audiolm_jax.compare import budget, cells, report, results
 from audiolm_jax.compare.cells import Cell
 from audiolm_jax.compare.stages import Stages, timetable
 from audiolm_jax.data import tokens
 from audiolm_jax.encoders import recogniser
-from audiolm_jax.evaluation import run as measures
-from audiolm_jax.evaluation import speed
+from audiolm_jax.evaluation import evaluate, speed
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.serialization import picture
-from audiolm_jax.serialization.vocab import Vocab
-from audiolm_jax.training import workdir as workdirs
+from audiolm_jax.training.workdir import claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,121 +65,115 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
     Raises InputError for a workdir of another configuration, strategies that cannot have equal shares, and for
     whatever the stages refuse.
     """
-    judge = measures.load_judge(configs.section(config, "evaluation"))  # a missing one is told before the training
+    judge = evaluate.load_judge(configs.section(config, "evaluation"))  # before the training: its file may be missing
     comparison = Comparison(config, workdir, judge, Stages(workdir / "stages"), progress)
-    locks, found = workdir / "locks", {}
-    claims.share({"config": locks / "config"}, lambda _: workdirs.claim(workdir, config.to_dict()))
-    claims.share({"data": locks / "data"}, lambda _: prepare(comparison))
+    folder = workdir / "locks"
+    locks.share({"config": folder / "config"}, lambda _: claim(workdir, config.to_dict()))
+    locks.share({"data": folder / "data"}, lambda _: prepare_data(comparison))
 
     metadata = tokens.info(comparison.data / "tokens")
-    vocab = runs.vocabulary(config, metadata)
-    parts = cells.variants(config, vocab.codebooks)
-    source = tokens.open_split(comparison.data / "tokens", "train", metadata["codec_fingerprint"])
-    seen = shares.documents(source, configs.section(config, "data"), vocab)
-    budget = shares.equal_shares(config, parts, vocab, metadata["frame_rate"], seen)
-    plan = cells.plan(config, parts, budget)
-    print(results.budget_table(plan, budget, config.compare.equal, metadata["frame_rate"]), flush=True)
+    spec, rate = runs.spec_of(config, metadata), metadata["frame_rate"]
+    parts = cells.variants(config, spec.vocab.codebooks)
+    source = tokens.open_split(comparison.data / "tokens", "train", spec.codec.fingerprint)
+    shares = budget.equal_shares(config, parts, spec.vocab, rate, budget.documents(source, spec.data, spec.vocab))
+    schedule = cells.schedule(config, parts, shares)
+    print(results.budget_table(schedule, shares, config.compare.equal, rate), flush=True)
 
-    examples = held_out(comparison, vocab, metadata["codec_fingerprint"])
-    by_name = {cell.name: cell for cell in plan}
-    seconds = {}
+    evaluation = configs.section(config, "evaluation")
+    examples = evaluate.held_out(comparison.data, evaluation, spec, evaluation.sentences)
+    by_name = {cell.name: cell for cell in schedule}
+    measured: dict[str, dict] = {}
+    seconds: dict[str, float] = {}
 
     def work(name: str) -> None:
         if name == "references":
-            references(comparison, examples, metadata["codec_fingerprint"])
+            references(comparison, examples, spec)
         else:
-            found[name], seconds[name] = measured(comparison, by_name[name], examples)
+            measured[name], seconds[name] = measure(comparison, by_name[name], examples)
 
-    tasks = {"references": locks / "references"} | {name: workdir / "runs" / name / "lock" for name in by_name}
-    claims.share(tasks, work)
+    tasks = {"references": folder / "references"} | {name: workdir / "runs" / name / "lock" for name in by_name}
+    locks.share(tasks, work)
 
-    about = described(comparison, metadata, vocab, examples)
-    numbers = results.assemble(config, command, about, plan, budget, found)
-    grids = {cell.strategy: configs.section(cell.config, "serialization") for cell in plan}
-    pictures = {name: picture.svg(serialization.bind(grid, vocab.codebooks)) for name, grid in grids.items()}
-    claims.share({"results": locks / "results"}, lambda _: report.write_report(numbers, workdir, pictures))
+    shared = shared_results(comparison, metadata, spec, examples)
+    numbers = results.assemble(config, command, shared, schedule, shares, measured)
+    grids = {cell.strategy: configs.section(cell.config, "serialization") for cell in schedule}
+    pictures = {name: picture.svg(serialization.bind(grid, spec.vocab.codebooks)) for name, grid in grids.items()}
+    locks.share({"results": folder / "results"}, lambda _: report.write_report(numbers, workdir, pictures))
     path = workdir / "report.html"
     spent = timetable(comparison.stages.seconds() | seconds)
     print(f"\n{results.table(numbers)}\n\n{spent}\n\nreport: {path.resolve()}", flush=True)
     return path
 
 
-def prepare(comparison: Comparison) -> None:
+def prepare_data(comparison: Comparison) -> None:
     """Corpus and tokens."""
     config, stages = comparison.config, comparison.stages
     stages.run("corpus", lambda: describe_corpus(comparison.recordings), *comparison.used("corpus"))
-    make = partial(runs.prepare, config, comparison.data, comparison.progress)
-    stages.run("tokens", make, *comparison.used("codec", "tokens"), after=["corpus"])
+    prepare = partial(runs.prepare, config, comparison.data, comparison.progress)
+    stages.run("tokens", prepare, *comparison.used("codec", "tokens"), after=["corpus"])
 
 
 def describe_corpus(utterances: list) -> dict:
     return {"utterances": len(utterances), "speakers": len({item.speaker for item in utterances})}
 
 
-def held_out(comparison: Comparison, vocab: Vocab, fingerprint: str) -> list[dict]:
-    """The sentences that are spoken and heard."""
-    section, evaluation = (configs.section(comparison.config, name) for name in ("data", "evaluation"))
-    return measures.held_out(comparison.data, section, evaluation, vocab, fingerprint, evaluation.sentences)
-
-
-def references(comparison: Comparison, examples: Sequence[dict], fingerprint: str) -> None:
+def references(comparison: Comparison, examples: Sequence[dict], spec: Spec) -> None:
     """What models are compared with: codes without a network, recordings, recordings after the codec."""
     config, stages, judge = comparison.config, comparison.stages, comparison.judge
-    section, evaluation = configs.section(config, "data"), configs.section(config, "evaluation")
-    used = comparison.used("evaluation", "data")
-    counted = partial(measures.unigram, comparison.data, section, evaluation, fingerprint)
-    stages.run("baselines", counted, *used, after=["tokens"])
+    evaluation, inputs = configs.section(config, "evaluation"), comparison.used("evaluation", "data")
+    count = partial(evaluate.unigram, comparison.data, evaluation, spec)
+    stages.run("baselines", count, *inputs, after=["tokens"])
 
     def listen() -> dict:
         codec, folder = codecs.load(**config.codec), comparison.workdir / "speech"
-        return measures.ceilings(comparison.recordings, examples, codec, judge, evaluation, folder)
+        return evaluate.ceilings(comparison.recordings, examples, codec, judge, evaluation, folder)
 
-    stages.run("ceilings", listen, *used, judge.fingerprint, after=["tokens"])
+    stages.run("ceilings", listen, *inputs, judge.fingerprint, after=["tokens"])
 
 
-def measured(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tuple[dict, float]:
-    """Trains and measures one cell, as far as that is not done: everything that was found, and the seconds it took."""
+def measure(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tuple[dict, float]:
+    """Trains and measures one cell, as far as that is not done: all its numbers, and the seconds that it took."""
     config, judge, workdir = comparison.config, comparison.judge, comparison.workdir
     folder, evaluation = workdir / "runs" / cell.name, configs.section(config, "evaluation")
     stages = Stages(folder / "stages", f"{cell.name}/")
     load = functools.cache(partial(loading.load, folder, configs.section(config, "sampling")))
     parts = [cell.config.to_dict()[k] for k in ("data", "serialization", "model", "optimizer", "training", "seed")]
-    held = comparison.used("evaluation", "data")
-    drawn = [*held, *comparison.used("sampling"), judge.fingerprint]
+    parts.append(comparison.stages.kept["tokens"]["digest"])
+    scored = comparison.used("evaluation", "data")
+    spoken = [*scored, *comparison.used("sampling"), judge.fingerprint]
+
+    def bits(split: str) -> dict:
+        section = dataclasses.replace(evaluation, split=split)
+        return evaluate.bits(folder, comparison.data, section, configs.section(config, "sharding"))
 
     def speak() -> dict:
-        return measures.speech(load(), examples, judge, evaluation, workdir / "speech" / cell.name)
+        return evaluate.speech(load(), examples, judge, evaluation, workdir / "speech" / cell.name)
 
-    make = partial(train, cell.config, comparison.data, folder, comparison.progress)
-    bits = partial(
-        measures.bits, folder, comparison.data, evaluation=evaluation, shards=configs.section(config, "sharding")
-    )
-    others = {
-        split: partial(bits, evaluation=dataclasses.replace(evaluation, split=split)) for split in evaluation.also
+    train = partial(train_run, cell.config, comparison.data, folder, comparison.progress)
+    numbers = stages.run("train", train, *parts)
+    numbers |= stages.run("likelihood", partial(bits, evaluation.split), *scored, after=["train"])
+    numbers |= stages.run("speech", speak, *spoken, after=["train"])
+    numbers |= stages.run("speed", lambda: evaluate.timed(load(), examples, evaluation), *spoken, after=["train"])
+    numbers["also"] = {
+        split: stages.run(f"likelihood-{split}", partial(bits, split), *scored, after=["train"])
+        for split in evaluation.also
     }
-    tokens_made = comparison.stages.kept["tokens"]["digest"]
-    found = stages.run("train", make, *parts, tokens_made) | stages.run("likelihood", bits, *held, after=["train"])
-    found |= stages.run("speech", speak, *drawn, after=["train"])
-    found |= stages.run("speed", lambda: measures.clocked(load(), examples, evaluation), *drawn, after=["train"])
-    found["also"] = {
-        split: stages.run(f"likelihood-{split}", measure, *held, after=["train"]) for split, measure in others.items()
-    }
-    return found, sum(stages.seconds().values())
+    return numbers, sum(stages.seconds().values())
 
 
-def train(config: ConfigDict, folder: Path, workdir: Path, progress: bool) -> dict:
-    """Trains one run and tells how it went."""
+def train_run(config: ConfigDict, folder: Path, workdir: Path, progress: bool) -> dict:
+    """Trains one run; what its log says."""
     runs.train(config, folder, workdir, progress=progress)
-    log, machine = measures.training_log(workdir), speed.hardware()
+    log, machine = evaluate.training_log(workdir), speed.hardware()
     return {
         "training_seconds": log[-1]["seconds"],
         "training_frames": sum(line["frames"] for line in log),
-        "training_curve": measures.training_curve(workdir, tokens.info(folder / "tokens")["frame_rate"]),
+        "training_curve": evaluate.training_curve(workdir, tokens.info(folder / "tokens")["frame_rate"]),
         "hardware": {key: machine[key] for key in ("processor", "devices")},
     }
 
 
-def described(comparison: Comparison, metadata: dict, vocab: Vocab, examples: Sequence[dict]) -> dict:
+def shared_results(comparison: Comparison, metadata: dict, spec: Spec, examples: Sequence[dict]) -> dict:
     """The parts of the results that all cells share."""
     config, splits = comparison.config, metadata["splits"].items()
     kept = {name: stage["result"] for name, stage in comparison.stages.kept.items()}
@@ -190,15 +181,15 @@ def described(comparison: Comparison, metadata: dict, vocab: Vocab, examples: Se
         "corpus": {
             "name": config.corpus.name,
             "speakers": kept["corpus"]["speakers"],
-            "utterances": {split: found["utterances"] for split, found in splits},
-            "hours": {split: found["seconds"] / 3600 for split, found in splits},
+            "utterances": {name: split["utterances"] for name, split in splits},
+            "hours": {name: split["seconds"] / 3600 for name, split in splits},
         },
         "codec": {
             "name": metadata["codec"],
             "fingerprint": metadata["codec_fingerprint"],
             "frame_rate": metadata["frame_rate"],
-            "codebooks": vocab.codebooks,
-            "codebook_size": vocab.codebook_size,
+            "codebooks": spec.vocab.codebooks,
+            "codebook_size": spec.vocab.codebook_size,
             "sample_rate": metadata["sample_rate"],
         },
         "recogniser": {"fingerprint": comparison.judge.fingerprint},

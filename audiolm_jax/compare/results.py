@@ -23,18 +23,18 @@ KEYS = {"bits_per_second": ("utterance_bits", "utterance_seconds"), "cer": ("sen
 
 
 def assemble(
-    config: ConfigDict, command: str, about: dict, cells: Sequence[Cell], shares: Mapping, found: Mapping[str, dict]
+    config: ConfigDict, command: str, shared: dict, cells: Sequence[Cell], shares: Mapping, measured: Mapping[str, dict]
 ) -> dict:
     """results.json.
 
     Args:
-      about: "corpus", "codec", "recogniser", "baselines", "sentences" and "ceilings" of the results.
-      shares: of `shares.equal_shares`.
-      found: of every cell, by name, what `measures` found and how its training went.
+      shared: "corpus", "codec", "recogniser", "baselines", "sentences" and "ceilings" of the results.
+      shares: see `budget.equal_shares`.
+      measured: name of a cell -> its numbers (`compare.measure`).
     """
     groups = {entry: list(members) for entry, members in itertools.groupby(_by_entry(cells), lambda c: c.entry)}
-    strategies = [_entry(entry, members, shares, found) for entry, members in groups.items()]
-    first = found[cells[0].name]
+    strategies = [_entry(entry, members, shares, measured) for entry, members in groups.items()]
+    first = measured[cells[0].name]
     return {
         **environment(command),
         "schema": report.schema.VERSION,
@@ -42,11 +42,11 @@ def assemble(
         "question": "In which order should a language model predict the codes of speech?",
         "config": config.to_dict(),
         "config_hash": digest(config.to_dict()),
-        **about,
+        **shared,
         "equal": config.compare.equal,
         "held_out": {key: first[key] for _, key in KEYS.values()},
         "strategies": strategies,
-        "differences": differences(groups, found),
+        "differences": differences(groups, measured),
         "notes": notes(config, strategies),
     }
 
@@ -56,17 +56,17 @@ def _by_entry(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: order.index(cell.entry))
 
 
-def _numbers(members: Sequence[Cell], found: Mapping[str, dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(members: Sequence[Cell], measured: Mapping[str, dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Numerators [S, U] and denominators [U] of a metric over the seeds of an entry."""
     above, below = KEYS[metric]
-    return np.array([found[cell.name][above] for cell in members]), np.array(found[members[0].name][below])
+    return np.array([measured[cell.name][above] for cell in members]), np.array(measured[members[0].name][below])
 
 
-def _entry(entry: str, members: Sequence[Cell], shares: Mapping, found: Mapping[str, dict]) -> dict:
+def _entry(entry: str, members: Sequence[Cell], shares: Mapping, measured: Mapping[str, dict]) -> dict:
     """One strategy of one size: means and intervals over its seeds; cost, speed, samples, curve of the first."""
-    runs = [found[cell.name] for cell in members]
+    runs = [measured[cell.name] for cell in members]
     first, cell = runs[0], members[0]
-    (bits_SU, seconds_U), (errors_SU, characters_U) = (_numbers(members, found, metric) for metric in KEYS)
+    (bits_SU, seconds_U), (errors_SU, characters_U) = (_numbers(members, measured, metric) for metric in KEYS)
     bits, cer = intervals.ratio(bits_SU, seconds_U), intervals.ratio(errors_SU, characters_U)
     error = intervals.standard_error(bits_SU.mean(axis=0), seconds_U)
     opinions = [run["cer"]["second_opinion"] for run in runs]
@@ -131,16 +131,16 @@ def _also(runs: Sequence[dict]) -> dict:
     return {"bits_per_second": bits.value, "low": bits.low, "high": bits.high, "utterances": bits_SU.shape[1]}
 
 
-def differences(groups: Mapping[str, Sequence[Cell]], found: Mapping[str, dict]) -> list[dict]:
+def differences(groups: Mapping[str, Sequence[Cell]], measured: Mapping[str, dict]) -> list[dict]:
     """Every pair of strategies of one size, a minus b, paired over utterances and seeds."""
     pairs = []
     for (a, of_a), (b, of_b) in itertools.combinations(groups.items(), 2):
         if of_a[0].size != of_b[0].size:
             continue
         for metric in KEYS:
-            (above_a, below), (above_b, _) = (_numbers(members, found, metric) for members in (of_a, of_b))
+            (above_a, below), (above_b, _) = (_numbers(members, measured, metric) for members in (of_a, of_b))
             between = intervals.difference(above_a, above_b, below)
-            tags = tuple(found[members[0].name]["likelihood"] for members in (of_a, of_b))
+            tags = tuple(measured[members[0].name]["likelihood"] for members in (of_a, of_b))
             pairs.append(
                 {
                     "a": a,
@@ -181,36 +181,36 @@ def environment(command: str) -> dict[str, Any]:
 
 def notes(config: ConfigDict, strategies: Sequence[dict]) -> list[str]:
     """What a reader must know to read the numbers."""
-    found = []
+    sentences = []
     if config.compare.equal == "flops":
-        found.append(
+        sentences.append(
             "Equal training compute: every strategy takes the same number of steps on batches of the same shape. A "
             "strategy that spends more positions on a second of speech has therefore seen fewer seconds of it."
         )
     else:
-        found.append(
+        sentences.append(
             "Equal speech: every strategy was shown the same frames of audio, per step (to whole rows of a batch) and "
             "in all. A strategy that spends more positions on a second of speech has taken more training compute."
         )
-        found += _unequal(strategies, config.compare.tolerance)
+        sentences += _unequal(strategies, config.compare.tolerance)
     if config.corpus.name == "synthetic":
-        found.append(
+        sentences.append(
             "Synthetic speech is far easier than recordings of people: the numbers compare strategies under equal "
             "conditions and say nothing about quality in the wild."
         )
     if any(one["likelihood"] == "bound" for one in strategies):
-        found.append(
+        sentences.append(
             "The likelihood of masked is an upper bound on its bits (any order of the cells within a codebook), with "
             "its standard error: sampling by confidence has no likelihood that can be computed."
         )
     if len({(run["hardware"]["processor"], run["hardware"]["devices"]) for s in strategies for run in s["seeds"]}) > 1:
-        found.append("The runs were made on different machines: their times do not compare.")
-    return found
+        sentences.append("The runs were made on different machines: their times do not compare.")
+    return sentences
 
 
 def _unequal(strategies: Sequence[dict], tolerance: float) -> list[str]:
     """A sentence for each size whose strategies saw frames that differ by more than the tolerance."""
-    found = []
+    sentences = []
     for size in dict.fromkeys(one["size"] for one in strategies):
         seen = {
             one["name"]: np.mean([run["training_frames"] for run in one["seeds"]])
@@ -219,11 +219,11 @@ def _unequal(strategies: Sequence[dict], tolerance: float) -> list[str]:
         }
         low, high = min(seen, key=seen.get), max(seen, key=seen.get)
         if seen[high] > (1 + tolerance) * seen[low]:
-            found.append(
+            sentences.append(
                 f"Not quite equal: {high} was in fact shown {seen[high]:.0f} frames and {low} {seen[low]:.0f}, which "
                 f"is more than the {tolerance:.0%} that compare.tolerance allows."
             )
-    return found
+    return sentences
 
 
 def budget_table(cells: Sequence[Cell], shares: Mapping, equal: str, frame_rate: float) -> str:
@@ -243,13 +243,13 @@ def table(results: dict) -> str:
     """The main numbers as text."""
     ceilings, rows = results["ceilings"], []
     head = ("strategy", "bits per second (95 %)", "CER", "RTF", "passes", "first s")
-    for found in results["strategies"]:
-        sign = "<=" if found["likelihood"] == "bound" else "  "
-        interval = f"{found['bits_per_second_low']:.1f} .. {found['bits_per_second_high']:.1f}"
+    for one in results["strategies"]:
+        sign = "<=" if one["likelihood"] == "bound" else "  "
+        interval = f"{one['bits_per_second_low']:.1f} .. {one['bits_per_second_high']:.1f}"
         rows.append(
-            f"   {found['name']:22s} {sign}{found['bits_per_second']:7.1f} ({interval})".ljust(58)
-            + f" {found['cer']['value']:8.3f} {found['speed']['rtf']:8.3f} {found['cost']['measured_passes']:8d}"
-            + f" {found['speed']['first_audio_seconds']:10.3f}"
+            f"   {one['name']:22s} {sign}{one['bits_per_second']:7.1f} ({interval})".ljust(58)
+            + f" {one['cer']['value']:8.3f} {one['speed']['rtf']:8.3f} {one['cost']['measured_passes']:8d}"
+            + f" {one['speed']['first_audio_seconds']:10.3f}"
         )
     return "\n".join(
         [

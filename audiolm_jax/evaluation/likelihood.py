@@ -114,17 +114,33 @@ class _Piece:
     draw: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How utterances are scored. Raises InputError for an unknown method, no draws."""
+
+    method: str = (
+        "auto"  # of levels without a causal pass. "exact": the fixed order of the grid. "bound": the any-order
+    )
+    # bound. "auto": exact if each of these levels takes one pass, which leaves no order to choose; else the bound
+    draws: int = 4  # random subsets per utterance and level, for "bound"
+    seed: int = 0  # of the subsets
+    text: bool = False  # also count the bits of the text (meaningful only if text was trained)
+    positions_per_batch: int | None = None  # padded positions computed at once (None: what suits the backend)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"the likelihood method is {self.method!r}; it must be one of {', '.join(METHODS)}")
+        if self.draws < 1:
+            raise InputError(f"{self.draws} draws were asked for; there must be at least 1")
+
+
 def likelihood(
     model: Transformer,
     grid: Grid,
     vocab: Vocab,
     utterances: Sequence[Document],
     frame_rate: float,
-    method: str = "auto",
-    draws: int = 4,
-    seed: int = 0,
-    text: bool = False,
-    positions_per_batch: int | None = None,
+    scoring: Scoring = Scoring(),
     encoded: Sequence[np.ndarray] | None = None,
 ) -> Likelihood:
     """Bits of each utterance, a document whose audio segments are scored given everything before them.
@@ -132,36 +148,28 @@ def likelihood(
     Args:
       model: a mesh must be entered; parameters are those to be evaluated (EMA or not is the caller's choice).
       frame_rate: of the codec, frames per second.
-      method: for levels without a causal pass. "exact": the fixed order of `grid`. "bound": the any-order bound.
-        "auto": exact if each of these levels takes one pass, which leaves no order to choose; else the bound.
-      draws: random subsets per utterance and level, for "bound".
-      text: also count the bits of the text (meaningful only if text was trained).
-      positions_per_batch: padded positions computed at once (None: what suits the backend).
       encoded: states [tokens, model.cross_width] of the text of each utterance, for a model that attends to them.
 
-    Raises InputError for no utterances, one without audio, an unknown method, no draws.
+    Raises InputError for no utterances, or one without audio.
     """
-    if method not in METHODS:
-        raise InputError(f"the likelihood method is {method!r}; it must be one of {', '.join(METHODS)}")
-    if draws < 1:
-        raise InputError(f"{draws} draws were asked for; there must be at least 1")
     if not utterances:
         raise InputError("no utterances were given to evaluate; there must be at least 1")
     for number, document in enumerate(utterances):
         if not any(kind == "audio" for kind, _ in document):
             raise InputError(f"utterance {number} of those to evaluate has no audio segment")
-    bound = method == "bound" or (method == "auto" and max(grid.iterations, default=1) > 1)
+    bound = scoring.method == "bound" or (scoring.method == "auto" and max(grid.iterations, default=1) > 1)
     if grid.causal_levels == grid.codebooks:
         bound = False
+    Q, draws = grid.codebooks, scoring.draws if bound else 0
     pieces = [
         piece
         for number, document in enumerate(utterances)
-        for piece in _pieces(number, document, grid, vocab, draws if bound else 0, seed, text)
+        for piece in _pieces(number, document, grid, vocab, draws, scoring)
     ]
     states = None if encoded is None else [encoded[piece.utterance] for piece in pieces]
-    nats_NC = score(model, vocab, [piece.row for piece in pieces], positions_per_batch, states)
+    nats_NC = score(model, vocab, [piece.row for piece in pieces], scoring.positions_per_batch, states)
 
-    Q, draws = grid.codebooks, draws if bound else 1
+    draws = draws or 1
     bits_UCJ = np.zeros((len(utterances), Q + 3, draws))
     for piece, nats_C in zip(pieces, nats_NC, strict=True):
         counts = list(piece.counts)
@@ -183,25 +191,25 @@ def likelihood(
         code_variance_UQ=variance_UC[:, :Q],
         end_bits_U=bits_UC[:, Q],
         length_bits_U=bits_UC[:, Q + 1],
-        text_bits_U=bits_UC[:, Q + 2] if text else None,
+        text_bits_U=bits_UC[:, Q + 2] if scoring.text else None,
     )
 
 
 def _pieces(
-    number: int, document: Document, grid: Grid, vocab: Vocab, draws: int, seed: int, text: bool
+    number: int, document: Document, grid: Grid, vocab: Vocab, draws: int, scoring: Scoring
 ) -> Iterator[_Piece]:
     """The rows of one utterance. `draws` 0 means the order's own passes."""
     Q = grid.codebooks
     end, length, words = Q, Q + 1, Q + 2
     if grid.causal_levels:
-        counts = (*range(grid.causal_levels), end, *([words] if text else []))
+        counts = (*range(grid.causal_levels), end, *([words] if scoring.text else []))
         yield _Piece(documents.causal_row(document, grid, vocab, 1.0), number, counts)
-    elif text:
+    elif scoring.text:
         yield _Piece(documents.clean_row(document, grid, vocab, 1.0), number, (words,))
     for target, (kind, codes_TQ) in enumerate(document):
         if kind != "audio":
             continue
-        rng = np.random.default_rng([seed, number, target])
+        rng = np.random.default_rng([scoring.seed, number, target])
         views = _subsets(len(codes_TQ), grid, draws, rng) if draws else _passes(len(codes_TQ), grid)
         # The length is predicted at <audio>, which sees no frame: every row of the segment predicts the same.
         length_too = (length,) if grid.causal_levels == 0 else ()

@@ -61,7 +61,7 @@ from IPython.display import Audio, display
 import audiolm_jax
 from audiolm_jax import config as configs
 from audiolm_jax import runs
-from audiolm_jax.evaluation import run
+from audiolm_jax.evaluation import evaluate
 from audiolm_jax.families import musicgen
 
 print("JAX", jax.__version__, "on", jax.devices())
@@ -154,7 +154,7 @@ config.lora.rank = RANK
 runs.train(config, Path("data/mine"), Path("runs/tuned"))
 
 # %%
-log = run.training_log(Path("runs/tuned"))
+log = evaluate.training_log(Path("runs/tuned"))
 _, axes = plt.subplots(figsize=(9, 2.4), layout="constrained")
 axes.plot([line["step"] for line in log], [line["loss"] for line in log], marker=".")
 axes.set(xlabel="step", ylabel="loss, nats per code", title="training")

@@ -118,7 +118,7 @@ def measure(order: SerializationConfig, workdir: Path, method: str = "auto") -> 
             held = sources.draw(np.random.default_rng([SEED, 1]), HELD, letter)
             split = sources.Split(held, "test")
             documents = [examples.document(split[n], DATA, vocab) for n in range(len(split))]
-            found = likelihood.likelihood(model, grid, vocab, documents, 1.0, method, DRAWS)
+            found = likelihood.likelihood(model, grid, vocab, documents, 1.0, likelihood.Scoring(method, DRAWS))
             rows[letter] = compare(held, found, letter, grid)
     return rows
 

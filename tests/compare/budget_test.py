@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import config
-from audiolm_jax.compare import budget as shares
-from audiolm_jax.compare import cells
+from audiolm_jax.compare import budget, cells
 from audiolm_jax.data.examples import DataConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import STRATEGIES, bind
@@ -22,7 +21,7 @@ DOCUMENTS = np.stack([rng.integers(10, 30, 300), rng.integers(18, 64, 300)], axi
 def split(*changes: str, sizes: dict | None = None) -> dict:
     tiny = config.load("tiny", changes)
     tiny.unlock().compare.sizes = sizes or {}
-    return shares.equal_shares(tiny, cells.variants(tiny, 3), VOCAB, 25.0, DOCUMENTS)
+    return budget.equal_shares(tiny, cells.variants(tiny, 3), VOCAB, 25.0, DOCUMENTS)
 
 
 def of(found: dict, key: str, size: str = "") -> dict:
@@ -37,8 +36,8 @@ def test_equal_flops():
     assert found["", "flat"]["positions_per_second"] == pytest.approx(75, rel=0.01)
     assert found["", "parallel"]["positions_per_second"] == pytest.approx(25, rel=0.01)
     assert found["", "parallel"]["training_frames_predicted"] > 2 * found["", "flat"]["training_frames_predicted"]
-    budget = found["", "flat"]["training_flops"] * 5
-    assert set(of(split(ALL, f"compare.flops={budget}"), "training_steps").values()) == {60}
+    flops = found["", "flat"]["training_flops"] * 5
+    assert set(of(split(ALL, f"compare.flops={flops}"), "training_steps").values()) == {60}
 
 
 def test_equal_tokens():
@@ -61,20 +60,20 @@ def test_rows_follow_the_positions_of_a_document():
     parts, streams = cells.variants(config.load("tiny", [ALL]), 3), {}
     for name in ("flat", "parallel"):
         grid = bind(config.section(parts["", name], "serialization"), 3)
-        streams[name] = list(itertools.islice(shares.training_views(grid, section, documents), 9000))
-    target = shares.frames_per_step(streams["flat"], section, 30)
+        streams[name] = list(itertools.islice(budget.training_views(grid, section, documents), 9000))
+    target = budget.frames_per_step(streams["flat"], section, 30)
     positions = {name: np.mean([length for length, _ in stream]) for name, stream in streams.items()}
     expected = 30 * positions["parallel"] / positions["flat"]
-    assert shares.rows_for(target, streams["parallel"], section, unit=1) == pytest.approx(expected, abs=1)
+    assert budget.rows_for(target, streams["parallel"], section, unit=1) == pytest.approx(expected, abs=1)
 
 
 def test_first_fit_by_hand():
     """Two rows of 10. Of 6, 5, 4, 6, 6, 5, ... a batch holds 6 + 4 and 5; then 6 and 6; then 5 + 4 and 6; and again."""
     section, stream = DataConfig(sequence_length=10), [(6, 60), (5, 50), (4, 40), (6, 60)]
-    assert shares.frames_per_step(stream, section, 2) == pytest.approx((150 + 120 + 150) / 3, rel=0.02)
-    assert shares.frames_per_step([(6, 60)], section, 2) == 120
-    assert shares.frames_per_step([(5, 50)], section, 2) == 200
-    assert shares.frames_per_step([(5, 50)], DataConfig(sequence_length=10, packing=False), 2) == 100
+    assert budget.frames_per_step(stream, section, 2) == pytest.approx((150 + 120 + 150) / 3, rel=0.02)
+    assert budget.frames_per_step([(6, 60)], section, 2) == 120
+    assert budget.frames_per_step([(5, 50)], section, 2) == 200
+    assert budget.frames_per_step([(5, 50)], DataConfig(sequence_length=10, packing=False), 2) == 100
 
 
 def test_sizes_are_equal_within_themselves():
@@ -86,7 +85,7 @@ def test_sizes_are_equal_within_themselves():
 
 def test_shares_that_cannot_be_equal_are_refused():
     with pytest.raises(InputError, match=r"b has 120 frames and a has 100; they may differ by compare.tolerance=0.05"):
-        shares.require_equal({"a": 100, "b": 120}, "frames", 0.05)
-    shares.require_equal({"a": 100, "b": 105}, "frames", 0.05)
+        budget.require_equal({"a": 100, "b": 120}, "frames", 0.05)
+    budget.require_equal({"a": 100, "b": 105}, "frames", 0.05)
     with pytest.raises(InputError, match="training_frames_predicted"):
         split(ALL, "compare.equal=tokens", "training.steps=1", "compare.tolerance=0.01")

@@ -14,7 +14,7 @@ def planned(*changes: str, sizes: dict | None = None) -> list[cells.Cell]:
     tiny.unlock().compare.sizes = sizes or {}
     config.check(tiny)
     parts = cells.variants(tiny, 3)
-    return cells.plan(tiny, parts, dict.fromkeys(parts, SHARE))
+    return cells.schedule(tiny, parts, dict.fromkeys(parts, SHARE))
 
 
 def test_one_seed_and_one_size_are_named_by_their_strategy():

@@ -21,13 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 from audiolm_jax import config, loading
 from audiolm_jax.cli import main
-from audiolm_jax.compare import budget as shares
-from audiolm_jax.compare import cells, report
+from audiolm_jax.compare import budget, cells, report
 from audiolm_jax.compare.stages import Stages
 from audiolm_jax.data import batches as data
 from audiolm_jax.data import examples, tokens
 from audiolm_jax.encoders import recogniser
-from audiolm_jax.evaluation import run as measures
+from audiolm_jax.evaluation import evaluate
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.serialization import STRATEGIES
 
@@ -379,7 +378,7 @@ def test_two_runs_of_a_cell_from_one_seed_are_bit_identical(done, folder):
     assert len(leaves[0]) > 5
     assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
     evaluation = config.section(config.load("tiny"), "evaluation")
-    found = [measures.bits(run, data_folder, evaluation, sharding.ShardingConfig()) for run in (cell, again)]
+    found = [evaluate.bits(run, data_folder, evaluation, sharding.ShardingConfig()) for run in (cell, again)]
     assert found[0] == found[1]
     assert found[0]["bits_per_second"] == pytest.approx(numbers(done[1])["strategies"][0]["bits_per_second"], rel=1e-5)
 
@@ -393,10 +392,10 @@ def test_frames_of_a_step_are_those_that_batches_hold(done):
     )
     vocab = examples.make_vocab(source.metadata, config.section(tiny, "data"))
     parts = cells.variants(tiny, vocab.codebooks)
-    seen = shares.documents(source, config.section(tiny, "data"), vocab)
+    seen = budget.documents(source, config.section(tiny, "data"), vocab)
     assert seen[:, 1].tolist() == [source.head(n)["frames"] for n in range(len(source))]
-    budget = shares.equal_shares(tiny, parts, vocab, 25.0, seen)
-    for cell in cells.plan(tiny, parts, budget):
+    shares = budget.equal_shares(tiny, parts, vocab, 25.0, seen)
+    for cell in cells.schedule(tiny, parts, shares):
         sections = (config.section(cell.config, name) for name in ("data", "serialization"))
         with contextlib.closing(data.training_batches(source, *sections, vocab, 0)) as batches:
             frames = np.mean([int(next(batches)["frames"]) for _ in range(16)])

@@ -9,7 +9,7 @@ from flax import nnx
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import likelihood as likelihoods
-from audiolm_jax.evaluation.likelihood import likelihood, score
+from audiolm_jax.evaluation.likelihood import Scoring, likelihood, score
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents
 from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, TEXT_START, Vocab
@@ -54,7 +54,7 @@ def grids(frames, codebooks, size):
 
 def nats_of(model, grid, vocab, codes, **options):
     """(code nats, end nats, length nats) of each grid of codes, after some text."""
-    result = likelihood(model, grid, vocab, [(WORDS, ("audio", x)) for x in codes], RATE, **options)
+    result = likelihood(model, grid, vocab, [(WORDS, ("audio", x)) for x in codes], RATE, Scoring(**options))
     per_code = result.code_bits_UQ.sum(axis=1)
     return [bits * np.log(2) for bits in (per_code, result.end_bits_U, result.length_bits_U)]
 
@@ -136,7 +136,7 @@ def test_code_and_end_bits_are_the_log_softmax_over_legal_sets():
             expected["codes"][head - HEAD_CODE] += bits
         else:
             expected["text"] += bits
-    result = likelihood(model, grid, vocab, [document], RATE, text=True)
+    result = likelihood(model, grid, vocab, [document], RATE, Scoring(text=True))
     np.testing.assert_allclose(result.code_bits_UQ[0], expected["codes"], rtol=1e-4)
     np.testing.assert_allclose(result.end_bits_U[0], expected["end"], rtol=1e-4)
     np.testing.assert_allclose(result.text_bits_U[0], expected["text"], rtol=1e-4)
@@ -166,7 +166,7 @@ def test_the_bound_is_the_mean_over_all_orders_and_bounds_a_normalised_model():
     bound = np.array([any_order_bound(model, grid, vocab, codes_TQ) for codes_TQ in every])
     assert np.exp(-bound).sum() < 1 + 1e-4  # Jensen: the mixture over orders sums to one
     draws = 400
-    result = likelihood(model, grid, vocab, [(WORDS, ("audio", x)) for x in every], RATE, draws=draws)
+    result = likelihood(model, grid, vocab, [(WORDS, ("audio", x)) for x in every], RATE, Scoring(draws=draws))
     assert result.tag == "bound"
     error = np.sqrt(result.code_variance_UQ.sum(axis=1))
     assert (np.abs(result.code_bits_UQ.sum(axis=1) - bound / np.log(2)) < 4 * error + 1e-3).all()
@@ -181,7 +181,7 @@ def test_one_draw_is_unbiased_over_seeds_and_stratified_draws_too():
     codes_TQ = np.array([[0, 0], [1, 1], [1, 0], [0, 0]], np.int32)
     exact = any_order_bound(model, grid, vocab, codes_TQ) / np.log(2)
     for draws in (1, 3):
-        many = likelihood(model, grid, vocab, [(WORDS, ("audio", codes_TQ))] * 300, RATE, draws=draws)
+        many = likelihood(model, grid, vocab, [(WORDS, ("audio", codes_TQ))] * 300, RATE, Scoring(draws=draws))
         bits_U = many.code_bits_UQ.sum(axis=1)
         assert bits_U.mean() == pytest.approx(exact, abs=4 * bits_U.std() / np.sqrt(300))
 
@@ -209,7 +209,7 @@ def test_bits_do_not_depend_on_the_company_an_utterance_keeps():
     rng = np.random.default_rng(1)
     many = [(WORDS, ("audio", rng.integers(0, 4, (T, 2)).astype(np.int32))) for T in (3, 28, 17, 3)]
     whole = likelihood(model, grid, vocab, many, RATE)
-    small = likelihood(model, grid, vocab, many, RATE, positions_per_batch=1)
+    small = likelihood(model, grid, vocab, many, RATE, Scoring(positions_per_batch=1))
     alone = likelihood(model, grid, vocab, many[2:3], RATE)
     np.testing.assert_allclose(whole.code_bits_UQ, small.code_bits_UQ, rtol=1e-4)
     np.testing.assert_allclose(whole.code_bits_UQ[2], alone.code_bits_UQ[0], rtol=1e-4)
@@ -236,7 +236,7 @@ def test_few_shapes_are_compiled_and_all_rows_are_scored_once():
     grid, model = bind(SerializationConfig("flat"), 1), sharp_model(vocab)
     utterances = [(("audio", np.zeros((T, 1), np.int32)),) for T in range(1, 45, 2)]
     before = likelihoods._score._cache_size()
-    result = likelihood(model, grid, vocab, utterances, RATE, positions_per_batch=128)
+    result = likelihood(model, grid, vocab, utterances, RATE, Scoring(positions_per_batch=128))
     assert (result.code_bits_UQ > 0).all()
     assert likelihoods._score._cache_size() - before <= 2  # 32 and 48 positions
 
@@ -283,6 +283,7 @@ def test_errors_and_intervals():
 )
 def test_bad_requests_are_named(arguments, sentence):
     vocab = Vocab(2, 4, max_frames=64)
-    given = {"utterances": [(("audio", np.zeros((2, 2), np.int32)),)], "frame_rate": RATE} | arguments
+    utterances = arguments.get("utterances", [(("audio", np.zeros((2, 2), np.int32)),)])
     with pytest.raises(InputError, match=sentence):
-        likelihood(sharp_model(vocab), bind(SerializationConfig("masked"), 2), vocab, **given)
+        scoring = Scoring(**{name: value for name, value in arguments.items() if name != "utterances"})
+        likelihood(sharp_model(vocab), bind(SerializationConfig("masked"), 2), vocab, utterances, RATE, scoring)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from audiolm_jax import serialization
-from audiolm_jax.evaluation.likelihood import likelihood
+from audiolm_jax.evaluation.likelihood import Scoring, likelihood
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.serialization import SerializationConfig, layout, text
 from audiolm_jax.serialization import vocab as ids
@@ -197,7 +197,7 @@ def test_likelihood_equals_brute_force(options, said):
     grid, listed = grid_of(options), sources.outcomes(said)
     numbers = np.random.default_rng(0).choice(len(listed.frames_N), 3, replace=False)
     documents = [(("text", text.encode(said)), ("audio", listed.grid(n))) for n in numbers]
-    found = likelihood(network()[0], grid, VOCAB, documents, 1.0, method="exact")
+    found = likelihood(network()[0], grid, VOCAB, documents, 1.0, Scoring("exact"))
     bits_U = found.code_bits_UQ.sum(axis=1) + found.end_bits_U + found.length_bits_U
     expected = [brute_bits(grid, said, listed.grid(n)) for n in numbers]
     assert np.ptp(bits_U) > 1

@@ -1,6 +1,6 @@
-"""What is measured on a trained run, and what it is compared with: `audiolm evaluate`, and the stages of compare.py.
+"""What is measured on a trained run, and what it is compared with: `audiolm evaluate`, and the stages of a comparison.
 
-Every function gives plain JSON values with the keys of `report/schema.py`.
+Every function returns plain JSON values with the keys of `compare/report/schema.py`.
 """
 
 import dataclasses
@@ -14,35 +14,33 @@ import numpy as np
 
 from audiolm_jax import files, loading
 from audiolm_jax.data import batches, corpora, encode, tokens
-from audiolm_jax.data.examples import DataConfig, make_vocab
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, speed
 from audiolm_jax.evaluation.config import EvaluationConfig
 from audiolm_jax.families import musicgen
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.sampling import SamplingConfig
-from audiolm_jax.sampling import generator as generate
-from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.sampling.generator import Generator
 
 
 def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling: SamplingConfig) -> dict:
-    """Everything about one run; what it says is written below RUN/speech. Of one that makes music, the likelihood."""
-    generator = loading.load(run, sampling)
-    config, vocab, fingerprint = generator.data_config, generator.vocab, generator.codec.fingerprint
-    if generator.conditioning is not None:
-        return (
-            {"split": evaluation.split}
-            | unigram(directory, config, evaluation, fingerprint)
-            | bits(run, directory, evaluation, sharding.ShardingConfig())
-        )
-    judge = load_judge(evaluation)
-    examples = held_out(directory, config, evaluation, vocab, fingerprint, evaluation.sentences)
-    return (
+    """All numbers of one run. Music models: likelihood only; others also speak, into wav files below RUN/speech."""
+    generator, spec = loading.load(run, sampling), checkpoints.read_spec(run)
+    music = generator.conditioning is not None
+    judge = None if music else load_judge(evaluation)  # before the work: its file may be missing
+    coded = (
         {"split": evaluation.split}
-        | unigram(directory, config, evaluation, fingerprint)
+        | unigram(directory, evaluation, spec)
         | bits(run, directory, evaluation, sharding.ShardingConfig())
+    )
+    if music:
+        return coded
+    examples = held_out(directory, evaluation, spec, evaluation.sentences)
+    return (
+        coded
         | speech(generator, examples, judge, evaluation, run / "speech" / evaluation.split)
-        | clocked(generator, examples, evaluation)
+        | timed(generator, examples, evaluation)
     )
 
 
@@ -50,31 +48,24 @@ def load_judge(evaluation: EvaluationConfig) -> recogniser.Recogniser:
     return recogniser.load(*([evaluation.recogniser] if evaluation.recogniser else []))
 
 
-def unigram(directory: Path, config: DataConfig, evaluation: EvaluationConfig, fingerprint: str) -> dict:
+def unigram(directory: Path, evaluation: EvaluationConfig, spec: Spec) -> dict:
     """Bits per second of the held-out codes without a network (evaluation/baselines.py)."""
-    train = tokens.open_split(directory / "tokens", "train", fingerprint)
-    vocab, rate = make_vocab(train.metadata, config), train.metadata["frame_rate"]
-    seen = [np.asarray(train[index]["codes"])[:, : vocab.codebooks] for index in range(len(train))]
-    held = [example["codes"] for example in held_out(directory, config, evaluation, vocab, fingerprint)]
-    found = baselines.unigram(seen, held, vocab.codebook_size, rate)
+    train = tokens.open_split(directory / "tokens", "train", spec.codec.fingerprint)
+    vocab, rate = spec.vocab, train.metadata["frame_rate"]
+    counted = [np.asarray(train[index]["codes"])[:, : vocab.codebooks] for index in range(len(train))]
+    scored = [example["codes"] for example in held_out(directory, evaluation, spec)]
+    bits = baselines.unigram(counted, scored, vocab.codebook_size, rate)
     return {
         "uniform_bits_per_second": baselines.uniform_bits_per_second(vocab.codebooks, vocab.codebook_size, rate),
-        "unigram_bits_per_second": found.bits_per_second,
-        "per_codebook_unigram_bits_per_second": found.bits_per_second_Q.tolist(),
+        "unigram_bits_per_second": bits.bits_per_second,
+        "per_codebook_unigram_bits_per_second": bits.bits_per_second_Q.tolist(),
     }
 
 
-def held_out(
-    directory: Path,
-    config: DataConfig,
-    evaluation: EvaluationConfig,
-    vocab: Vocab,
-    fingerprint: str,
-    limit=None,
-) -> list[dict]:
-    """The examples that are scored, or `limit` of the same split."""
-    source = tokens.open_split(directory / "tokens", evaluation.split, fingerprint)
-    return batches.evaluation_examples(source, config, vocab, evaluation.utterances if limit is None else limit)
+def held_out(directory: Path, evaluation: EvaluationConfig, spec: Spec, limit: int | None = None) -> list[dict]:
+    """Examples of the split to evaluate on, `limit` of them (None: as many as the likelihood scores; 0: all)."""
+    source = tokens.open_split(directory / "tokens", evaluation.split, spec.codec.fingerprint)
+    return batches.evaluation_examples(source, spec.data, spec.vocab, evaluation.utterances if limit is None else limit)
 
 
 def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: sharding.ShardingConfig) -> dict:
@@ -94,38 +85,37 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
             spec.vocab,
             documents,
             source.metadata["frame_rate"],
-            evaluation.method,
-            evaluation.draws,
-            encoded=encoded,
+            likelihood.Scoring(evaluation.method, evaluation.draws),
+            encoded,
         )
-    found = scored.summary()
-    single = found["utterances"] == 1  # which has no standard error over utterances
+    summary = scored.summary()
+    single = summary["utterances"] == 1  # which has no standard error over utterances
     return {
-        "likelihood": found["tag"],
-        "bits_per_second": found["bits_per_second"],
-        "bits_per_second_se": 0.0 if single else found["standard_error"],
-        "bits_per_second_per_codebook": found["bits_per_second_by_codebook"],
-        "end_bits_per_utterance": found["end_bits_per_utterance"] if grid.causal_levels else None,
-        "length_bits_per_utterance": None if grid.causal_levels else found["length_bits_per_utterance"],
+        "likelihood": summary["tag"],
+        "bits_per_second": summary["bits_per_second"],
+        "bits_per_second_se": 0.0 if single else summary["standard_error"],
+        "bits_per_second_per_codebook": summary["bits_per_second_by_codebook"],
+        "end_bits_per_utterance": summary["end_bits_per_utterance"] if grid.causal_levels else None,
+        "length_bits_per_utterance": None if grid.causal_levels else summary["length_bits_per_utterance"],
         "utterance_bits": scored.code_bits_UQ.sum(axis=1).tolist(),
         "utterance_seconds": scored.seconds_U.tolist(),
     }
 
 
 def speech(
-    generator: generate.Generator,
+    generator: Generator,
     examples: Sequence[dict],
     judge: recogniser.Recogniser,
     evaluation: EvaluationConfig,
     folder: Path,
 ) -> dict:
-    """The texts of `examples` spoken by a run, written below `folder`, and what the recogniser heard."""
+    """Speaks the texts of `examples` into wav files below `folder`; error rate, transcripts, samples (see `listen`)."""
     waveforms = []
     for start in range(0, len(examples), evaluation.batch):
-        some = examples[start : start + evaluation.batch]
-        some = [*some, *some[:1] * (evaluation.batch - len(some))]  # one shape: the last batch is filled up
-        texts, speakers = ([example[key] for example in some] for key in ("text", "speaker"))
-        options = [dataclasses.replace(generator.sampling, seed=start + generator.sampling.seed)] * len(some)
+        batch = examples[start : start + evaluation.batch]
+        batch = [*batch, *batch[:1] * (evaluation.batch - len(batch))]  # one shape: the last batch is filled up
+        texts, speakers = ([example[key] for example in batch] for key in ("text", "speaker"))
+        options = [dataclasses.replace(generator.sampling, seed=start + generator.sampling.seed)] * len(batch)
         waveforms += [r.waveform for r in generator.generate(texts, speakers=speakers, sampling=options)]
     return listen(waveforms[: len(examples)], examples, generator.codec.sample_rate, judge, evaluation, folder)
 
@@ -138,7 +128,7 @@ def ceilings(
     evaluation: EvaluationConfig,
     folder: Path,
 ) -> dict:
-    """What the recogniser hears in the recordings themselves, and in them after the codec."""
+    """What the recogniser hears in the recordings themselves, and in the same after the codec."""
     recorded = {(item.split, item.key): item for item in utterances}
     real = []
     for example in examples:
@@ -164,8 +154,8 @@ def listen(
     import soundfile
 
     texts = [example["text"] for example in examples]
-    found = intelligibility.measure(judge, texts, waveforms, sample_rate)
-    transcripts, errors, characters = (found.pop(key) for key in ("transcripts", "errors", "characters"))
+    rate = intelligibility.measure(judge, texts, waveforms, sample_rate)
+    transcripts, errors, characters = (rate.pop(key) for key in ("transcripts", "errors", "characters"))
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     for index, waveform in enumerate(waveforms[: evaluation.heard]):
@@ -180,13 +170,12 @@ def listen(
                 "seconds": len(waveform) / sample_rate,
             }
         )
-    return {"cer": found, "samples": samples, "sentence_errors": errors, "sentence_characters": characters}
+    return {"cer": rate, "samples": samples, "sentence_errors": errors, "sentence_characters": characters}
 
 
-def clocked(generator: generate.Generator, examples: Sequence[dict], evaluation: EvaluationConfig) -> dict:
-    """Sentences spoken one at a time: {"cost", "speed"} of the report. The cost is that of the longest of them."""
-    some = examples[: evaluation.timed]
-    texts, speakers = ([example[key] for example in some] for key in ("text", "speaker"))
+def timed(generator: Generator, examples: Sequence[dict], evaluation: EvaluationConfig) -> dict:
+    """{"cost", "speed"} of sentences spoken one at a time. The cost is that of the longest of them."""
+    texts, speakers = ([example[key] for example in examples[: evaluation.timed]] for key in ("text", "speaker"))
     timings = speed.measure(generator, texts, speakers, evaluation.repeats)
     total, longest = speed.summary(timings), max(timings, key=lambda timing: timing.frames)
     predicted = longest.predicted
@@ -212,7 +201,7 @@ def clocked(generator: generate.Generator, examples: Sequence[dict], evaluation:
 
 
 def training_log(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl (recording.py)."""
+    """The lines of metrics.jsonl (training/metrics.py)."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
