@@ -9,7 +9,7 @@ import pytest
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig, causal
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling.requests import check, limits, positions
 from audiolm_jax.serialization import documents, layout
 from tests.helpers.sampling_reference import (
     CAUSAL,
@@ -127,16 +127,16 @@ def test_limit_is_what_fits_the_context():
     grid, vocab = bind("delay", 3), vocab_of(3)
     wanted = request("abc", 2, max_frames=30)
     # BOS, text and <audio> take 5 positions, T frames T + 2 steps.
-    assert plan.limits(wanted, grid, vocab, None) == (30, 2)
-    assert plan.limits(wanted, grid, vocab, 17) == (10, 2)
-    assert plan.positions(wanted, 10, grid, vocab) == 17
-    assert plan.limits(bind_frames(wanted, 9), grid, vocab, 17) == (9, 9)
+    assert limits(wanted, grid, vocab, None) == (30, 2)
+    assert limits(wanted, grid, vocab, 17) == (10, 2)
+    assert positions(wanted, 10, grid, vocab) == 17
+    assert limits(bind_frames(wanted, 9), grid, vocab, 17) == (9, 9)
     with pytest.raises(
         InputError, match="2 frames\\) and one frame more take 10 positions; the context of this model has 9"
     ):
-        plan.check(wanted, grid, vocab, 9)
+        check(wanted, grid, vocab, 9)
     with pytest.raises(InputError, match="11 frames and their prompt take 18 positions"):
-        plan.check(bind_frames(wanted, 11), grid, vocab, 17)
+        check(bind_frames(wanted, 11), grid, vocab, 17)
 
 
 def bind_frames(wanted, frames):

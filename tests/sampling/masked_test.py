@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax.sampling import SamplingConfig, causal, masked
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling.requests import LEVELS, place, prompt_grid
 from audiolm_jax.serialization import LevelView, documents, text
 from audiolm_jax.serialization.strategies import masked as masked_order
 from tests.helpers.sampling_reference import (
@@ -68,7 +68,7 @@ def masked_reference(grid, wanted, T, coarse_T=None):
 
 def level_noise(seed, number, T):
     def one(kind, shape):
-        key = jax.random.wrap_key_data(np.array([plan.LEVELS, seed], np.uint32), impl="threefry2x32")
+        key = jax.random.wrap_key_data(np.array([LEVELS, seed], np.uint32), impl="threefry2x32")
         key = jax.random.fold_in(key, 2 * number + kind)
         return jax.vmap(lambda t: jax.random.gumbel(jax.random.fold_in(key, t), shape))(jnp.arange(T))
 
@@ -103,10 +103,10 @@ def trace():
     requests = [request("abc", 0, frames=20, max_frames=20), request("d", 4, frames=9, max_frames=20, seed=1)]
     frames_B = np.array([20, 9])
     _, fixed = masked.start(model, grid, vocab, requests)
-    fixed = fixed._replace(frames_B=plan.place(frames_B.astype(np.int32)))
+    fixed = fixed._replace(frames_B=place(frames_B.astype(np.int32)))
     passes = masked.schedule(requests, frames_B, grid)
     step = jax.jit(masked.advance, static_argnames="vocab")
-    grids = [plan.prompt_grid(requests, 24, 3)]
+    grids = [prompt_grid(requests, 24, 3)]
     for n in range(len(passes.level)):
         now = jax.tree.map(lambda x, n=n: x[n], passes)
         grids.append(np.asarray(step(model, vocab, fixed, now, grids[-1], model.output_DV())))
