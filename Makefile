@@ -13,16 +13,16 @@ PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-versi
 
 help:
 	@echo "make demo      compare serialization strategies on synthetic speech: a report in ten minutes"
-	@echo "make floor     every strategy against sources whose entropy is known: two hours, a table"
-	@echo "make plans     every size and strategy compiled for TPU pods, without one: an hour of a core, docs/plans.md"
-	@echo "make planner   what audiolm plan needs, in $(VENV): the compiler for TPUs"
-	@echo "make notebooks those of experiments/colab, executed small (make pairs: written anew from their scripts)"
+	@echo "make floor     train every strategy on sources of known entropy: two hours, a table"
+	@echo "make plans     compile every size and strategy for TPU pods, without one: an hour of a core, docs/plans.md"
+	@echo "make planner   add the compiler for TPUs, which audiolm plan needs, to $(VENV)"
+	@echo "make notebooks execute the notebooks of experiments/colab, small (make pairs: write them from their scripts)"
 	@echo "make test      the tests (make test-all: the slow ones too)"
 	@echo "make install   the package alone, in $(VENV)"
 	@echo "make lint      ruff check and ruff format --check (make format: apply them)"
-	@echo "make bench     steps of MusicGen against transformers (torch) on this machine, which must be idle: 20 minutes"
+	@echo "make bench     time MusicGen against transformers (torch) on this machine, which must be idle: 20 minutes"
 	@echo "make speed     measure training and decoding speed of every strategy on this machine"
-	@echo "make pictures  draw the grid pictures of the README anew"
+	@echo "make pictures  draw the pictures of the orders in the README"
 	@echo "PYTHON=python3.12 chooses the interpreter, WORKDIR=... the folder of the demo"
 
 $(VENV)/bin/python:
