@@ -1,9 +1,9 @@
-"""The C library's allocator, told to keep what it is given back.
+"""Makes the C library's allocator keep freed memory.
 
 On a CPU a jitted program takes its temporary buffers from `malloc` at every call. glibc fetches large blocks from the
 system and returns them at once (mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD), so the kernel clears the same pages
 again in every step: 30,000 page faults a second and 18 % of the time of training 2 million parameters on a core (glibc
-2.36; with this 45 and nothing). What is kept is at most what was in use at once.
+2.36; with this 45 and nothing). The memory that it keeps is at most the peak in use.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ LARGEST = 2**31 - 1
 
 
 def keep_memory() -> bool:
-    """For the whole process, from here on; whether there is an allocator that knows how (glibc on Linux)."""
+    """For this process, from here on. Returns whether the allocator can (glibc on Linux)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False

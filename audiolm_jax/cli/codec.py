@@ -41,7 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings; for decode, what encode wrote")
     parser.add_argument("--codec", metavar="NAME", help=f"{', '.join(names)} or {last}")
     parser.add_argument("--path", metavar="WEIGHTS", help="folder, safetensors file, or repository owner/name@revision")
-    parser.add_argument("--codebooks", type=int, metavar="Q", help="keep the first so many codebooks (default: all)")
+    parser.add_argument("--codebooks", type=int, metavar="Q", help="use the first Q codebooks (default: all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: beside every file)")
 
 
@@ -68,17 +68,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def load_codes(path: str | Path) -> dict[str, Any]:
-    """The content of a file of codes. Raises InputError if it is none."""
+    """The content of a file of codes. Raises InputError if the file is not one."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
+            content = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else "not an npz file"
         raise InputError(f"{path}: {said}; give what `audiolm codec encode` wrote") from None
-    missing = {"codes", "codec", "fingerprint", "sample_rate", "channels", "frame_rate", "samples"} - found.keys()
+    missing = {"codes", "codec", "fingerprint", "sample_rate", "channels", "frame_rate", "samples"} - content.keys()
     if missing:
         raise InputError(f"{path}: holds no {', '.join(sorted(missing))}; give what `audiolm codec encode` wrote")
-    return {name: value.item() if value.ndim == 0 else value for name, value in found.items()}
+    return {name: value.item() if value.ndim == 0 else value for name, value in content.items()}
 
 
 def encode(path: Path, out: Path, codec, source: dict, progress: Callable[[float], None]) -> dict:
@@ -91,11 +91,11 @@ def encode(path: Path, out: Path, codec, source: dict, progress: Callable[[float
     for piece_CN in read(path, codec.sample_rate, codec.channels):
         samples += piece_CN.shape[1]
         waiting = np.concatenate([waiting, piece_CN[None]], axis=2)
-        whole = waiting.shape[2] // codec.hop * codec.hop
-        if whole:
-            codes, state = codec.encode_step(state, shaped(waiting[..., :whole], codec))
+        count = waiting.shape[2] // codec.hop * codec.hop
+        if count:
+            codes, state = codec.encode_step(state, shaped(waiting[..., :count], codec))
             pieces.append(codes)
-            waiting = waiting[..., whole:]
+            waiting = waiting[..., count:]
         progress(piece_CN.shape[1] / codec.sample_rate)
     rest = codec.encode_end(state, shaped(waiting, codec) if waiting.shape[2] else None)
     pieces += [] if rest is None else [rest]

@@ -106,8 +106,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 def main(arguments: list[str], keep_executables: bool = False) -> int:
     """Runs one command and returns its exit code: 0; 2 for bad input; 130, 143 for a signal; 1 for a run that diverged.
 
-    keep_executables: what is compiled is kept in the workdir, so that the next start is quick. It is a setting of the
-    whole process.
+    keep_executables: compiled executables are cached in the workdir, for a quick next start; a setting of the process.
     """
     options = argparse.Namespace()
     try:
@@ -125,8 +124,8 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
     except InputError as error:
         return complain(str(error))
     except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or "stopped; what was finished is kept, and the same command again goes on from there"
-        print(f"\naudiolm: {said}", file=sys.stderr)
+        sentence = str(interrupt) or "stopped; what was finished is kept, and the same command again goes on from there"
+        print(f"\naudiolm: {sentence}", file=sys.stderr)
         return 130
     except SystemExit as stop:  # --help, or a signal during training, which saves first
         if stop.code in (130, 143):
@@ -140,7 +139,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if type(error).__name__ == "Diverged":  # training.py, not imported for its name alone
+        if type(error).__name__ == "Diverged":  # of training/loop.py, not imported for its name alone
             complain(f"training stopped: {error}")
             return 1
         sentence = of_the_disk(error)

@@ -138,7 +138,7 @@ def measure(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tup
     stages = Stages(folder / "stages", f"{cell.name}/")
     load = functools.cache(partial(loading.load, folder, configs.section(config, "sampling")))
     parts = [cell.config.to_dict()[k] for k in ("data", "serialization", "model", "optimizer", "training", "seed")]
-    parts.append(comparison.stages.kept["tokens"]["digest"])
+    parts.append(comparison.stages.done["tokens"]["digest"])
     scored = comparison.used("evaluation", "data")
     spoken = [*scored, *comparison.used("sampling"), judge.fingerprint]
 
@@ -176,11 +176,11 @@ def train_run(config: ConfigDict, folder: Path, workdir: Path, progress: bool) -
 def shared_results(comparison: Comparison, metadata: dict, spec: Spec, examples: Sequence[dict]) -> dict:
     """The parts of the results that all cells share."""
     config, splits = comparison.config, metadata["splits"].items()
-    kept = {name: stage["result"] for name, stage in comparison.stages.kept.items()}
+    done = {name: stage["result"] for name, stage in comparison.stages.done.items()}
     return {
         "corpus": {
             "name": config.corpus.name,
-            "speakers": kept["corpus"]["speakers"],
+            "speakers": done["corpus"]["speakers"],
             "utterances": {name: split["utterances"] for name, split in splits},
             "hours": {name: split["seconds"] / 3600 for name, split in splits},
         },
@@ -193,9 +193,9 @@ def shared_results(comparison: Comparison, metadata: dict, spec: Spec, examples:
             "sample_rate": metadata["sample_rate"],
         },
         "recogniser": {"fingerprint": comparison.judge.fingerprint},
-        "baselines": kept["baselines"],
+        "baselines": done["baselines"],
         "sentences": [
             {key: example[key] for key in ("text", "speaker")} for example in examples[: config.evaluation.heard]
         ],
-        "ceilings": {name: {key: one[key] for key in ("cer", "samples")} for name, one in kept["ceilings"].items()},
+        "ceilings": {name: {key: one[key] for key in ("cer", "samples")} for name, one in done["ceilings"].items()},
     }

@@ -1,4 +1,4 @@
-"""Stages of a long computation, each kept on disk: started again, what is done is not done again.
+"""Stages of a long computation, each with its result on disk: after a restart, what is done is not done again.
 
 A stage is a name, the inputs that decide its result, and a function. Its result, plain JSON values, is written to
 `<name>.json` by a rename at the very end; whatever else it makes (a data set, checkpoints, audio) must be finished by
@@ -21,40 +21,45 @@ def digest(values: Any) -> str:
 
 
 class Stages:
-    """The stages of one folder: `kept[name]` holds {"name", "inputs", "digest", "seconds", "result"} of each.
+    """The stages of one folder: `done[name]` holds {"name", "inputs", "digest", "seconds", "result"} of each.
 
-    prefix: before their names where they are told.
+    prefix: printed before their names.
     """
 
     def __init__(self, directory: Path, prefix: str = ""):
         self.directory = Path(directory)
         self.prefix = prefix
-        self.kept: dict[str, dict] = {}
+        self.done: dict[str, dict] = {}
 
     def run(self, name: str, make: Callable[[], Any], *inputs: Any, after: Sequence[str] = ()) -> Any:
-        """`make()`, or what it gave when it was run before with equal `inputs` after the same earlier stages."""
+        """The result of `make()`, or that of an earlier run with equal `inputs` after the same earlier stages."""
         path = self.directory / f"{name}.json"
-        wanted = digest([inputs, [self.kept[earlier]["digest"] for earlier in after]])
+        key = digest([inputs, [self.done[earlier]["digest"] for earlier in after]])
         if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["inputs"] == wanted:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["inputs"] == key:
                 print(f"-- {self.prefix}{name}: done before", flush=True)
-                self.kept[name] = kept
-                return kept["result"]
+                self.done[name] = stored
+                return stored["result"]
         print(f"-- {self.prefix}{name}", flush=True)
         start = time.monotonic()
         result = json.loads(json.dumps(make()))
-        kept = {"name": name, "inputs": wanted, "digest": digest([wanted, name])}
-        self.kept[name] = kept | {"seconds": round(time.monotonic() - start, 2), "result": result}
-        files.write_json(path, self.kept[name])
+        self.done[name] = {
+            "name": name,
+            "inputs": key,
+            "digest": digest([key, name]),
+            "seconds": round(time.monotonic() - start, 2),
+            "result": result,
+        }
+        files.write_json(path, self.done[name])
         return result
 
     def seconds(self) -> dict[str, float]:
-        """Of every stage, those done before in an earlier start included."""
-        return {name: kept["seconds"] for name, kept in self.kept.items()}
+        """Of every stage, also of those that an earlier start did."""
+        return {name: stage["seconds"] for name, stage in self.done.items()}
 
 
 def timetable(seconds: dict[str, float]) -> str:
-    """What took how long, and all of it, as lines of text."""
+    """Seconds of every stage and their sum, as lines of text."""
     rows = {**seconds, "all stages": sum(seconds.values())}
     return "\n".join(f"   {name:24s} {taken:8.1f} s" for name, taken in rows.items())

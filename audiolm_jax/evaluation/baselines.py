@@ -1,4 +1,4 @@
-"""What the codes cost without a network: uniform, unigram and bigram codes, in bits per second of audio.
+"""What the codes cost without a network: uniform and unigram codes, in bits per second of audio.
 
 A model that is not far below the unigram has learnt nothing about time. Each codebook has a table of its own, counted
 on the training split; how much it is smoothed is chosen there too, by the leave-one-out likelihood (every code is
@@ -38,50 +38,16 @@ def unigram(
     return _likelihood(nats_UQ, held_out, frame_rate)
 
 
-def bigram(
-    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int, frame_rate: float
-) -> Likelihood:
-    """Each code given the one before it in the same codebook, smoothed towards the unigram; the first by the unigram.
-
-    Arguments and errors as in `unigram`.
-    """
-    pooled_NQ = _pooled(train, held_out, codebook_size)
-    nats_UQ = np.zeros((len(held_out), pooled_NQ.shape[1]))
-    for q, codes_N in enumerate(pooled_NQ.T):
-        unigram_K = _frequencies(codes_N, codebook_size)
-        pairs = np.concatenate([_pairs(codes_TQ[:, q], codebook_size) for codes_TQ in train])
-        seen_P, count_P = np.unique(pairs, return_counts=True)
-        before_K = np.bincount(pairs // codebook_size, minlength=codebook_size)
-        weight = _smoothing(count_P, before_K[seen_P // codebook_size], unigram_K[seen_P % codebook_size])
-        for u, codes_TQ in enumerate(held_out):
-            codes_T = codes_TQ[:, q]
-            found = _pairs(codes_T, codebook_size)
-            count = np.zeros(len(found))
-            if len(seen_P):
-                at = np.minimum(np.searchsorted(seen_P, found), len(seen_P) - 1)
-                count = np.where(seen_P[at] == found, count_P[at], 0)
-            likely = (count + weight * unigram_K[codes_T[1:]]) / (before_K[codes_T[:-1]] + weight)
-            nats_UQ[u, q] = -np.log(unigram_K[codes_T[0]]) - np.log(likely).sum()
-    return _likelihood(nats_UQ, held_out, frame_rate)
-
-
 def _pooled(train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int) -> np.ndarray:
     if not sum(len(codes_TQ) for codes_TQ in train):
-        raise InputError("no training frames were given to count codes in; there must be at least 1")
+        raise InputError("there are no training frames to count codes in; there must be at least 1")
     if not held_out or not all(len(codes_TQ) for codes_TQ in held_out):
-        raise InputError("no held-out utterances, or one without frames, were given; each must have at least 1 frame")
+        raise InputError("there are no held-out utterances, or one without frames; each must have at least 1 frame")
     for codes_TQ in (*train, *held_out):
         if len(codes_TQ) and not 0 <= codes_TQ.min() <= codes_TQ.max() < codebook_size:
             bad = codes_TQ.min() if codes_TQ.min() < 0 else codes_TQ.max()
             raise InputError(f"code {bad} is out of range; codes must lie in 0..{codebook_size - 1}")
-    # Token data sets keep codes in 16 bits, too few for the number of a pair.
-    return np.concatenate(list(train)).astype(np.int64)
-
-
-def _pairs(codes_T: np.ndarray, codebook_size: int) -> np.ndarray:
-    """One number for each two neighbours."""
-    codes_T = codes_T.astype(np.int64)
-    return codes_T[:-1] * codebook_size + codes_T[1:]
+    return np.concatenate(list(train))
 
 
 def _frequencies(codes_N: np.ndarray, codebook_size: int) -> np.ndarray:

@@ -49,8 +49,8 @@ def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> tu
         if not reference or not hypothesis:  # jiwer takes no empty reference
             errors_B[index] = len(reference) + len(hypothesis)
         else:
-            found = jiwer.process_characters(reference, hypothesis)
-            errors_B[index] = found.substitutions + found.deletions + found.insertions
+            counts = jiwer.process_characters(reference, hypothesis)
+            errors_B[index] = counts.substitutions + counts.deletions + counts.insertions
     return errors_B, lengths_B
 
 
@@ -127,6 +127,6 @@ def second_opinion(references: Sequence[str], waveforms: Sequence[np.ndarray], s
         decoder.start_utt()
         decoder.process_raw((samples * 32767).astype("<i2").tobytes(), full_utt=True)
         decoder.end_utt()
-        found = decoder.hyp()
-        transcripts.append(found.hypstr if found else "")
+        hypothesis = decoder.hyp()
+        transcripts.append(hypothesis.hypstr if hypothesis else "")
     return transcripts

@@ -3,7 +3,7 @@
 Bits per second and character error rates are such ratios: sum of numerators (bits, errors) by sum of denominators
 (seconds, characters), the denominators being those of the held-out set, the same for every model. What is estimated is
 the mean over training runs (seeds) of the ratio on all speech of this kind; an interval says what other utterances and
-other seeds might have given.
+other seeds might give.
 
     utterances  percentile bootstrap: the utterances are drawn with replacement, the same for all seeds and for both
                 sides of a difference (Efron 1979; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 13.3;
@@ -21,7 +21,7 @@ What the intervals cover, and what not:
 
     1 seed      utterances only. Nothing is said about another training run, so a difference whose interval excludes 0
                 is one of these two runs
-    2 seeds     both, but t with one degree of freedom is so wide that only differences far beyond the spread are told
+    2 seeds     both, but t with one degree of freedom is so wide that only differences far beyond the spread show
     3 seeds     both. Exact in its seed part if the numbers of many seeds were normally distributed, which three seeds
                 cannot show; twice as wide as with many seeds of the same spread
     never       other corpora, codecs, voices, budgets or hyperparameters; the choice among many differences (each
@@ -60,10 +60,10 @@ def ratio(
 
     Raises InputError for shapes that do not fit, values that are not finite, or nothing to divide by.
     """
-    found = _interval(numerators, denominators_U, level, resamples, seed)
+    interval = _interval(numerators, denominators_U, level, resamples, seed)
     if np.min(numerators) >= 0:  # few seeds: t reaches below what bits and errors can be
-        return dataclasses.replace(found, low=max(found.low, 0.0))
-    return found
+        return dataclasses.replace(interval, low=max(interval.low, 0.0))
+    return interval
 
 
 def _interval(

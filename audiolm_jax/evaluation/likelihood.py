@@ -153,7 +153,7 @@ def likelihood(
     Raises InputError for no utterances, or one without audio.
     """
     if not utterances:
-        raise InputError("no utterances were given to evaluate; there must be at least 1")
+        raise InputError("there are no utterances to evaluate; there must be at least 1")
     for number, document in enumerate(utterances):
         if not any(kind == "audio" for kind, _ in document):
             raise InputError(f"utterance {number} of those to evaluate has no audio segment")

@@ -34,7 +34,7 @@ class Timing:
 
     frames: int
     audio_seconds: float
-    seconds: float  # until everything was there
+    seconds: float  # until the stream ended
     first_audio_seconds: float  # until the stream yielded its first samples
     passes: int  # sequential passes of the network, as counted by the loop
     predicted: cost.Cost
@@ -44,7 +44,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a machine can do at best."""
+    """Peak rates of a machine, as measured."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -70,7 +70,7 @@ def measure(
     Raises InputError for no texts or no repeats, and what `Generator.requests` raises.
     """
     if not texts or repeats < 1:
-        raise InputError(f"{len(texts)} texts and {repeats} repeats were given to time; there must be at least 1 each")
+        raise InputError(f"{len(texts)} texts and {repeats} repeats to time; there must be at least 1 each")
     speakers = [speakers] * len(texts) if isinstance(speakers, str) else speakers
     dtype = generator.model.config.compute_dtype
     rates = rates or probe(dtype)
@@ -97,7 +97,7 @@ def measure(
             Timing(
                 frames=frames,
                 audio_seconds=len(result.waveform) / result.sample_rate,
-                seconds=float(np.median([whole for whole, _, _ in runs])),
+                seconds=float(np.median([total for total, _, _ in runs])),
                 first_audio_seconds=float(np.median([first for _, first, _ in runs])),
                 passes=result.passes,
                 predicted=predicted,
@@ -129,7 +129,7 @@ def summary(timings: Sequence[Timing]) -> dict:
 
 
 def _stream(generator: "Generator", request) -> tuple[float, float, object]:
-    """(seconds until everything was there, until the first samples, the Result)."""
+    """(seconds until the last samples, seconds until the first ones, the Result)."""
     began = time.perf_counter()
     stream, first = generator.run_stream([request]), None
     while True:
@@ -137,8 +137,8 @@ def _stream(generator: "Generator", request) -> tuple[float, float, object]:
             next(stream)
             first = first or time.perf_counter() - began
         except StopIteration as finished:
-            whole = time.perf_counter() - began
-            return whole, first or whole, finished.value[0]
+            total = time.perf_counter() - began
+            return total, first or total, finished.value[0]
 
 
 def probe(dtype=jnp.float32, size: int | None = None, repeats: int = 5, megabytes: int | None = None) -> Rates:

@@ -84,8 +84,8 @@ class Slice:
     @property
     def hosts(self) -> int:
         """Processes of a run. Slices of v5e and v6e up to 8 chips are one machine [docs]."""
-        whole = 8 if self.kind in ("v5e", "v6e") and self.chips <= 8 else self.chip.per_host
-        return -(-self.chips // whole)
+        per_host = 8 if self.kind in ("v5e", "v6e") and self.chips <= 8 else self.chip.per_host
+        return -(-self.chips // per_host)
 
     @property
     def name(self) -> str:
@@ -101,7 +101,7 @@ class Slice:
 
     def link_bandwidth(self, group: int) -> float:
         """Bytes/s that a chip sends and receives in a collective of `group` chips: over the fewest dimensions of the
-        torus that hold so many, two directions of a link where the dimension is a ring."""
+        torus that hold the group, two directions of a link where the dimension is a ring."""
         if self.is_gpu:
             return self.chip.link if group <= self.chip.per_host else self.chip.network
         total, held = 0.0, 1
@@ -119,21 +119,21 @@ def parse(text: str) -> Slice:
 
     Raises InputError naming what there is for an unknown chip, a shape or a size that is not sold.
     """
-    found = re.fullmatch(r"(v5litepod|[a-z]\w*?)([:-])(\d+(?:x\d+)*)", text.strip().lower())
-    kind = {"v5litepod": "v5e"}.get(found[1], found[1]) if found else text
-    if not found or kind not in CHIPS:
+    match = re.fullmatch(r"(v5litepod|[a-z]\w*?)([:-])(\d+(?:x\d+)*)", text.strip().lower())
+    kind = {"v5litepod": "v5e"}.get(match[1], match[1]) if match else text
+    if not match or kind not in CHIPS:
         raise InputError(
             f"--topology={text}: not known; write a TPU slice such as v5e:16x16, v5e-256, v5p-512 or v6e-8 "
             f"(chips: {', '.join(TPUS)}), or GPUs by count such as h100:8 ({', '.join(GPUS)})"
         )
-    numbers = tuple(int(n) for n in found[3].split("x"))
+    numbers = tuple(int(n) for n in match[3].split("x"))
     if kind in GPUS:
         if len(numbers) != 1 or not numbers[0]:
             raise InputError(f"--topology={text}: GPUs are given by count, such as {kind}:8")
         if numbers[0] > GPUS[kind].per_host and numbers[0] % GPUS[kind].per_host:
-            raise InputError(f"--topology={text}: more than {GPUS[kind].per_host} GPUs are whole machines of so many")
+            raise InputError(f"--topology={text}: more than {GPUS[kind].per_host} GPUs come as whole machines")
         return Slice(kind, numbers)
-    if len(numbers) == 1 and found[2] == "-":
+    if len(numbers) == 1 and match[2] == "-":
         return _by_size(text, kind, numbers[0])
     if not legal(kind, numbers):
         raise InputError(f"--topology={text}: {kind} has no such slice; its shapes are {', '.join(TPUS[kind].shapes)}")

@@ -22,8 +22,8 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective instruction. `arrays`: (element type, shape) of what it moves, whole as one group of devices sees
-    it: the result of an all-gather, the operand of an all-reduce or a reduce-scatter."""
+    """One collective instruction. `arrays`: (element type, shape) of the arrays that a group of devices shares: the
+    result of an all-gather, the operand of an all-reduce or a reduce-scatter."""
 
     kind: str  # one of KINDS
     times: int  # executions in one run of the program
@@ -40,20 +40,20 @@ def collectives(hlo: str) -> list[Collective]:
     """Every collective of a compiled module that joins more than one device, in the order of the program."""
     entry, computations = _parse(hlo)
     devices = re.search(r"num_partitions=(\d+)", hlo)
-    found = []
-    _walk(entry, 1, computations, int(devices[1]) if devices else 1, found)
-    return found
+    sent = []
+    _walk(entry, 1, computations, int(devices[1]) if devices else 1, sent)
+    return sent
 
 
-def totals(found: list[Collective]) -> dict[str, dict[str, int]]:
+def totals(sent: list[Collective]) -> dict[str, dict[str, int]]:
     """{kind: {"count": executions, "bytes": of all of them}} of one run, for the kinds there are."""
     return {
         kind: {
-            "count": sum(c.times for c in found if c.kind == kind),
-            "bytes": sum(c.times * c.bytes for c in found if c.kind == kind),
+            "count": sum(c.times for c in sent if c.kind == kind),
+            "bytes": sum(c.times * c.bytes for c in sent if c.kind == kind),
         }
         for kind in KINDS
-        if any(c.kind == kind for c in found)
+        if any(c.kind == kind for c in sent)
     }
 
 
@@ -75,7 +75,7 @@ def _parse(hlo: str) -> tuple[str, dict[str, list[str]]]:
     return entry, computations
 
 
-def _walk(name: str, times: int, computations: dict[str, list[str]], devices: int, found: list[Collective]) -> None:
+def _walk(name: str, times: int, computations: dict[str, list[str]], devices: int, sent: list[Collective]) -> None:
     chains = set()
     for line in _with_fusions(name, computations):
         match = _COLLECTIVE.search(line)
@@ -86,13 +86,13 @@ def _walk(name: str, times: int, computations: dict[str, list[str]], devices: in
             chains.add(chain and chain[1])
             one = _collective(match, line, times, devices)
             if one.group > 1:
-                found.append(one)
+                sent.append(one)
         loop = _WHILE.search(line)
         if loop:
-            _walk(loop[2], times * _trips(line, computations.get(loop[1], [])), computations, devices, found)
+            _walk(loop[2], times * _trips(line, computations.get(loop[1], [])), computations, devices, sent)
         for branches in _BRANCHES.findall(line):
             for branch in re.findall(r"[\w.-]+", branches):
-                _walk(branch, times, computations, devices, found)
+                _walk(branch, times, computations, devices, sent)
 
 
 def _with_fusions(name: str, computations: dict[str, list[str]]) -> list[str]:

@@ -21,7 +21,7 @@ CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")  # what a TPU looks like to Linux
 
 
 def quiet_without_chips() -> None:
-    """For the whole process, before jax starts: on a machine that has no TPU, nothing is said about that."""
+    """For this process, before jax starts: no messages about a missing TPU on a machine that has none."""
     if not any(glob.glob(pattern) for pattern in CHIPS):
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -55,7 +55,7 @@ class Task:
 @dataclasses.dataclass(frozen=True)
 class Program:
     """One executable: `traced` (jax.stages.Traced), how often it runs for one unit of its kind of work, and what a
-    run of it makes: positions computed and seconds of audio, on the whole mesh."""
+    run of it computes: positions computed and seconds of audio, on the whole mesh."""
 
     name: str
     traced: Any
@@ -178,5 +178,5 @@ def sample(of: Task, mesh: Mesh, rows: int) -> Iterator[Program]:
         passes = masked.schedule(batch, frames_B, of.grid)
         frames_B, passes, codes_BFQ = described(lambda: requests.place((frames_B, passes, grid_BFQ)))
         traced = masked.levels_program().trace(model, of.vocab, fixed._replace(frames_B=frames_B), passes, codes_BFQ)
-        made = models * grid_BFQ.shape[1] * sum(of.grid.iterations)
-        yield Program("masked passes", traced, 1, made, seconds, rows)
+        positions = models * grid_BFQ.shape[1] * sum(of.grid.iterations)
+        yield Program("masked passes", traced, 1, positions, seconds, rows)

@@ -1,4 +1,4 @@
-"""What a training run tells while it runs: metrics.jsonl, TensorBoard, a progress bar, speed and MFU."""
+"""Logs of a training run: metrics.jsonl, TensorBoard, a progress bar, speed and MFU."""
 
 import json
 import time
@@ -101,11 +101,11 @@ class Recorder:
         )
         return line
 
-    def probe(self, step: int, found: dict[str, Any]) -> None:
+    def probe(self, step: int, values: dict[str, Any]) -> None:
         """name -> number, or (waveform [samples], sample rate in Hz)."""
         if not self.board:
             return
-        for name, value in found.items():
+        for name, value in values.items():
             if isinstance(value, tuple):
                 waveform_N, sample_rate = value
                 self.board.add_audio(name, np.asarray(waveform_N, np.float32), step, sample_rate=sample_rate)
@@ -141,7 +141,7 @@ def truncate(path: Path, step: int) -> None:
     """Drops the lines of a metrics file that lie beyond `step`, and a last line cut off by a kill."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
@@ -149,5 +149,5 @@ def truncate(path: Path, step: int) -> None:
             break
         if line["step"] > step:
             break
-        kept.append(text + "\n")
-    files.write_text(path, "".join(kept))
+        lines.append(text + "\n")
+    files.write_text(path, "".join(lines))

@@ -162,7 +162,7 @@ def _instead_of_the_log(waiting: str) -> None:
     set_handler = ctypes.CDLL(None).signal
     set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    _on_abort.update(code=2, sentence=waiting, kept=(handler, log))
+    _on_abort.update(code=2, sentence=waiting, alive=(handler, log))
 
 
 def _sentence(what: str) -> str:

@@ -414,7 +414,7 @@ def test_a_stage_is_made_again_when_its_inputs_or_an_earlier_stage_change(tmp_pa
 
     go(1, 1)
     assert made == ["first", "second"]
-    assert go(1, 1).kept["second"]["result"] == [1, 2]
+    assert go(1, 1).done["second"]["result"] == [1, 2]
     assert made == ["first", "second"]
     go(1, 2)
     assert made == ["first", "second", "second"]

@@ -114,7 +114,7 @@ def also_table(results: dict) -> str:
 
 
 def training_table(results: dict) -> str:
-    """What every strategy was given, and what it took: the budget that is equal, and the others that are not."""
+    """The budget of every strategy, of which one part is equal, and the time that training took."""
     numbers, rows = colours(results), []
     for one in results["strategies"]:
         shown = [run["training_frames"] for run in one["seeds"]]

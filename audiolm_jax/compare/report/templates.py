@@ -1,6 +1,6 @@
 """The HTML of the page: page.html (its frame), parts.html (tables, clips, charts) and sections.html, as Jinja2 macros.
 
-A macro escapes the text that it is given and returns `Markup`, which is not escaped again.
+A macro escapes its arguments and returns `Markup`, which is not escaped again.
 """
 
 from pathlib import Path
