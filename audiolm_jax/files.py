@@ -1,7 +1,6 @@
 """Files: atomic writes (to a temporary name, then renamed), safetensors, digests, and object stores.
 
-Reading or writing weights, naming what a result depends on, and saying that the disk is full is done here for the whole
-package.
+The package reads and writes safetensors, hashes configurations and words a full disk here and nowhere else.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from audiolm_jax.errors import InputError, disk_sentence
 
 def place(address: str | Path) -> Path:
     """A path on this machine, or one behind an address such as gs://bucket/run (etils.epath, through fsspec or
-    tensorflow), which behaves like it as far as an object store can: nothing is appended, nothing renamed."""
+    tensorflow), with the same methods but for appending and renaming, which object stores lack."""
     text = os.fspath(address)
     if not remote(text):
         return Path(text)
@@ -47,7 +46,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """A UTF-8 file, and the folders above it; an object of an object store is there whole or not at all anyway."""
+    """Writes a UTF-8 file, and the folders above it, atomically (object stores write objects atomically anyway)."""
     path = place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if remote(path):

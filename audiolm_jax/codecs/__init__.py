@@ -6,11 +6,11 @@ The contract of a codec file is one function,
 
     load(path=None, codebooks=None) -> codec
 
-`path` names the weights (None: those that ship with the package; of published codecs none do: a folder, a file or a
-repository, see `huggingface.py`), `codebooks` keeps only the first so many codebooks (None: all). A codec has
+`path` names the weights (None: those that ship with the package; published codecs need a folder, a file or a
+repository, see `hub/files.py`), `codebooks` is the number of leading codebooks to use (None: all). A codec has
 
-    name, fingerprint    str; the fingerprint is the sha256 of weights and config. It is the same however many
-                         codebooks are kept, because the codes of a prefix of the codebooks are a prefix.
+    name, fingerprint    str; the fingerprint is the sha256 of weights and config. It does not depend on the number
+                         of codebooks in use: fewer codebooks give a prefix of the same codes.
     sample_rate          Hz
     channels             1 or 2. Mono waveforms are [B, N], stereo ones [B, 2, N]
     hop                  samples per frame (`encodec` at 48 kHz: see encodec_chunks.py)
@@ -18,7 +18,7 @@ repository, see `huggingface.py`), `codebooks` keeps only the first so many code
     codebooks            Q, the number of codebooks that encode returns
     codebook_size        K, codes are 0 .. K-1
     delay                samples by which decoded speech lags behind its source: decode(encode(x))[n] ~ x[n - delay]
-    block                frames of a piece in which the whole is done
+    block                frames per chunk of `encode` and `decode`
 
     frames(samples)                             -> T = ceil(samples / hop)
     samples(frames)                             -> N = frames * hop

@@ -1,12 +1,12 @@
-"""What every codec refuses, said in one sentence each."""
+"""Input that every codec refuses, in one sentence each."""
 
 import numpy as np
 
 from audiolm_jax.errors import InputError
 
 
-def kept_codebooks(codebooks: int | None, available: int) -> int:
-    """How many leading codebooks to keep; None keeps all. Raises InputError outside 1..available."""
+def leading(codebooks: int | None, available: int) -> int:
+    """The number of leading codebooks to use; None: all. Raises InputError outside 1..available."""
     if codebooks is None:
         return available
     if not 1 <= codebooks <= available:
@@ -15,7 +15,7 @@ def kept_codebooks(codebooks: int | None, available: int) -> int:
 
 
 def waveform(waveform_BN, channels: int = 1, multiple_of: int | None = None) -> tuple[np.ndarray, bool]:
-    """Audio as float32 `[B, N, channels]`, and whether it came without a batch axis.
+    """(audio as float32 `[B, N, channels]`, whether the argument had no batch axis).
 
     Mono comes as `[B, N]` or `[N]`, stereo as `[B, 2, N]` or `[2, N]`. Refused when empty, not finite or of another
     shape.
@@ -42,29 +42,29 @@ def waveform(waveform_BN, channels: int = 1, multiple_of: int | None = None) -> 
     return (audio[..., None] if axes == 1 else audio.swapaxes(1, 2)).astype(np.float32), alone
 
 
-def lengths(given_B, rows: int, longest: int, unit: str) -> np.ndarray:
+def lengths(lengths_B, rows: int, longest: int, unit: str) -> np.ndarray:
     """The length of every row `[B]`; None: all the longest. Raises InputError outside 1..longest."""
-    if given_B is None:
+    if lengths_B is None:
         return np.full(rows, longest)
-    given = np.asarray(given_B)
-    if given.shape != (rows,) or not np.issubdtype(given.dtype, np.integer):
-        raise InputError(f"{unit} per row: shape {given.shape} of {given.dtype}; {rows} integers are needed")
-    if given.min() < 1 or given.max() > longest:
-        raise InputError(f"{unit} per row: {given.min()} to {given.max()}; 1 to {longest} is what the rows hold")
-    return given.astype(np.int64)
+    lengths_B = np.asarray(lengths_B)
+    if lengths_B.shape != (rows,) or not np.issubdtype(lengths_B.dtype, np.integer):
+        raise InputError(f"{unit} per row: shape {lengths_B.shape} of {lengths_B.dtype}; {rows} integers are needed")
+    if lengths_B.min() < 1 or lengths_B.max() > longest:
+        raise InputError(f"{unit} per row: {lengths_B.min()} to {lengths_B.max()}; the rows hold 1 to {longest}")
+    return lengths_B.astype(np.int64)
 
 
 def supported(config, **accepted: tuple) -> None:
-    """Raises InputError for the first field of a codec's configuration that holds none of its accepted values."""
+    """Raises InputError for the first field of a codec's configuration whose value is not among the accepted ones."""
     for name, values in accepted.items():
         if getattr(config, name) not in values:
             raise InputError(f"codec config: {name}={getattr(config, name)!r} is not supported; known are {values}")
 
 
 def codes(codes_BTQ, codebooks: int, codebook_size: int) -> tuple[np.ndarray, bool]:
-    """`[B, T, q]` or `[T, q]` codes as int32 `[B, T, codebooks]`, and whether they came without a batch axis.
+    """`[B, T, q]` or `[T, q]` codes as int32 `[B, T, codebooks]`, and whether the argument had no batch axis.
 
-    Codebooks that are not there are -1. Refused when empty, out of range or with q outside 1..codebooks.
+    Absent codebooks are -1. Refused when empty, out of range or with q outside 1..codebooks.
     """
     grid = np.asarray(codes_BTQ)
     if grid.ndim not in (2, 3) or not np.issubdtype(grid.dtype, np.integer):

@@ -1,9 +1,9 @@
 """DAC, the Descript audio codec (arXiv:2306.06546): 16, 24 and 44.1 kHz mono.
 
 Reads the published layout (`config.json` and `model.safetensors`, as in descript/dac_16khz, dac_24khz and
-dac_44khz). Its convolutions are centred, so it looks ahead: signals are taken in windows that overlap by what the
-networks see. A signal is completed with zeros to whole frames, as the published feature extractor does; odd strides
-decode to a few samples less than T * hop, which are zeros here.
+dac_44khz). Its convolutions are centred, so it looks ahead: signals are cut into windows that overlap by the receptive
+field. A signal is zero-padded to complete frames, as by the published feature extractor; odd strides decode to a few
+samples less than T * hop, which are zeros here.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import Conv, parameter
 from audiolm_jax.hub.weights import fingerprint, named
 
-REPOSITORY = "descript/dac_16khz"  # one to name to who gives none
+REPOSITORY = "descript/dac_16khz"  # suggested by the error for a missing path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ class DACModel(nnx.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
 
-# What a codebook consists of: its name in the file, the axes of torch's array in ours.
+# Parts of a codebook: name in the file, permutation from torch's axes to ours.
 QUANTIZER = {
     "in_weight": ("in_proj.weight", (2, 1, 0)),
     "in_bias": ("in_proj.bias", (0,)),
@@ -162,7 +162,7 @@ QUANTIZER = {
 
 
 def shapes(c: DACConfig) -> dict[str, tuple[int, ...]]:
-    """Of one codebook, in torch's layout."""
+    """Shapes of the parts of one codebook, in torch's layout."""
     return {
         "in_weight": (c.codebook_dim, c.hidden_size, 1),
         "in_bias": (c.codebook_dim,),
@@ -173,14 +173,14 @@ def shapes(c: DACConfig) -> dict[str, tuple[int, ...]]:
 
 
 def renamed(path: str) -> str:
-    """Our convolutions hold a `conv`, DAC's do not; our lists hold `layers`."""
+    """The name in a file: there, convolutions have no inner `conv` and lists no `layers`."""
     return path.replace(".conv.weight", ".weight").replace(".conv.bias", ".bias").replace("block.layers.", "block.")
 
 
 def load(path=None, codebooks: int | None = None) -> Codec:
-    """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    given, weights = files.read(path, "dac", REPOSITORY)
-    config = files.config_of(given, DACConfig)
+    """The codec of a folder, a file or a repository; see `hub.files.locate`. Raises InputError."""
+    published, weights = files.read(path, "dac", REPOSITORY)
+    config = files.config_of(published, DACConfig)
     digest = fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: DACModel(config)), renamed)
@@ -194,7 +194,7 @@ def load(path=None, codebooks: int | None = None) -> Codec:
 
 
 def save(folder, config: DACConfig, model: DACModel, quantizer: dict) -> None:
-    """Writes config.json and model.safetensors that `transformers` opens."""
+    """Writes config.json and model.safetensors, which `transformers` opens."""
     tensors = named(model, renamed)
     for part, stacked in jax.device_get(quantizer).items():
         name, axes = QUANTIZER[part]
@@ -204,17 +204,17 @@ def save(folder, config: DACConfig, model: DACModel, quantizer: dict) -> None:
 
 
 def build(config: DACConfig, model: DACModel, quantizer: dict, digest: str, codebooks: int | None = None) -> Codec:
-    """The codec of a filled model."""
-    kept = checks.kept_codebooks(codebooks, config.n_codebooks)
+    """The codec of a model whose parameters are loaded."""
+    count = checks.leading(codebooks, config.n_codebooks)
     graph, params = nnx.split(model)
     with own_mesh():
-        used = {part: stacked[:kept] for part, stacked in quantizer.items()}
+        used = {part: stacked[:count] for part, stacked in quantizer.items()}
     about = About(
         name="dac",
         fingerprint=digest,
         sample_rate=config.sampling_rate,
         hop=config.hop,
-        codebooks=kept,
+        codebooks=count,
         codebook_size=config.codebook_size,
     )
     before = [math.ceil(side / config.hop) for side in reach(model.encoder.parts())]
@@ -227,11 +227,11 @@ def build(config: DACConfig, model: DACModel, quantizer: dict, digest: str, code
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _encode(graph, params, quantizer, hop, waveform_BNC, n_B):
     exists_BN = jnp.arange(waveform_BNC.shape[1]) < n_B[:, None]
-    whole_B = -(-n_B // hop) * hop  # a signal is completed with zeros to whole frames
-    latents, _ = nnx.merge(graph, params).encoder(jnp.where(exists_BN[..., None], waveform_BNC, 0), whole_B, Tape())
+    padded_B = -(-n_B // hop) * hop  # zero-padded to complete frames
+    latents, _ = nnx.merge(graph, params).encoder(jnp.where(exists_BN[..., None], waveform_BNC, 0), padded_B, Tape())
 
     def level(residual, book):
-        """Nearest row by angle, in a few dimensions; what is left over is measured in all of them."""
+        """The row nearest by angle, in the few dimensions of a codebook; the residual is taken in all dimensions."""
         low = residual @ book["in_weight"][0] + book["in_bias"]
         directions = book["book"] / jnp.maximum(jnp.linalg.norm(book["book"], axis=-1, keepdims=True), 1e-12)
         low = low / jnp.maximum(jnp.linalg.norm(low, axis=-1, keepdims=True), 1e-12)
@@ -243,8 +243,8 @@ def _encode(graph, params, quantizer, hop, waveform_BNC, n_B):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(graph, params, quantizer, codes_BTQ, n_B):
-    def level(latents, given):
-        code_BT, book = given
+    def level(latents, code_and_book):
+        code_BT, book = code_and_book
         rows = book["book"][jnp.maximum(code_BT, 0)] @ book["out_weight"][0] + book["out_bias"]
         return latents + jnp.where(code_BT[..., None] < 0, 0, rows), None
 

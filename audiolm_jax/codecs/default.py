@@ -1,7 +1,7 @@
 """The default codec: 16 kHz speech as 25 frames per second of residual codes, causal, streaming both ways.
 
 Trained from scratch on the project's synthetic corpus by `experiments/default_codec`; the network is in
-`frame_model.py`. The weights are one safetensors file, half precision, with the configuration as JSON in its header.
+`default_model.py`. The weights are one safetensors file, half precision, with the configuration as JSON in its header.
 """
 
 import functools
@@ -32,7 +32,7 @@ def _encode(graph, params, books_QKZ, waveform_BNC, n_B, pasts, first):
     waveform_BN = jnp.where(exists_BN, waveform_BNC[..., 0], 0)
     latents, state = encoder(waveform_BN, tape.take(encoder.initial_state(len(waveform_BN))))
     tape.leave(state)
-    return quantize(latents, books_QKZ)[0], tape.kept
+    return quantize(latents, books_QKZ)[0], tape.next
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -40,25 +40,25 @@ def _decode(graph, params, books_QKZ, codes_BTQ, n_B, pasts, first):
     tape, decoder = Tape(pasts, first), nnx.merge(graph, params).decoder
     waveform, state = decoder(dequantize(codes_BTQ, books_QKZ), tape.take(decoder.initial_state(len(codes_BTQ))))
     tape.leave(state)
-    return waveform[..., None], tape.kept
+    return waveform[..., None], tape.next
 
 
 def build(config: FrameConfig, model: FrameModel, books_QKZ, fingerprint: str, codebooks: int | None) -> Codec:
-    """The codec of a filled model."""
-    kept = checks.kept_codebooks(codebooks, config.codebooks)
+    """The codec of a model whose parameters are loaded."""
+    count = checks.leading(codebooks, config.codebooks)
     about = About(
         name="default",
         fingerprint=fingerprint,
         sample_rate=config.sample_rate,
         hop=config.hop,
-        codebooks=kept,
+        codebooks=count,
         codebook_size=config.codebook_size,
         delay=config.delay,
         block=SIZES[0],
     )
     graph, params = nnx.split(model)
     with own_mesh():
-        fixed = (graph, params, jnp.asarray(books_QKZ)[:kept])
+        fixed = (graph, params, jnp.asarray(books_QKZ)[:count])
     encoder = Carry(functools.partial(_encode, *fixed), config.hop, 1, SIZES)
     decoder = Carry(functools.partial(_decode, *fixed), 1, config.hop, SIZES)
     return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))
@@ -79,7 +79,7 @@ def save(path: str | Path, config: FrameConfig, params: nnx.State, books_QKZ) ->
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, modified: int) -> tuple:
-    """(config, model, codebooks, fingerprint) of a weights file; `modified` only tells versions of it apart."""
+    """(config, model, codebooks, fingerprint) of a weights file; `modified` is a part of the cache's key alone."""
     arrays, metadata = files.read_safetensors(path, "codec.path")
     try:
         config = FrameConfig(**json.loads(metadata.get("config", "")))
@@ -91,7 +91,7 @@ def _read(path: Path, modified: int) -> tuple:
 
 
 def _fill(path: Path, config: FrameConfig, arrays: dict[str, np.ndarray]) -> tuple[FrameModel, jax.Array]:
-    """The model and codebooks of a configuration with these arrays in them."""
+    """(model, codebooks) of a configuration, filled with the arrays."""
     graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, nnx.Rngs(0))))
     flat = dict(nnx.to_flat_state(params))
     shapes = {name: flat[key].shape for name, key in names(params).items()}

@@ -163,7 +163,7 @@ class Decoder(nnx.Module):
         self.head = nnx.Linear(c.decoder_half_width, 2 * 2 * (c.hop // 2 + 1), rngs=rngs)
 
     def __call__(self, latents_BTZ: jax.Array, state: dict) -> tuple[jax.Array, dict]:
-        """Latents `[B, T, Z]` -> `[B, T * hop]` samples that later frames leave alone, and the state."""
+        """Latents `[B, T, Z]` -> `[B, T * hop]` samples, which later frames do not change, and the state."""
         c = self.config
         x, pasts = run_blocks(self.blocks, linear(self.embed, latents_BTZ), state["pasts"])
         x = linear(self.split, x).reshape(x.shape[0], -1, c.decoder_half_width)
@@ -191,7 +191,7 @@ class Decoder(nnx.Module):
 
 
 class FrameModel(nnx.Module):
-    """Encoder and decoder; the codebooks `[Q, K, Z]` are no parameters (they follow running means) and live apart."""
+    """Encoder and decoder; the codebooks `[Q, K, Z]` follow running means and are no parameters."""
 
     def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)

@@ -2,8 +2,8 @@
 
 Reads the published layout (`config.json` and `model.safetensors`, as in facebook/encodec_24khz, encodec_32khz and
 encodec_48khz). The 24 kHz codec is causal and streams exactly; its padding reflects the beginning of every layer's
-input, so the first frame is known once seven have been seen. The 32 kHz codec looks ahead: its convolutions are run in
-overlapping windows around an LSTM that goes on exactly. The 48 kHz codec works on seconds: `encodec_chunks.py`.
+input, so the first frame is known after seven. The 32 kHz codec looks ahead: its convolutions run in overlapping
+windows, its LSTM carries its state exactly. The 48 kHz codec works on chunks of a second: `encodec_chunks.py`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
 from audiolm_jax.hub.weights import Weights, fingerprint, named, unfold
 
-REPOSITORY = "facebook/encodec_24khz"  # one to name to who gives none
+REPOSITORY = "facebook/encodec_24khz"  # suggested by the error for a missing path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,29 +51,29 @@ class EnCodecConfig(SEANetConfig):
 
     @property
     def codebooks(self) -> int:
-        """What the largest bandwidth pays for, at a frame rate and bits per code rounded up."""
+        """Codebooks that fit the largest bandwidth, with frame rate and bits per code rounded up."""
         rate, bits = math.ceil(self.sampling_rate / self.stride), math.ceil(math.log2(self.codebook_size))
         return int(1000 * self.target_bandwidths[-1] // (rate * bits))
 
 
 class EnCodecModel(nnx.Module):
-    """Encoder and decoder; the codebooks live apart, stacked."""
+    """Encoder and decoder; the codebooks are a separate stacked array."""
 
     def __init__(self, config: EnCodecConfig):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
 
 def load(path=None, codebooks: int | None = None) -> Codec | ChunkedCodec:
-    """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    given, weights = files.read(path, "encodec", REPOSITORY)
-    codec = take(given, weights, codebooks)
+    """The codec of a folder, a file or a repository; see `hub.files.locate`. Raises InputError."""
+    published, weights = files.read(path, "encodec", REPOSITORY)
+    codec = take(published, weights, codebooks)
     weights.finish()
     return codec
 
 
-def take(given: dict, weights: Weights, codebooks: int | None = None) -> Codec | ChunkedCodec:
-    """The codec of a config and its tensors; `weights` collects what is wrong with them. Raises InputError."""
-    config = files.config_of(given, EnCodecConfig, what=weights.what)
+def take(published: dict, weights: Weights, codebooks: int | None = None) -> Codec | ChunkedCodec:
+    """The codec of a config.json and its tensors; `weights` collects their defects. Raises InputError."""
+    config = files.config_of(published, EnCodecConfig, what=weights.what)
     weights.ignore(r"\.codebook\.(inited|cluster_size|embed_avg)$")
     digest = fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
@@ -85,7 +85,7 @@ def take(given: dict, weights: Weights, codebooks: int | None = None) -> Codec |
 
 
 def save(folder, config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> None:
-    """Writes config.json and model.safetensors that `transformers` opens."""
+    """Writes config.json and model.safetensors, which `transformers` opens."""
     files.write(folder, *described(config, model, books_QKZ))
 
 
@@ -101,19 +101,19 @@ def described(config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> tuple[di
 
 
 def build(config: EnCodecConfig, model: EnCodecModel, books_QKZ, digest: str, codebooks: int | None = None):
-    """The codec of a filled model."""
-    kept = checks.kept_codebooks(codebooks, config.codebooks)
+    """The codec of a model whose parameters are loaded."""
+    count = checks.leading(codebooks, config.codebooks)
     about = About(
         name="encodec",
         fingerprint=digest,
         sample_rate=config.sampling_rate,
         hop=config.stride,
-        codebooks=kept,
+        codebooks=count,
         codebook_size=config.codebook_size,
         channels=config.audio_channels,
     )
     with own_mesh():
-        fixed = (*nnx.split(model), books_QKZ[:kept])
+        fixed = (*nnx.split(model), books_QKZ[:count])
     if config.chunk_length_s is not None:
         encode, decode = (functools.partial(_part, *fixed, way, 0, None) for way in ("encode", "decode"))
         chunk = int(config.chunk_length_s * config.sampling_rate)
@@ -158,14 +158,14 @@ def windows(config: EnCodecConfig, model: EnCodecModel, graph, params, books_QKZ
 def _encode(graph, params, books_QKZ, waveform_BNC, n_B, pasts, first):
     tape = Tape(pasts, first)
     latents, _ = nnx.merge(graph, params).encoder(waveform_BNC, n_B, tape)
-    return quantize(latents, books_QKZ)[0], tape.kept
+    return quantize(latents, books_QKZ)[0], tape.next
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(graph, params, books_QKZ, codes_BTQ, n_B, pasts, first):
     tape = Tape(pasts, first)
     waveform, _ = nnx.merge(graph, params).decoder(dequantize(codes_BTQ, books_QKZ), n_B, tape)
-    return waveform, tape.kept
+    return waveform, tape.next
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
@@ -182,4 +182,4 @@ def _part(graph, params, books_QKZ, direction, first, stop, x, n_B):
 def _lstm(graph, params, network, at, x_BTC, n_B, pasts, first):
     tape = Tape(pasts, first)
     y, _ = getattr(nnx.merge(graph, params), network).layers[at](x_BTC, n_B, tape)
-    return y, tape.kept
+    return y, tape.next

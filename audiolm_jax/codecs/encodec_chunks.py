@@ -1,9 +1,9 @@
 """A codec that works on overlapping seconds, each normalised by its own loudness (EnCodec 48 kHz).
 
-A signal is padded with zeros to whole chunks (as the published feature extractor does; the reference then takes the
-overlap after the last one for one chunk more, of silence, which nothing before the end depends on). Every chunk
-becomes the same number of frames, and decoded chunks are faded into each other. The loudness of a chunk is no code:
-`encode_scaled` returns it beside the codes and `decode` takes it; without it every chunk gets the loudness LEVEL.
+A signal is zero-padded to complete chunks (as by the published feature extractor; the reference encodes one more chunk,
+of silence, on which nothing before the end depends). Every chunk has the same number of frames, and decoded chunks are
+cross-faded. The loudness of a chunk is not a code: `encode_scaled` returns it with the codes and `decode` takes it;
+without it every chunk gets the loudness LEVEL.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from audiolm_jax.codecs.streaming import About, joined, outside, own_mesh, row_g
 from audiolm_jax.errors import InputError
 
 TOGETHER = 8  # rows of chunks in one call
-LEVEL = 0.1  # root mean square of a chunk whose loudness is not given: -20 dB of full scale
+LEVEL = 0.1  # default root mean square of a chunk: -20 dB of full scale
 
 
 class ChunkedCodec:
-    """The contract in `audiolm_jax.codecs`, but that frames come in chunks of `block`: see `frames` and `samples`."""
+    """The contract in `audiolm_jax.codecs`, with frames in chunks of `block`: see `frames` and `samples`."""
 
     def __init__(self, about: About, encode: Callable, decode: Callable, chunk: int, stride: int, normalize, config):
         """encode(waveform [B, chunk, channels], n_B) -> codes [B, block, Q]; decode(codes, n_B) -> waveform."""
@@ -28,15 +28,15 @@ class ChunkedCodec:
         self.block = -(-chunk // self.hop)  # frames per chunk
         self.frame_rate = self.block * self.sample_rate / stride
         self._encode, self._decode = encode, decode
-        # A triangle, as in the reference: where two chunks overlap, one fades into the other.
+        # A triangular cross-fade, as in the reference.
         self._fade_N = 0.5 - np.abs(np.linspace(0, 1, chunk + 2, dtype=np.float32)[1:-1] - 0.5)
 
     def frames(self, samples: int) -> int:
-        """Frames of so many samples: those of all chunks that begin before the end."""
+        """Frames of `samples` samples: those of all chunks that begin before the end."""
         return -(-int(samples) // self.stride) * self.block
 
     def samples(self, frames: int) -> int:
-        """Samples that so many frames are decoded to."""
+        """Samples that `frames` frames are decoded to."""
         if not frames:
             return 0
         before = (frames - 1) // self.block
@@ -137,16 +137,16 @@ class ChunkedCodec:
         return np.float32(LEVEL if self.normalize else 1)
 
     def _encode_chunks(self, audio_BNC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All of a signal -> codes [B, T, Q] and loudness [B, chunks]. No chunk needs another: several at a time."""
+        """All of a signal -> codes [B, T, Q] and loudness [B, chunks]. Chunks are independent: several at a time."""
         starts, each = range(0, audio_BNC.shape[1], self.stride), max(1, TOGETHER // len(audio_BNC))
         missing = starts[-1] + self.chunk - audio_BNC.shape[1]
         audio_BNC = np.pad(audio_BNC, ((0, 0), (0, missing), (0, 0)))
-        found = []
+        groups = []
         for first in range(0, len(starts), each):
             pieces = [audio_BNC[:, start : start + self.chunk] for start in starts[first : first + each]]
-            made = self._encode_chunk(np.concatenate(pieces))
-            found.append([np.concatenate(np.split(x, len(pieces)), axis=1) for x in made])
-        codes, scales = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+            encoded = self._encode_chunk(np.concatenate(pieces))
+            groups.append([np.concatenate(np.split(x, len(pieces)), axis=1) for x in encoded])
+        codes, scales = (np.concatenate(parts, axis=1) for parts in zip(*groups, strict=True))
         return codes, scales
 
     def _encode_chunk(self, audio_BNC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,12 +178,12 @@ class ChunkedCodec:
 
 
 def faded(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted sums -> means; zero where nothing was summed."""
+    """Weighted sums -> means; zero where the weight is zero."""
     return np.where(weight > 0, total / np.maximum(weight, 1e-20), 0)
 
 
 def run(network: Callable, x: np.ndarray, n_B: np.ndarray) -> np.ndarray:
-    """A network on rows in groups of few sizes."""
+    """Runs a network on rows in groups of few sizes."""
     with own_mesh():
         groups = [np.asarray(network(x[rows], n_B[rows].astype(np.int32))) for rows in row_groups(len(x))]
     return np.concatenate(groups)[: len(x)]

@@ -1,12 +1,12 @@
-"""What the networks of published codecs are built from: convolutions over time that stream, and an LSTM.
+"""Layers of published codecs: convolutions over time that stream, and an LSTM.
 
 Arrays are `[B, N, C]`, channels last. A layer is called with
 
-    n_B    how many positions of the array each row really has: <= 0 where it ended before, >= N where it goes on
-    tape   the streaming state of a causal network: every layer takes its own past from it and leaves the next one
+    n_B    valid positions of each row in the array: <= 0 if the row ended earlier, >= N if it continues
+    tape   the streaming state of a causal network: every layer takes its own state from it and leaves the next one
 
-and returns the same for its output. Padding follows the end of every row, so a row of a batch equals the row alone,
-and it follows the reference (SEANet in EnCodec, arXiv:2210.13438, appendix A; as in the Hugging Face implementation):
+and returns (its output, n_B of the output). Padding starts at the end of every row, so a row of a batch equals the row
+alone, as in the reference (SEANet in EnCodec, arXiv:2210.13438, appendix A; as in the Hugging Face implementation):
 `ceil(n / stride)` outputs for n inputs, the last one completed on the right with the padding of the layer.
 """
 
@@ -56,13 +56,13 @@ class PaddedConv(nnx.Module):
 
 
 def before(x_BNC: jax.Array, n_B: jax.Array, left: int, mode: str) -> jax.Array:
-    """The `left` positions before the beginning of a signal."""
+    """Padding of `left` positions before a signal."""
     batch, count, channels = x_BNC.shape
     if mode == "replicate":
         return jnp.broadcast_to(x_BNC[:, :1], (batch, left, channels))
     if mode == "constant" or not left:
         return jnp.zeros((batch, left, channels), x_BNC.dtype)
-    # A signal of up to `left` positions is followed by zeros, and these are reflected too (as in the reference).
+    # A signal shorter than its padding is extended with zeros, which are reflected too (as in the reference).
     head = jnp.pad(x_BNC[:, : left + 1], ((0, 0), (0, max(0, left + 1 - count)), (0, 0)))
     exists = jnp.arange(left + 1) < n_B[:, None]
     return jnp.where(exists[..., None], head, 0)[:, :0:-1]
@@ -98,7 +98,7 @@ def completed(context, n_B, left: int, right: int, stride: int, mode: str, first
 
 
 class TransposedConv(nnx.Module):
-    """Transposed convolution of a kernel of 2 * stride: each input gives two blocks of outputs, which overlap-add."""
+    """Transposed convolution with a kernel of 2 * stride: each input gives two blocks of outputs, which overlap-add."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, bias: bool = True):
         self.weight = parameter((inputs, 2 * stride, outputs), 0, 2, 1)
@@ -106,7 +106,7 @@ class TransposedConv(nnx.Module):
         self.stride = stride
 
     def blocks(self, x_BNC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What every input adds to its own block and to the next one, `[B, N, stride, outputs]` each."""
+        """The terms that every input adds to its own block and to the next one, `[B, N, stride, outputs]` each."""
         inputs, kernel, outputs = self.weight.shape
         y = (x_BNC @ self.weight[...].reshape(inputs, kernel * outputs)).reshape(*x_BNC.shape[:2], kernel, outputs)
         return y[:, :, : self.stride], y[:, :, self.stride :]
@@ -126,9 +126,9 @@ class DepthwiseTransposedConv(nnx.Module):
 
 
 class PaddedTransposedConv(nnx.Module):
-    """A transposed convolution cut to `stride` outputs per input: on the right if causal, else on both sides.
+    """A transposed convolution trimmed to `stride` outputs per input: on the right if causal, else on both sides.
 
-    odd_short: an odd stride gives one output less at the end of a row (DAC, which cuts both sides alike).
+    odd_short: an odd stride gives one output less at the end of a row (DAC, which trims both sides equally).
     """
 
     def __init__(self, conv: TransposedConv | DepthwiseTransposedConv, *, causal=True, norm=0, odd_short=False):
@@ -149,7 +149,7 @@ class PaddedTransposedConv(nnx.Module):
             y = jnp.pad(own, ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(over, ((0, 0), (1, 0), (0, 0), (0, 0)))
         y = y.reshape(len(y), -1, y.shape[-1])
         y = y if self.conv.bias is None else y + self.conv.bias[...]
-        if self.norm:  # over all outputs, those to be cut included
+        if self.norm:  # over all outputs, before trimming
             y = self.norm(y, (n_B + 1) * stride)
         if not self.causal:
             y = y[:, stride - stride // 2 : y.shape[1] - stride // 2]
@@ -193,9 +193,9 @@ class LSTM(nnx.Module):
 
     @staticmethod
     def run(x_NBC, state, weight_ih, weight_hh, bias_ih, bias_hh):
-        def step(state, given_BG):
+        def step(state, input_BG):
             h_BC, c_BC = state
-            i, f, g, o = jnp.split(given_BG + h_BC @ weight_hh, 4, axis=-1)
+            i, f, g, o = jnp.split(input_BG + h_BC @ weight_hh, 4, axis=-1)
             c_BC = jax.nn.sigmoid(f) * c_BC + jax.nn.sigmoid(i) * jnp.tanh(g)
             h_BC = jax.nn.sigmoid(o) * jnp.tanh(c_BC)
             return (h_BC, c_BC), h_BC
@@ -204,9 +204,9 @@ class LSTM(nnx.Module):
 
 
 def reach(parts: Sequence) -> tuple[Fraction, Fraction]:
-    """How far before and after its own place an output of these layers looks, in positions of their input."""
+    """(positions before, positions after) that an output of these layers depends on, in positions of the input."""
     left = right = Fraction(0)
-    position = Fraction(1)  # of the layer at hand, in positions of the input
+    position = Fraction(1)  # size of a position of the current layer, in positions of the input
     for part in parts:
         if isinstance(part, PaddedConv):
             before, after = part.padding

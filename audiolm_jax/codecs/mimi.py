@@ -24,7 +24,7 @@ from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import ACTIVATIONS, MLP, Attention, Conv, Norm, parameter, rope, rope_table
 from audiolm_jax.hub.weights import fingerprint, named
 
-REPOSITORY = "kyutai/mimi"  # one to name to who gives none
+REPOSITORY = "kyutai/mimi"  # suggested by the error for a missing path
 SIZES = (32, 16, 8, 1)  # frames per call
 
 
@@ -103,7 +103,7 @@ class TransformerLayer(nnx.Module):
     def attend(self, x_BND: jax.Array, begin: jax.Array, tape: Tape) -> jax.Array:
         """Causal attention over the last `sliding_window` positions, with rotary positions.
 
-        begin: positions before this piece. The past is keys and values `[B, window - 1, H, K]`.
+        begin: positions before this chunk. The state is keys and values `[B, window - 1, H, K]`.
         """
         c, (batch, count, _) = self.config, x_BND.shape
         before = c.sliding_window - 1
@@ -132,7 +132,7 @@ class Transformer(nnx.Module):
 
 
 class Projections(nnx.Module):
-    """The way into one residual chain of the quantiser and out of it."""
+    """Input and output projections of one residual chain of the quantiser."""
 
     def __init__(self, c: MimiConfig):
         self.input_proj = Conv(c.hidden_size, c.codebook_dim, 1, bias=False)
@@ -140,7 +140,7 @@ class Projections(nnx.Module):
 
 
 class SplitQuantizer(nnx.Module):
-    """The projections of the two chains; their codebooks live apart, stacked."""
+    """The projections of the two chains; their codebooks are separate stacked arrays."""
 
     def __init__(self, c: MimiConfig):
         self.semantic_residual_vector_quantizer = Projections(c)
@@ -173,10 +173,10 @@ def chain_names(c: MimiConfig) -> list[str]:
 
 
 def load(path=None, codebooks: int | None = None) -> Codec:
-    """The codec of a folder, a file or a repository; see `huggingface.locate`. Raises InputError."""
-    given, weights = files.read(path, "mimi", REPOSITORY)
-    rope = given.get("rope_parameters") or {}
-    config = files.config_of({**given, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
+    """The codec of a folder, a file or a repository; see `hub.files.locate`. Raises InputError."""
+    published, weights = files.read(path, "mimi", REPOSITORY)
+    rope = published.get("rope_parameters") or {}
+    config = files.config_of({**published, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
     weights.ignore(r"\.codebook\.initialized$")
     digest = fingerprint(dataclasses.asdict(config), weights.tensors)
     with own_mesh():
@@ -190,7 +190,7 @@ def load(path=None, codebooks: int | None = None) -> Codec:
 
 
 def save(folder, config: MimiConfig, model: MimiModel, books_QKZ) -> None:
-    """Writes config.json and model.safetensors that `transformers` opens."""
+    """Writes config.json and model.safetensors, which `transformers` opens."""
     tensors = named(model)
     for name, book_KZ in zip(chain_names(config), jax.device_get(books_QKZ), strict=True):
         ones = np.ones(config.codebook_size, np.float32)
@@ -199,23 +199,23 @@ def save(folder, config: MimiConfig, model: MimiModel, books_QKZ) -> None:
 
 
 def build(config: MimiConfig, model: MimiModel, books_QKZ, digest: str, codebooks: int | None = None) -> Codec:
-    """The codec of a filled model."""
-    kept = checks.kept_codebooks(codebooks, config.num_quantizers)
-    if kept < config.num_semantic_quantizers:
-        raise InputError(f"codec.codebooks: {kept}; Mimi needs its {config.num_semantic_quantizers} semantic ones")
+    """The codec of a model whose parameters are loaded."""
+    count = checks.leading(codebooks, config.num_quantizers)
+    if count < config.num_semantic_quantizers:
+        raise InputError(f"codec.codebooks: {count}; Mimi needs its {config.num_semantic_quantizers} semantic ones")
     graph, params = nnx.split(model)
     about = About(
         name="mimi",
         fingerprint=digest,
         sample_rate=config.sampling_rate,
         hop=config.hop,
-        codebooks=kept,
+        codebooks=count,
         codebook_size=config.codebook_size,
     )
     with own_mesh():
         semantic = config.num_semantic_quantizers
-        # Cut here: a piece of an argument is copied by every call of a compiled program, 65 MB of it.
-        fixed = (graph, params, (books_QKZ[:semantic], books_QKZ[semantic:kept]))
+        # Sliced here: slicing an argument inside the program would copy 65 MB in every call.
+        fixed = (graph, params, (books_QKZ[:semantic], books_QKZ[semantic:count]))
     encoder = Carry(functools.partial(_encode, *fixed), config.hop, 1, SIZES)
     decoder = Carry(functools.partial(_decode, *fixed), 1, config.hop, SIZES)
     return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))
@@ -228,7 +228,7 @@ def _encode(graph, params, books, waveform_BNC, n_B, pasts, first):
     x, n_B = model.encoder_transformer(x, n_B, tape)
     latents, _ = model.downsample(x, n_B, tape)
     codes = [quantize(chain.input_proj(latents), books_QKZ)[0] for chain, books_QKZ in model.quantizer.chains(books)]
-    return jnp.concatenate(codes, axis=-1), tape.kept
+    return jnp.concatenate(codes, axis=-1), tape.next
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -240,4 +240,4 @@ def _decode(graph, params, books, codes_BTQ, n_B, pasts, first):
         start += len(books_QKZ)
     x, n_B = model.upsample(latents, n_B, tape)
     x, n_B = model.decoder_transformer(x, n_B, tape)
-    return model.decoder(x, n_B, tape)[0], tape.kept
+    return model.decoder(x, n_B, tape)[0], tape.next

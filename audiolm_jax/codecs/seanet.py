@@ -1,7 +1,7 @@
 """SEANet, the convolutional encoder and decoder of SoundStream, EnCodec and Mimi (arXiv:2009.02095, 2210.13438).
 
-The numbers of the layers are those of the reference implementation, activations included, so that the path of a
-parameter is its name in a file of published weights.
+Layers are numbered as in the reference implementation, activations included, so that the path of a parameter is its
+name in a published file.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class SEANetConfig:
             audio_channels=(1, 2),
         )
         if self.use_causal_conv and self.time_norm:
-            raise InputError("codec config: norm_type='time_group_norm' looks at all of a signal; it cannot be causal")
+            raise InputError("codec config: norm_type='time_group_norm' normalises over a signal; it cannot be causal")
 
     @property
     def stride(self) -> int:
@@ -68,9 +68,9 @@ class SEANetConfig:
 
     @property
     def start(self) -> int:
-        """Positions of the latents that a causal network must have seen before the first one is known.
+        """Positions of the latents after which a causal network knows the first one.
 
-        Reflection pads the beginning of every layer's input with what comes after it.
+        Reflection pads the beginning of every layer's input with the positions after it.
         """
         if self.pad_mode != "reflect":
             return 1
@@ -149,5 +149,5 @@ def run(layers, x_BNC, n_B, tape: Tape):
 
 
 def parts(layers) -> list:
-    """The layers, with the convolutions of residual blocks in their place."""
+    """The layers, residual blocks replaced by their convolutions."""
     return [part for layer in layers for part in (layer.block if isinstance(layer, ResidualBlock) else [layer])]

@@ -1,7 +1,7 @@
 """Two channels by a mono codec: codebooks 2q and 2q + 1 are codebook q of the left and of the right channel.
 
 The codes of the stereo versions of MusicGen (arXiv 2306.05284, section 4.4). The channels are the rows of a batch of
-twice the size; what is promised of a codec holds as it does for the mono one.
+twice the size, so the promises of the mono codec hold.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ class Stereo:
 
     def __init__(self, mono: Any):
         if mono.channels != 1:
-            raise InputError(f"codec: {mono.name} has {mono.channels} channels; one is needed to take two of it")
+            raise InputError(f"codec: {mono.name} has {mono.channels} channels; a mono codec is needed")
         self.mono, self.name, self.channels = mono, f"{mono.name}_stereo", 2
         self.codebooks, self.codebook_size = 2 * mono.codebooks, mono.codebook_size
         self.fingerprint, self.sample_rate, self.hop = mono.fingerprint, mono.sample_rate, mono.hop

@@ -1,13 +1,13 @@
-"""A codec from its networks: whole signals, batches of unequal lengths, streaming, and hours of audio in little memory.
+"""A codec from its networks: complete signals, batches of unequal lengths, streams, hours of audio in constant memory.
 
-A direction of a codec (encode, decode) is a chain of stages, each a pure function of a piece of its input:
+Each direction of a codec (encode, decode) is a chain of stages, each a pure function of a chunk of its input:
 
-    Carry    a causal network. What it remembers goes from piece to piece, so that pieces give exactly the whole.
-    Window   a network that looks at `left` frames before and `right` frames after. Pieces are taken with that much
-             around them, and what the surroundings give is cut off.
+    Carry    a causal network with a streaming state: its chunks together give exactly the output for the signal.
+    Window   a network that looks `left` frames back and `right` frames ahead. Chunks are taken with that context, and
+             the outputs of the context are dropped.
 
-Everything is done in pieces of few sizes, so that few shapes are ever compiled, and memory does not grow with the
-length of a signal. A whole signal and a stream go the same way.
+Chunks have few sizes, so few shapes are compiled, and memory does not grow with the length of a signal. A complete
+signal and a stream run the same programs.
 """
 
 import dataclasses
@@ -21,40 +21,41 @@ import numpy as np
 from audiolm_jax.codecs import checks
 
 ROWS = 64  # rows per call, or fewer by a power of two
-LONG = 1024  # frames of a whole signal that go through all stages before the next ones do
-ENDLESS = 1 << 40  # positions of a row whose end is not known yet
+LONG = 1024  # frames of a signal that pass all stages before the next ones enter
+ENDLESS = 1 << 40  # length of a row whose end is not known yet
 
 
 @dataclasses.dataclass(frozen=True)
 class Carry:
     """run(x [B, F * unit_in, ...], n_B, pasts, first) -> (y [B, F * unit_out, ...], pasts), pasts being arrays.
 
-    n_B counts the positions (not frames) of each row in the piece. In the first piece run may be given None or any
-    pasts, which it must not look at. start: frames that the first piece must have.
+    `run` must be traceable (`jax.eval_shape` gives the shapes of its state): no numpy, no branches on values.
+    n_B: valid positions (not frames) of each row in the chunk. In the first chunk `pasts` may be None or any arrays,
+    whose values it must ignore. start: smallest number of frames of the first chunk.
     """
 
     run: Callable
     unit_in: int = 1
     unit_out: int = 1
-    sizes: tuple[int, ...] = (32, 8, 1)  # frames of a piece, the largest first
+    sizes: tuple[int, ...] = (32, 8, 1)  # frames of a chunk, largest first
     start: int = 1
-    shapes: dict = dataclasses.field(default_factory=dict, compare=False)  # of the pasts, by rows: found once
+    shapes: dict = dataclasses.field(default_factory=dict, compare=False)  # cache: rows -> shapes of the state
 
     def init(self) -> dict:
         return {"pasts": None, "waiting": None, "done": 0}
 
     def blank(self, x: np.ndarray, n_B: np.ndarray) -> Any:
-        """Pasts to hand to the first piece, so that it runs the same compiled program as the later ones."""
+        """A zero state for the first chunk, so that it runs the same compiled program as later ones."""
         if len(x) not in self.shapes:
             self.shapes[len(x)] = jax.eval_shape(self.run, x, n_B, None, True)[1]
         zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), self.shapes[len(x)])
-        # Placed like what the program returns, or else it would be compiled once more for the second piece.
+        # With the sharding of the program's output, or the second chunk would compile it again.
         return jax.device_put(zeros, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))
 
     def push(self, state: dict, x, ends_B: np.ndarray, last: bool, eager: bool) -> tuple[np.ndarray | None, dict]:
-        """The next positions (whole frames unless last; None for no more) -> (what they complete, state).
+        """The next positions (complete frames unless last; None: no more) -> (the output that they complete, state).
 
-        ends_B: the positions of every row in all. eager: in pieces of any size, not to wait for a large one.
+        ends_B: total length of every row. eager: use small chunks at once instead of waiting for a large one.
         """
         waiting, pasts, done = joined(state["waiting"], x), state["pasts"], state["done"]
         pieces = []
@@ -75,18 +76,22 @@ class Carry:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """run(x [B, F * unit_in, ...], n_B) -> y [B, F * unit_out, ...]; a frame of it sees `left` and `right` others."""
+    """run(x [B, F * unit_in, ...], n_B) -> y [B, F * unit_out, ...], with a context of `left` and `right` frames."""
 
     run: Callable
     left: int
     right: int
     unit_in: int = 1
     unit_out: int = 1
-    # Frames of a window, the largest first; more than left + right. Close together: short signals are filled up to one.
+    # Frames of a window, largest first, all above left + right. Closely spaced, as short signals are padded to one.
     sizes: tuple[int, ...] = (128, 112, 96, 80, 64, 56, 48, 40, 32)
 
     def init(self) -> dict:
-        return {"around": None, "begin": 0, "done": 0}  # frames are held from `begin` on; those before `done` are out
+        return {
+            "around": None,
+            "begin": 0,
+            "done": 0,
+        }  # frames from `begin` on are buffered; those before `done` are emitted
 
     def push(self, state: dict, x, ends_B: np.ndarray, last: bool, eager: bool) -> tuple[np.ndarray | None, dict]:
         """See `Carry.push`."""
@@ -109,30 +114,30 @@ class Window:
 
 
 class Tape:
-    """The past of every layer of a causal network, in the order in which the layers run."""
+    """The streaming states of the layers of a causal network, in the order in which the layers run."""
 
     def __init__(self, pasts: Sequence | None = None, first: jax.Array | bool = True):
-        """pasts: what `kept` was after the piece before. first: this is the first piece, whatever the pasts are.
+        """pasts: `next` of the previous chunk, None: this is the first. first: ignore the pasts, this is the first.
 
-        Without pasts it is the first piece too; with both, one compiled program serves first and later pieces.
+        With both, one compiled program serves first and later chunks.
         """
         self.first = first
-        self.kept: list = []
-        self._given = None if pasts is None else iter(pasts)
+        self.next: list = []  # states for the next chunk
+        self._pasts = None if pasts is None else iter(pasts)
 
     def take(self, beginning):
-        """The past of the layer that is running; what it is before the first piece is `beginning`."""
-        if self._given is None:
+        """This layer's streaming state; `beginning` on the first chunk."""
+        if self._pasts is None:
             return beginning
-        return jax.tree.map(lambda new, old: jnp.where(self.first, new, old), beginning, next(self._given))
+        return jax.tree.map(lambda new, old: jnp.where(self.first, new, old), beginning, next(self._pasts))
 
     def leave(self, past) -> None:
-        """What the layer that is running will take in the next piece."""
-        self.kept.append(past)
+        """Stores this layer's streaming state for the next chunk."""
+        self.next.append(past)
 
 
 def piece_size(sizes: tuple[int, ...], frames: int, last: bool, eager: bool) -> int:
-    """How many frames to take of so many; 0: wait for more. The last piece may be larger than what there is."""
+    """Size of the next chunk of `frames` waiting ones; 0: wait for more. The last chunk may be larger, to be padded."""
     if last:
         return min((size for size in sizes if size >= frames), default=sizes[0])
     return next((size for size in (sizes if eager else sizes[:1]) if size <= frames), 0)
@@ -145,13 +150,13 @@ def joined(before: np.ndarray | None, x: np.ndarray | None) -> np.ndarray | None
 
 
 def cut(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` positions, zeros where there are none, and the rest."""
+    """(the first `count` positions, zero-padded if there are fewer; the rest)."""
     piece, missing = x[:, :count], count - x.shape[1]
     return np.pad(piece, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]) if missing > 0 else piece, x[:, count:]
 
 
 def remaining(ends_B: np.ndarray, start: int, piece: np.ndarray) -> np.ndarray:
-    """Positions that every row has from `start` on; one more than the piece has stands for any number beyond it."""
+    """Remaining length of every row from `start` on, clipped to the chunk + 1."""
     return np.broadcast_to(np.clip(ends_B - start, 0, piece.shape[1] + 1).astype(np.int32), (len(piece),))
 
 
@@ -161,7 +166,7 @@ def concatenated(pieces: list[np.ndarray]) -> np.ndarray | None:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a codec says of itself; see the contract in `audiolm_jax.codecs`."""
+    """The attributes of a codec; see the contract in `audiolm_jax.codecs`."""
 
     name: str
     fingerprint: str
@@ -177,8 +182,8 @@ class About:
 class Codec:
     """The contract in `audiolm_jax.codecs`, from two chains of stages.
 
-    encoder: waveforms [B, N, channels] -> codes [B, T, Q]; decoder: codes [B, T, Q], -1 where a codebook is left
-    out -> waveforms [B, T * hop, channels].
+    encoder: waveforms [B, N, channels] -> codes [B, T, Q]; decoder: codes [B, T, Q], -1 for an absent
+    codebook -> waveforms [B, T * hop, channels].
     """
 
     def __init__(self, about: About, encoder: tuple, decoder: tuple, config: object = None):
@@ -187,11 +192,11 @@ class Codec:
         self.config, self._encoder, self._decoder = config, encoder, decoder
 
     def frames(self, samples: int) -> int:
-        """Frames that cover so many samples."""
+        """Frames that cover `samples` samples."""
         return -(-int(samples) // self.hop)
 
     def samples(self, frames: int) -> int:
-        """Samples that so many frames are decoded to."""
+        """Samples that `frames` frames are decoded to."""
         return frames * self.hop
 
     def encode(self, waveform_BN, samples_B=None) -> np.ndarray:
@@ -246,7 +251,7 @@ class Codec:
         return None if waveform is None else outside(waveform)
 
     def _whole(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit_in: int, unit_out: int) -> np.ndarray:
-        """All of a signal through a chain, a long piece at a time, in groups of rows; zero after the end of a row."""
+        """A complete signal through a chain, LONG frames at a time, in groups of rows; zero after the end of a row."""
         batch, count = x.shape[:2]
         result, long = None, LONG * unit_in
         for rows in row_groups(batch):
@@ -267,7 +272,7 @@ class Codec:
 
     @staticmethod
     def _push(stages: tuple, state: tuple, x, ends_B: np.ndarray | None, last: bool, eager: bool = True) -> tuple:
-        """The next positions through a chain. ends_B: the length of every row; None where only `last` tells it."""
+        """The next positions through a chain. ends_B: the length of every row; None: not known before `last`."""
         seen, before = state
         seen += 0 if x is None else x.shape[1]
         if ends_B is None:
@@ -282,13 +287,13 @@ class Codec:
 
 
 def outside(waveform_BNC: np.ndarray) -> np.ndarray:
-    """As callers have it: in [-1, 1], channels before samples if there are two, no such axis if there is one."""
+    """[B, N, channels] -> [B, N] for mono, [B, channels, N] for stereo, clipped to [-1, 1]."""
     clipped = np.clip(waveform_BNC, -1, 1, out=waveform_BNC if waveform_BNC.flags.writeable else None)
     return clipped[..., 0] if clipped.shape[2] == 1 else clipped.swapaxes(1, 2)
 
 
 def row_groups(rows: int) -> list[np.ndarray]:
-    """Numbers of rows in groups of at most ROWS, the last group filled up with its last row to a power of two."""
+    """Row indices in groups of at most ROWS; the last group repeats its last row up to a power of two."""
     groups = []
     for start in range(0, rows, ROWS):
         size = 1 << (min(ROWS, rows - start) - 1).bit_length()
@@ -297,6 +302,6 @@ def row_groups(rows: int) -> list[np.ndarray]:
 
 
 def own_mesh():
-    """The first local device by itself. A codec works on one device, whatever mesh its caller has entered."""
+    """A mesh of the first local device: codecs and encoders run on one device, whatever mesh the caller has entered."""
     device = jax.local_devices()[:1]
     return jax.set_mesh(jax.make_mesh((1,), ("codec",), (jax.sharding.AxisType.Auto,), devices=device))

@@ -47,7 +47,7 @@ class TinyCodec:
         self.delay = 0
         self.channels = 1
         self.block = 1
-        self.codebooks = checks.kept_codebooks(codebooks, config["codebooks"])
+        self.codebooks = checks.leading(codebooks, config["codebooks"])
         self.books_QKC = build_codebooks(config["seed"], config["codebooks"], self.codebook_size, config["cosines"])
         n, c = np.arange(self.hop)[:, None], np.arange(config["cosines"])[None]
         basis_NC = np.sqrt(2 / self.hop) * np.cos(np.pi * (n + 0.5) * c / self.hop)
@@ -56,11 +56,11 @@ class TinyCodec:
         self.fingerprint = files.digest(config, {"": self.books_QKC})
 
     def frames(self, samples: int) -> int:
-        """Frames that cover so many samples."""
+        """Frames that cover `samples` samples."""
         return -(-int(samples) // self.hop)
 
     def samples(self, frames: int) -> int:
-        """Samples that so many frames are decoded to."""
+        """Samples that `frames` frames are decoded to."""
         return frames * self.hop
 
     def encode(self, waveform_BN, samples_B=None) -> np.ndarray:
@@ -88,8 +88,8 @@ class TinyCodec:
         """Codes `[B, T, q <= Q]` (or `[T, q]`) -> float32 samples `[B, T * hop]` (or `[T * hop]`)."""
         grid, alone = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
-        given = (grid[0, 0] >= 0).sum()
-        companded = sum(self.books_QKC[q][grid[..., q]].astype(np.float64) for q in range(given))
+        present = (grid[0, 0] >= 0).sum()
+        companded = sum(self.books_QKC[q][grid[..., q]].astype(np.float64) for q in range(present))
         coefficients = np.sign(companded) * np.abs(companded) ** (1 / COMPAND)
         frames = np.einsum("...c,nc->...n", coefficients, self.basis_NC)
         frames = np.where((np.arange(grid.shape[1]) < ends_B[:, None])[..., None], frames, 0)
@@ -118,7 +118,7 @@ class TinyCodec:
         return self.decode(codes_BTQ), state
 
     def decode_end(self, state: tuple) -> None:
-        """Nothing is held back."""
+        """None: a step returns all samples of its frames."""
         return
 
 

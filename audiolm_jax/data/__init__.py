@@ -1,1 +1,13 @@
-"""Recordings -> tokens -> batches: corpora/, tokens, shards, encode, batches."""
+"""Data: recordings -> tokens -> batches.
+
+    corpora/    where recordings and texts come from: synthetic (espeak-ng), folder, tfds, or a module of yours
+    encode      recordings -> codes: load ahead in threads, resample, batches of few shapes
+    shards      one shard of the token dataset: its utterances, its array_record file, its note
+    tokens      the token dataset: written once by any number of processes, read by every run
+    schema      its features and JSON files: an ordinary tensorflow-datasets directory
+    examples    an utterance of a split -> documents
+    batches     documents -> packed rows of fixed shape, per process, resumable
+
+A recording that cannot be used raises `corpora.Reject` and is listed in rejects.jsonl; bad input as a whole raises
+`InputError`. Nothing here knows the model.
+"""

@@ -1,4 +1,4 @@
-"""Recordings to codes: loading ahead in threads, resampling, batches of few fixed shapes."""
+"""Recordings -> codes: loaded ahead in threads, resampled, in batches of few fixed shapes."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,13 @@ from audiolm_jax.data.corpora import Reject, Utterance
 from audiolm_jax.errors import InputError
 
 SHORTEST_BUCKET_SECONDS = 2.0
-LOOK_AHEAD = 16  # recordings loaded before they are asked for: bounds the memory
+LOOK_AHEAD = 16  # recordings loaded ahead, which bounds the memory
 
 
 def encode(
     members: Sequence[Utterance], codec, batch_seconds: float, pool: ThreadPoolExecutor, bar: "Progress"
 ) -> list:
-    """For each utterance (codes_TQ, seconds) or the Reject that says why not.
+    """For each utterance (codes_TQ, seconds), or the `Reject` with the reason.
 
     Recordings of similar length share a batch of fixed shape, padded on the right and, in the last batch of a length,
     with empty rows.
@@ -31,7 +31,7 @@ def encode(
         samples_B = np.ones(len(batch_BN), int)
         for row, (_, waveform_N) in enumerate(rows):
             batch_BN[row, : len(waveform_N)], samples_B[row] = waveform_N, len(waveform_N)
-        if codec.channels == 2:  # a corpus delivers one channel, which both are then
+        if codec.channels == 2:  # corpora are mono: both channels get the same samples
             batch_BN = np.stack([batch_BN, batch_BN], axis=1)
         codes_BTQ = np.asarray(codec.encode(batch_BN, samples_B))
         if codes_BTQ.min() < 0 or codes_BTQ.max() >= codec.codebook_size:
@@ -55,7 +55,7 @@ def encode(
 
 
 def _bucket(samples: int, codec) -> int:
-    """The padded length: whole frames, 2, 4, 8, ... seconds."""
+    """The padded length in samples: complete frames, 2, 4, 8, ... seconds."""
     bucket = int(np.ceil(SHORTEST_BUCKET_SECONDS * codec.sample_rate / codec.hop)) * codec.hop
     while bucket < samples:
         bucket *= 2
@@ -84,7 +84,7 @@ def _load(item: Utterance, sample_rate: int) -> np.ndarray | Reject:
         return reject
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, EOFError) as error:  # whatever a decoder says about a broken file
+    except (OSError, ValueError, RuntimeError, EOFError) as error:  # a decoder's errors about a broken file
         return Reject(f"cannot be read: {' '.join(str(error).split())}")
     try:
         for text in (item.key, item.speaker, item.text):

@@ -1,4 +1,4 @@
-"""What makes the token dataset an ordinary tensorflow-datasets directory: its features and its three JSON files."""
+"""Features and JSON files that make the token dataset an ordinary tensorflow-datasets directory."""
 
 import os
 from pathlib import Path

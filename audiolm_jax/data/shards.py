@@ -1,4 +1,4 @@
-"""The shards of a token dataset: which utterances are in each, whether one is finished, and how it is written."""
+"""The shards of a token dataset: their utterances, whether one is finished, and how one is written."""
 
 import hashlib
 import json
@@ -25,10 +25,10 @@ def deal(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]
 
 
 def finished(path: Path, note: Path) -> dict | None:
-    """The note of a finished shard, if the shard is there and is the one that was noted."""
+    """The note of a finished shard; None if there is none, or the file has another sha256."""
     try:
-        noted = json.loads(note.read_text())
-        return noted if noted["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
+        content = json.loads(note.read_text())
+        return content if content["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
     except FileNotFoundError:
         return None
 
@@ -56,7 +56,7 @@ def write(path: Path, members, codec, features, batch_seconds: float, pool, bar:
                 "codes": codes_TQ.astype(np.uint16),
                 "duration": np.float32(seconds),
             }
-            # a protobuf map has no order of its own: ask for one, or the bytes differ from process to process
+            # deterministic: the order of a protobuf map differs from process to process otherwise
             record = serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True)
             writer.write(record)
             note["examples"] += 1

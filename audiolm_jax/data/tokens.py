@@ -13,12 +13,11 @@ nor reading needs tensorflow. One example is
 
 `metadata.json` names the codec (fingerprint, rates, codebooks), the corpus and the totals of every split.
 
-Writing can be killed at any time. Shards are made one by one below `1.0.0.incomplete`, each under a temporary name;
-a finished one is noted, with its sha256, in `1.0.0.progress`; the whole is renamed at the end. Starting again keeps
-the finished shards. Any number of processes, also on several machines with one folder, may write at the same time:
-each claims shards that nobody else has (locks.py, in `1.0.0.locks`) and encodes them on its own devices. A shard is a
-function of its utterances and the codec alone, so the bytes are those of an undisturbed run of one process on the same
-machine.
+Writing can be killed at any time and resumed. Shards are written one by one below `1.0.0.incomplete`, each under a
+temporary name; `1.0.0.progress` has a note with the sha256 of every finished one; the folder is renamed at the end.
+Any number of processes, also on several machines with a shared folder, may write at the same time: each locks a free
+shard (locks.py, in `1.0.0.locks`) and encodes it on its own devices. A shard depends on its utterances and the codec
+alone, so the bytes are those of an uninterrupted run of one process on the same machine.
 """
 
 import hashlib
@@ -52,10 +51,10 @@ def write(
     corpus: CorpusConfig,
     progress: bool = True,
 ) -> Path:
-    """Encodes recordings into the token dataset below `directory`; continues or keeps what is there already.
+    """Encodes recordings into the token dataset below `directory`; resumes an unfinished one, keeps a finished one.
 
-    Recordings that cannot be used are skipped and named, with the reason, in `directory/rejects.jsonl`. `corpus` says
-    where the utterances come from and which share of them may be rejected.
+    Recordings that cannot be used are skipped and listed, with the reason, in `directory/rejects.jsonl`. `corpus`: the
+    origin of the utterances, part of the identity of the dataset, and the fraction that may be rejected.
 
     Returns:
       The folder of the dataset (`directory/<name>/1.0.0`).
@@ -92,7 +91,7 @@ def write(
         finished = token_shards.finished(path, note)
         if finished is None and not _done(final):
             if _begun(notes) != identity:
-                raise InputError(f"{root}: another process began to write other recordings here; {_REMEDY}")
+                raise InputError(f"{root}: another process writes other recordings here; {_REMEDY}")
             finished = token_shards.write(path, members, codec, features, config.batch_seconds, pool, bar)
             with files.writing(note):
                 files.write_text(note, json.dumps(finished))
@@ -100,12 +99,12 @@ def write(
             bar.update(len(members))
         bad.update(source for source, _ in (finished or {"rejects": ()})["rejects"])
         if len(bad) > rejects.max_fraction * rejects.total:
-            _tell(rejects, notes, shards)
+            _collect(rejects, notes, shards)
 
     def finish(_: str) -> None:
         if _done(final):
             return
-        done = _tell(rejects, notes, shards)
+        done = _collect(rejects, notes, shards)
         if not any(shard["examples"] for shards in done.values() for shard in shards):
             raise InputError(f"{root}: none of the {len(utterances)} recordings can be used: see {rejects.path}")
         with files.writing(unfinished):
@@ -121,7 +120,7 @@ def write(
         with ThreadPoolExecutor(config.workers) as pool, encoding.Progress(len(utterances), progress) as bar:
             locks.share({name: lock_files / name.replace(".array_record", "") for name in shards}, encode)
         locks.share({"finish": lock_files / "finish"}, finish)
-    for left in (lock_files, notes, unfinished):  # the latter two if somebody began again while another finished
+    for left in (lock_files, notes, unfinished):  # the latter two if another process started while this one finished
         shutil.rmtree(left, ignore_errors=True)
     return final
 
@@ -130,10 +129,11 @@ def _done(final: Path) -> bool:
     return (final / "dataset_info.json").exists()
 
 
-def _tell(rejects: Rejects, notes: Path, shards: dict[str, tuple[str, list]]) -> dict[str, list[dict]]:
-    """The notes of the finished shards by split, all in order; what they rejected is written down in that order.
+def _collect(rejects: Rejects, notes: Path, shards: dict[str, tuple[str, list]]) -> dict[str, list[dict]]:
+    """Notes of the finished shards by split, in order; writes their rejects to rejects.jsonl, in that order.
 
-    Raises InputError if it is too much; shards that have some are then made again: the recordings may be repaired.
+    Raises InputError if there are too many rejects; their shards are then encoded again by the next run, since the
+    recordings may be repaired.
     """
     done: dict[str, list[dict]] = {}
     with files.writing(rejects.path):
@@ -142,7 +142,9 @@ def _tell(rejects: Rejects, notes: Path, shards: dict[str, tuple[str, list]]) ->
             if note.exists():
                 done.setdefault(split, []).append(json.loads(note.read_text()))
         try:
-            for source, reason in (reject for found in done.values() for shard in found for reject in shard["rejects"]):
+            for source, reason in (
+                reject for notes_of_split in done.values() for shard in notes_of_split for reject in shard["rejects"]
+            ):
                 rejects.add(source, reason)
         except InputError:
             _forget_rejects(notes)
@@ -155,14 +157,16 @@ def info(directory: str | Path) -> dict:
     codebook_size, rejects, fingerprint, identity, and per split `splits[name]` = utterances, seconds, frames,
     max_frames.
 
-    `identity` is what decides the content: codec, recordings, and every key of the corpus under identity["corpus"].
+    `identity` decides the content: codec, recordings, and every key of the corpus under identity["corpus"].
 
     Raises:
       InputError: there is no token dataset at, or one or two folders below, `directory`.
     """
     metadata = json.loads((locate(directory) / "metadata.json").read_text())
     if "codec_fingerprint" not in metadata:
-        raise InputError(f"{directory}: this dataset does not say which codec made it; make it with `audiolm prepare`")
+        raise InputError(
+            f"{directory}: its metadata lacks the fingerprint of its codec; make it with `audiolm prepare`"
+        )
     return metadata
 
 
@@ -176,11 +180,11 @@ def locate(directory: str | Path) -> Path:
     directory = Path(directory)
     if (directory / "dataset_info.json").exists():
         return directory
-    found = sorted(path.parent for path in directory.glob("*/*/dataset_info.json"))
-    if len(found) != 1:
-        names = ", ".join(map(str, found)) or "none (`audiolm prepare` makes one)"
+    datasets = sorted(path.parent for path in directory.glob("*/*/dataset_info.json"))
+    if len(datasets) != 1:
+        names = ", ".join(map(str, datasets)) or "none (`audiolm prepare` makes one)"
         raise InputError(f"{directory}: one finished token dataset was expected here, found {names}")
-    return found[0]
+    return datasets[0]
 
 
 def open_split(directory: str | Path, split: str, fingerprint: str | None = None) -> "TokenSplit":
@@ -221,11 +225,11 @@ class TokenSplit:
         expected = described.splits[self.split].num_examples
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(paths)
-            found = len(self._records)
+            examples = len(self._records)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.path}: a shard of split {self.split!r} cannot be read ({error})") from None
-        if found != expected:
-            raise InputError(f"{self.path}: split {self.split!r} holds {found} examples instead of {expected}")
+        if examples != expected:
+            raise InputError(f"{self.path}: split {self.split!r} holds {examples} examples instead of {expected}")
         self._example = tf_example_pb2.Example
 
     def __getstate__(self) -> dict:
@@ -255,7 +259,7 @@ class TokenSplit:
         }
 
     def head(self, index: int) -> dict:
-        """key, speaker, text and `frames` alone, which is fast enough to look through a whole split."""
+        """key, speaker, text and `frames` alone, fast enough to scan a split."""
         feature = self._feature(index)
         head = {key: feature[key].bytes_list.value[0].decode() for key in ("key", "speaker", "text")}
         return {**head, "frames": len(feature["codes"].int64_list.value) // self.metadata["codebooks"]}
@@ -269,7 +273,7 @@ class TokenSplit:
 
 
 def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> dict:
-    """What the content of the dataset depends on, as plain JSON values."""
+    """The identity of a dataset: everything that its content depends on, as JSON values."""
     if not utterances:
         raise InputError("the corpus has no recordings; at least one is needed")
     if codec.codebook_size > 2**16:
@@ -295,11 +299,11 @@ def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> 
 
 
 def _start(unfinished: Path, notes: Path, identity: dict) -> None:
-    """Keeps what an interrupted run with this identity has finished; refuses what another codec has begun."""
+    """Keeps the finished shards of an interrupted run of this identity; refuses those of another codec."""
     begun = _begun(notes)
     if begun and begun["codec_fingerprint"] != identity["codec_fingerprint"]:
         _refuse_another(unfinished, begun, identity)
-    if begun != identity:  # the recordings were changed before any run could finish: start again
+    if begun != identity:  # the recordings changed before any run finished: start again
         shutil.rmtree(notes, ignore_errors=True)
         shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -307,32 +311,32 @@ def _start(unfinished: Path, notes: Path, identity: dict) -> None:
 
 
 def _begun(notes: Path) -> dict | None:
-    """The identity of what is being written."""
+    """The identity of the dataset that is being written, None if there is none."""
     return json.loads((notes / "identity.json").read_text()) if (notes / "identity.json").exists() else None
 
 
-def _refuse_another(path: Path, found: dict, wanted: dict) -> None:
-    if found["codec_fingerprint"] != wanted["codec_fingerprint"]:
-        raise _of_another_codec(path, found, repr(wanted["codec"]), wanted["codec_fingerprint"])
+def _refuse_another(path: Path, existing: dict, wanted: dict) -> None:
+    if existing["codec_fingerprint"] != wanted["codec_fingerprint"]:
+        raise _of_another_codec(path, existing, repr(wanted["codec"]), wanted["codec_fingerprint"])
     for key, value in wanted["corpus"].items():
-        if found["corpus"].get(key) != value:
+        if existing["corpus"].get(key) != value:
             raise InputError(
-                f"{path}: these tokens were made with corpus.{key} = {found['corpus'].get(key)!r}, "
+                f"{path}: these tokens were made with corpus.{key} = {existing['corpus'].get(key)!r}, "
                 f"this run has {value!r}; {_REMEDY}"
             )
-    if found["utterances"] != wanted["utterances"]:
+    if existing["utterances"] != wanted["utterances"]:
         raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {_REMEDY}")
     for key in ("codebooks", "shard_utterances"):
-        if found[key] != wanted[key]:
+        if existing[key] != wanted[key]:
             raise InputError(
-                f"{path}: these tokens were made with {key} = {found[key]}, this run has {wanted[key]}; {_REMEDY}"
+                f"{path}: these tokens were made with {key} = {existing[key]}, this run has {wanted[key]}; {_REMEDY}"
             )
 
 
-def _of_another_codec(path: Path, found: dict, codec: str, fingerprint: str) -> InputError:
+def _of_another_codec(path: Path, existing: dict, codec: str, fingerprint: str) -> InputError:
     return InputError(
-        f"{path}: these tokens were made by the codec {found['codec']!r} with fingerprint "
-        f"{found['codec_fingerprint']}, this run uses {codec} with fingerprint {fingerprint}; {_REMEDY}"
+        f"{path}: these tokens were made by the codec {existing['codec']!r} with fingerprint "
+        f"{existing['codec_fingerprint']}, this run uses {codec} with fingerprint {fingerprint}; {_REMEDY}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The yardstick of intelligibility: a small CTC character recogniser with frozen weights.
+"""The recogniser that measures intelligibility: a small CTC model of characters with frozen weights.
 
 It is trained on the synthetic corpus alone (`experiments/recogniser/`), so its error on anything else is an
 upper bound of the speech's own; the error on real and on codec-resynthesised speech belongs beside every
@@ -21,8 +21,8 @@ from audiolm_jax import audio, files
 from audiolm_jax.errors import InputError
 
 WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
-LEVEL = 0.1  # every waveform is brought to this root mean square, so loudness cannot matter
-SHORTEST_SECONDS = 0.05  # nothing can be said in less
+LEVEL = 0.1  # root mean square to which every waveform is scaled
+SHORTEST_SECONDS = 0.05  # shorter waveforms have the transcript ""
 _POWER_FLOOR = 1e-6
 _MEL_CENTRE, _MEL_SCALE = -9.0, 4.0  # brings log-mel energies of speech near mean 0, deviation 1
 
@@ -37,7 +37,7 @@ class RecogniserConfig:
     hop: int = 160  # samples between log-mel frames
     bands: int = 64
     stack: int = 3  # log-mel frames per network frame
-    emit: int = 2  # characters or blanks per network frame: quick voices say more than one in 30 ms
+    emit: int = 2  # characters or blanks per network frame: fast voices speak more than one in 30 ms
     width: int = 144
     layers: int = 7
     kernel: int = 9  # network frames
@@ -88,7 +88,7 @@ class Block(nnx.Module):
 
 
 class Network(nnx.Module):
-    """Log-mel energies [B, F, M] of so many frames [B] to log-probabilities of characters [B, T * emit, C]."""
+    """Log-mel energies [B, F, M] and valid frames [B] -> log-probabilities of characters [B, T * emit, C]."""
 
     def __init__(self, config: RecogniserConfig, *, rngs: nnx.Rngs):
         fan_in = config.bands * config.stack
@@ -109,7 +109,7 @@ class Network(nnx.Module):
         mel_BFM = jnp.pad(mel_BFM, ((0, 0), (0, -frames % self.stack), (0, 0)))
         x_BTD = mel_BFM.reshape(batch, -1, self.stack * bands) @ self.embed[...]
         lengths_B = -(-frames_B // self.stack)
-        # Right padding is kept at zero in every layer: a row says the same alone and in any batch.
+        # Right padding stays zero in every layer, so a row's output does not depend on its batch.
         inside_BT1 = (jnp.arange(x_BTD.shape[1]) < lengths_B[:, None])[..., None]
         for block in self.blocks:
             x_BTD = jnp.where(inside_BT1, block(x_BTD), 0)
@@ -119,9 +119,9 @@ class Network(nnx.Module):
 
 
 def prepare(waveform: np.ndarray, sample_rate: int, config: RecogniserConfig) -> np.ndarray | None:
-    """A waveform [samples] at the recogniser's rate and level; None where there is nothing to hear.
+    """A waveform [samples] at the recogniser's rate and level; None if there is nothing to transcribe.
 
-    Nothing to hear: shorter than `SHORTEST_SECONDS`, silent, or holding NaN or Inf.
+    Nothing to transcribe: shorter than `SHORTEST_SECONDS`, silent, or holding NaN or Inf.
 
     Raises:
       InputError: not one-dimensional, or a sample rate that is not positive.
@@ -145,8 +145,8 @@ def greedy(characters_T: np.ndarray, alphabet: str) -> str:
     characters_T = np.asarray(characters_T)
     if not len(characters_T):
         return ""
-    kept = characters_T[np.append(True, characters_T[1:] != characters_T[:-1]) & (characters_T != 0)]
-    return " ".join("".join(alphabet[c - 1] for c in kept).split())
+    path = characters_T[np.append(True, characters_T[1:] != characters_T[:-1]) & (characters_T != 0)]
+    return " ".join("".join(alphabet[c - 1] for c in path).split())
 
 
 class Recogniser:
@@ -167,7 +167,7 @@ class Recogniser:
         self._best_path = jax.jit(best_path)
 
     def transcribe(self, waveforms: Sequence[np.ndarray], sample_rate: int, rows: int = 8) -> list[str]:
-        """Transcripts of waveforms [samples] in [-1, 1], in the given order; "" where nothing can be heard.
+        """Transcripts of waveforms [samples] in [-1, 1], in the order of `waveforms`; "" where `prepare` gives None.
 
         Waveforms are grouped into batches of `rows` padded to 2, 4, 8, ... seconds, so that few shapes are
         compiled whatever the lengths.
@@ -229,7 +229,7 @@ def fingerprint(config: RecogniserConfig, weights: dict[str, np.ndarray]) -> str
 
 
 def save(path: Path, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict) -> None:
-    """Writes float16 weights to `path`; architecture and `card` (how it was made, scores) to the .json."""
+    """Writes float16 weights to `path`; architecture and `card` (training and scores) to the .json."""
     weights = {name: value.astype(np.float16) for name, value in weights.items()}
     text = {"config": asdict(config), "fingerprint": fingerprint(config, weights), **card}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""The encoder of T5 (arXiv 1910.10683) and of T5 1.1: text to states that a model attends to. Inference only.
+"""The encoder of T5 (arXiv 1910.10683) and of T5 1.1: text -> states for cross-attention. Inference only.
 
 Reads the Hugging Face layout (t5-base, and the `text_encoder` of MusicGen); names of parameters are those of the file.
 Pre-norm blocks with RMS norm and no biases; the only positions are a bias on the scores, one table of buckets of
-distances that all layers share; scores are not scaled. The tokenizer is whatever `tokenizer.json` says.
+distances that all layers share; scores are not scaled. The tokenizer is that of `tokenizer.json`.
 
 Axes: B texts, E tokens (M as keys), D width, H heads, K head width.
 """
@@ -62,7 +62,7 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """ids_BE and valid_BE -> states_BED float32; those of tokens that are not valid mean nothing."""
+    """ids_BE and valid_BE -> states_BED float32; the states of invalid tokens are undefined."""
 
     def __init__(self, config: T5Config):
         self.config = config
@@ -128,11 +128,11 @@ def renamed(path: str) -> str:
 
 
 def take(config: T5Config, weights: Weights) -> Encoder:
-    """The encoder of a file; `weights` collects what is wrong with its tensors."""
-    # The table stands under either name, or both: they are one tensor in torch.
-    found = weights.tensors.pop("encoder.embed_tokens.weight", None)
-    if found is not None:
-        weights.tensors.setdefault("shared.weight", found)
+    """The encoder of a file; `weights` collects the defects of its tensors."""
+    # The embedding table has either name, or both: they are one tensor in torch.
+    table = weights.tensors.pop("encoder.embed_tokens.weight", None)
+    if table is not None:
+        weights.tensors.setdefault("shared.weight", table)
     with own_mesh():
         return weights.fill(nnx.eval_shape(lambda: Encoder(config)), renamed)
 
@@ -140,16 +140,16 @@ def take(config: T5Config, weights: Weights) -> Encoder:
 def load(folder: Path) -> Encoder:
     """The encoder of a folder with config.json ("model_type": "t5") and weights. Raises InputError."""
     what = "text encoder"
-    given, weights = files.read_folder(folder, ("t5",), what)
-    encoder = take(files.config_of(given, T5Config, what=what), weights)
+    fields, weights = files.read_folder(folder, ("t5",), what)
+    encoder = take(files.config_of(fields, T5Config, what=what), weights)
     weights.finish()
     return encoder
 
 
 def save(folder: Path, encoder: Encoder) -> None:
-    """Writes what `load` and `transformers.T5EncoderModel` open."""
-    given = {"model_type": "t5", "is_encoder_decoder": False, **dataclasses.asdict(encoder.config)}
-    files.write(folder, given, tensors_of(encoder))
+    """Writes a folder that `load` and `transformers.T5EncoderModel` open."""
+    fields = {"model_type": "t5", "is_encoder_decoder": False, **dataclasses.asdict(encoder.config)}
+    files.write(folder, fields, tensors_of(encoder))
 
 
 def tensors_of(encoder: Encoder) -> dict[str, np.ndarray]:
@@ -167,7 +167,7 @@ class TextEncoder:
         self._run = jax.jit(lambda params, ids, valid: nnx.merge(graph, params)(ids, valid))
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """float32 [tokens, D] of every text; [0, D] of one that is empty. Raises InputError for ids out of range."""
+        """float32 [tokens, D] for every text; [0, D] for an empty one. Raises InputError for ids out of range."""
         rows = [token_ids(self.tokenizer, self.encoder.config.vocab_size, text) for text in texts]
         longest = max(map(len, rows))
         if not longest:
@@ -182,7 +182,7 @@ class TextEncoder:
 
 
 def token_ids(tokenizer: Any, vocabulary: int, text: str) -> list[int]:
-    """The ids of a text, none of one that is empty. Raises InputError for ids that a `vocabulary` of so many lacks."""
+    """The ids of a text, none for an empty one. Raises InputError for an id outside `vocabulary`, the number of ids."""
     ids = tokenizer.encode(text).ids if text.strip() else []
     if ids and max(ids) >= vocabulary:
         raise InputError(

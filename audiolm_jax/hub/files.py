@@ -1,9 +1,9 @@
 """Published models in the Hugging Face layout, `config.json` beside `model.safetensors`, without torch.
 
 A source is a folder, a safetensors file with its config.json beside it, or a repository `owner/name@revision`, which
-`huggingface_hub` downloads once and keeps in its cache. Large models are several safetensors files and an index. What
-is a whole model by itself may be named without a revision: that is @main, and the commit is told; a codec may not, as
-what it is trained with must be the same in a year.
+`huggingface_hub` downloads once and caches. Large models are several safetensors files and an index. A model may be
+named without a revision: that means @main, and the commit is logged. A codec may not: tokens made today must fit it in
+a year.
 """
 
 import json
@@ -48,14 +48,13 @@ def locate(source: str | Path) -> tuple[Path, Path]:
 
 
 def _hint(folder: Path) -> str:
-    """What to say of a folder without weights that holds a pickle."""
+    """A hint for a folder that holds a pickle instead of safetensors, or ""."""
     others = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]
     return f" ({others[0]} is a pickle, which is never read; convert it to safetensors)" if others else ""
 
 
 def is_repository(source: str | Path) -> bool:
-    """Whether a source is no path here but names a repository: owner/name@revision, or owner/name if no folder `owner`
-    is here, in which `name` would be missing."""
+    """Whether a source is a repository: owner/name@revision, or owner/name if there is no local folder `owner`."""
     path, text = Path(source).expanduser(), str(source)
     if path.exists() or not re.fullmatch(REPOSITORY, text):
         return False
@@ -63,10 +62,11 @@ def is_repository(source: str | Path) -> bool:
 
 
 def folder(source: str | Path, what: str, needed: tuple[str, ...] = ()) -> tuple[Path, str]:
-    """(the folder of a source whose weights may be several files, owner/name@commit of a repository or "").
+    """(the folder of a source, "" or owner/name@commit of a repository). The weights may be several files.
 
-    Of a repository it is downloaded, with the files `needed`, all of the commit that its revision (or main) is at.
-    what: begins a message. Raises InputError for what is neither a folder nor a repository, or cannot be downloaded.
+    A repository is downloaded, with the files `needed`, at the commit of its revision (or of main). what: the key, flag
+    or argument that named the source; messages begin with it. Raises InputError for anything else, and for a failed
+    download.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -78,9 +78,9 @@ def folder(source: str | Path, what: str, needed: tuple[str, ...] = ()) -> tuple
         [config] = _download(f"{name}@{revision or 'main'}", (CONFIG,), what)
     except InputError as error:
         raise error if revision else InputError(f"there is no folder {source}, and as a repository: {error}") from None
-    commit = f"{name}@{config.parent.name}"  # where the library keeps a file says of which commit it is
+    commit = f"{name}@{config.parent.name}"  # the library's cache has a folder per commit
     if not revision:
-        logging.warning("%s: taken at its latest commit; %s will stay the same", source, commit)
+        logging.warning("%s: using its latest commit; %s names the same weights forever", source, commit)
     _download(commit, needed, what)
     try:
         _download(commit, (WEIGHTS,), what, absent=FileNotFoundError)
@@ -103,10 +103,10 @@ def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dic
     config, weights, index = (directory / name for name in (CONFIG, WEIGHTS, INDEX))
     if not config.is_file():
         raise InputError(f"{what}: {config} does not exist; a model is {CONFIG} beside {WEIGHTS}")
-    given = _json(config, what)
-    found = given.get("model_type") if isinstance(given, dict) else None
-    if found not in kinds:
-        raise InputError(f"{what}: {config} describes a model of type {found!r}; {' or '.join(kinds)} is needed")
+    fields = _json(config, what)
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if kind not in kinds:
+        raise InputError(f"{what}: {config} describes a model of type {kind!r}; {' or '.join(kinds)} is needed")
     if weights.is_file() or not index.is_file():
         names, path = (WEIGHTS,), weights
     else:
@@ -117,7 +117,7 @@ def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dic
     tensors: dict[str, np.ndarray] = {}
     for name in names:
         tensors |= files.read_safetensors(directory / name, what)[0]
-    return given, Weights(path, tensors, what)
+    return fields, Weights(path, tensors, what)
 
 
 def _json(path: Path, what: str) -> Any:
@@ -128,7 +128,7 @@ def _json(path: Path, what: str) -> Any:
 
 
 def _download(source: str, names: tuple[str, ...], what: str, absent: type | None = None) -> list[Path]:
-    """Paths of files of a repository. absent: what to raise for one that the repository lacks, if not InputError."""
+    """Paths of files of a repository. absent: the exception for a file that the repository lacks (None: InputError)."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -138,26 +138,26 @@ def _download(source: str, names: tuple[str, ...], what: str, absent: type | Non
             f"{what}: {source} names no revision, so what it means may change; write {name}@COMMIT, with the "
             f"commit from the repository's history (or @main to take the latest)"
         )
-    found = []
+    paths = []
     for file in names:
         try:
-            found.append(Path(hf_hub_download(name, file, revision=revision)))
+            paths.append(Path(hf_hub_download(name, file, revision=revision)))
         except Exception as error:  # the library raises errors of several HTTP clients
             lacks = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
             if absent and lacks:
                 raise absent(file) from None
-            said = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{what}: {file} of {source} could not be downloaded ({said}); without a network, put {CONFIG}, "
+                f"{what}: {file} of {source} could not be downloaded ({reason}); without a network, put {CONFIG}, "
                 f"{WEIGHTS} and whatever else that repository has beside them into a folder and give the folder"
             ) from None
-    return found
+    return paths
 
 
 def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, Weights]:
     """(config, weights) of a source. Raises InputError unless its config.json has "model_type": kind.
 
-    example: a repository of that kind, to name where no source is given.
+    example: a repository of that kind, for the message when `source` is None.
     """
     if source is None:
         raise InputError(
@@ -166,17 +166,17 @@ def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, Weig
         )
     config_path, weights_path = locate(source)
     config = _json(config_path, "codec.path")
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found != kind:
-        raise InputError(f"codec.path: {config_path} describes a model of type {found!r}; {kind!r} is needed")
+    actual = config.get("model_type") if isinstance(config, dict) else None
+    if actual != kind:
+        raise InputError(f"codec.path: {config_path} describes a model of type {actual!r}; {kind!r} is needed")
     return config, Weights(weights_path, files.read_safetensors(weights_path, "codec.path")[0])
 
 
-def config_of(given: dict, config_class: type, where: Any = "config.json", what: str = "codec.path") -> Any:
-    """The fields of a published config that a codec reads. Raises InputError for values that it does not accept."""
+def config_of(fields: dict, config_class: type, where: Any = "config.json", what: str = "codec.path") -> Any:
+    """A dataclass from its fields in a published config.json. Raises InputError for values that it refuses."""
     names = config_class.__dataclass_fields__
     try:
-        return config_class(**{k: v for k, v in given.items() if k in names and v is not None})
+        return config_class(**{k: v for k, v in fields.items() if k in names and v is not None})
     except (TypeError, ValueError) as error:
         raise InputError(f"{what}: {where} holds values that this package cannot use ({error})") from None
 

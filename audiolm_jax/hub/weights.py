@@ -21,28 +21,28 @@ LISTED = 12  # problems of a file that a message names
 
 
 class Weights:
-    """The tensors of a file, given out by name. Everything wrong with them is collected and told at once."""
+    """The tensors of a file, taken by name. Defects are collected; `finish` reports all of them at once."""
 
     def __init__(self, path: Path, tensors: dict[str, np.ndarray], what: str = "codec.path"):
-        """what: the key, flag or argument that named the file, with which a message begins."""
+        """what: the key, flag or argument that named the file; messages begin with it."""
         self.path, self.tensors, self.what = path, fold(tensors), what
         self.problems: list[str] = []
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor, or zeros of that shape if it is not what it should be, which `finish` will say."""
-        found = self.tensors.pop(name, None)
-        if found is None:
+        """The tensor as float32, or zeros of that shape if it has a defect, which `finish` reports."""
+        tensor = self.tensors.pop(name, None)
+        if tensor is None:
             self.problems.append(f"{name} is missing")
-        elif found.shape != shape:
-            self.problems.append(f"{name} is {found.shape} where {shape} is needed")
-        elif not np.isfinite(found).all():
+        elif tensor.shape != shape:
+            self.problems.append(f"{name} is {tensor.shape} where {shape} is needed")
+        elif not np.isfinite(tensor).all():
             self.problems.append(f"{name} holds NaN or infinite values")
         else:
-            return np.asarray(found, np.float32)
+            return np.asarray(tensor, np.float32)
         return np.zeros(shape, np.float32)
 
     def fill(self, module: nnx.Module, renamed: Callable[[str], str] = str) -> nnx.Module:
-        """The module with every parameter taken by its path. renamed: a path -> its name in the file."""
+        """The module with every parameter taken from the file. renamed: path in the module -> name in the file."""
         graph, state = nnx.split(module)
         flat = dict(nnx.to_flat_state(state))
         for path, variable in flat.items():
@@ -58,7 +58,7 @@ class Weights:
 
     @contextlib.contextmanager
     def below(self, prefix: str) -> Iterator["Weights"]:
-        """The tensors whose names begin with `prefix`, without it: those of a part that is a model by itself."""
+        """The tensors whose names begin with `prefix`, without the prefix: those of a model inside a model."""
         names = [name for name in self.tensors if name.startswith(prefix)]
         inner = {name.removeprefix(prefix): self.tensors.pop(name) for name in names}
         part = Weights(self.path, inner, self.what)
@@ -67,11 +67,11 @@ class Weights:
         self.tensors |= {prefix + name: tensor for name, tensor in part.tensors.items()}
 
     def ignore(self, pattern: str) -> None:
-        """Drops tensors that a codec has no use for (counters of the training)."""
+        """Drops tensors that inference does not need (counters of training)."""
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if not re.search(pattern, name)}
 
     def finish(self) -> None:
-        """Raises InputError naming everything that was missing, misshapen or not asked for."""
+        """Raises InputError naming all tensors that are missing, misshapen, not finite or left over."""
         problems = self.problems + [f"{name} is unexpected" for name in self.tensors]
         if problems:
             more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
@@ -95,7 +95,7 @@ def fold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def unfold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every `conv.weight` as gain and direction, which models of weight-normalised convolutions are saved with."""
+    """Every `conv.weight` as gain and direction, as weight-normalised models are saved."""
     unfolded = {}
     for name, tensor in tensors.items():
         if name.endswith(".conv.weight"):
@@ -107,7 +107,7 @@ def unfold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def norms(v: np.ndarray) -> np.ndarray:
-    """Over all axes but the first, which stay as ones."""
+    """L2 norms over all axes but the first, with these axes as ones."""
     return np.sqrt((v.astype(np.float64) ** 2).sum(tuple(range(1, v.ndim)), keepdims=True)).astype(np.float32)
 
 
@@ -121,5 +121,5 @@ def named(module: nnx.Module, renamed: Callable[[str], str] = str) -> dict[str, 
 
 
 def fingerprint(config: Any, tensors: dict[str, np.ndarray]) -> str:
-    """Sha256 of a configuration and of float32 weights by name, whatever file they came from."""
+    """Sha256 of a configuration and of weights by name, as float32 whatever their type in the file."""
     return files.digest(config, {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})

@@ -1,9 +1,9 @@
 """Where audio and text come from: one module per kind of corpus, chosen from `CORPORA`, or from outside by
 its import path (`--config.corpus.name=my_package.my_module`).
 
-Each module has `utterances(config, directory, progress) -> list[Utterance]`. What is wrong with a single recording
+Each module has `utterances(config, directory, progress) -> list[Utterance]`. A defect of one recording
 shows when it is loaded: `Utterance.load()` raises `Reject` with the reason, the caller counts it in `Rejects` and
-goes on. What is wrong with the whole corpus raises `InputError` at once.
+continues. A corpus that cannot be used at all raises `InputError` at once.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ class Utterance:
     """One recording. `words` holds (word, start, end) in seconds, empty where the times are not known.
 
     `load()` gives (waveform float32 [samples] in [-1, 1], sample rate in Hz) and raises `Reject` for a recording
-    that cannot be used. It can be pickled. `source` is what a rejects file calls the recording: its path or record.
+    that cannot be used. It can be pickled. `source` names it in rejects.jsonl: its path or record.
     """
 
     key: str
@@ -116,10 +116,10 @@ class Utterance:
 
 
 def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> list[Utterance]:
-    """All recordings of the configured corpus; a synthetic one is first made below `directory`.
+    """All recordings of the configured corpus; a synthetic one is first synthesised below `directory`.
 
     Raises:
-      InputError: the corpus as a whole cannot be used (no such folder, nothing in it, a package is missing).
+      InputError: the corpus cannot be used (no such folder, nothing in it, a package is missing).
     """
     module = plugin("corpus.name", config.name, CORPORA, ["utterances"])
     return module.utterances(config, Path(directory), progress)
@@ -156,6 +156,6 @@ class Rejects:
 
 
 def identity(config: CorpusConfig) -> dict:
-    """What decides the content of a corpus: every key but those of speed and tolerance."""
+    """The keys that decide the content of a corpus: all but those of speed and tolerance."""
     ignored = ("path", "workers", "max_reject_fraction")
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored}

@@ -1,4 +1,4 @@
-"""What every recording goes through before it is used: checks, one channel, one sample rate; and the split by hash."""
+"""Every recording before it is used: checks, one channel, one sample rate; and its split by a hash."""
 
 import hashlib
 

@@ -42,19 +42,19 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
             raise InputError(
                 f"corpus.path = {str(root)!r} is a file; give a folder of recordings or a manifest ending in .jsonl"
             )
-        found = _from_manifest(manifest, config) if manifest.exists() else _from_files(root, config)
+        recordings = _from_manifest(manifest, config) if manifest.exists() else _from_files(root, config)
     except OSError as error:
         raise InputError(f"cannot read the corpus in {root}: {error.strerror}") from error
-    if not found:
+    if not recordings:
         raise InputError(f"no recordings in {root}: expected files ending in {', '.join(SUFFIXES)} or a manifest")
-    return found
+    return recordings
 
 
 def load(path: str, config: CorpusConfig, reason: str = "") -> tuple[np.ndarray, int]:
     """Reads one recording: (waveform float32 [samples], config.sample_rate).
 
     Args:
-      reason: why this recording was already found unusable when the corpus was listed; "" = it was not.
+      reason: why this recording was rejected when the corpus was listed, "" if it was not.
 
     Raises:
       Reject: with the reason.
@@ -85,8 +85,8 @@ def load(path: str, config: CorpusConfig, reason: str = "") -> tuple[np.ndarray,
 
 
 def _check_whole(sound, samples: int) -> None:
-    # libsndfile plays what is left of a file cut short without an error: its text would not fit. Sizes of 0 and -1
-    # are left by programs that write to a pipe.
+    # libsndfile reads a truncated file without an error, and its text would not fit. Programs that write to a pipe
+    # leave sizes of 0 and -1.
     promised = re.search(r"^data\s*: (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     if promised and 0 < int(promised[2]) < int(promised[1]) < 2**32 - 1:
         raise Reject(f"cut off: its header promises {promised[1]} bytes of audio, the file holds {promised[2]}")
@@ -115,20 +115,22 @@ def _from_files(root: Path, config: CorpusConfig) -> list[Utterance]:
     metadata = _read_metadata(root / "metadata.csv")
     listed = {file.stem for file in files}
     for name in sorted(set(metadata) - listed):
-        files.append(root / "wavs" / f"{name}.wav")  # does not exist, which loading it will say
+        files.append(root / "wavs" / f"{name}.wav")  # does not exist: rejected when it is loaded
 
     relative = [path.relative_to(root) for path in files]
     keys = [path.with_suffix("").as_posix() for path in relative]
     count = collections.Counter(keys)  # a.wav and a.mp3 side by side keep their suffix
     keys = [path.as_posix() if count[key] > 1 else key for key, path in zip(keys, relative, strict=True)]
     names = checks.splits(keys, config.valid_fraction, config.test_fraction)
-    found = []
+    recordings = []
     for path, inside, key, split in zip(files, relative, keys, names, strict=True):
         text = metadata[path.stem] if path.stem in metadata else _read_text(path.with_suffix(".txt"))
         folder = inside.parent.name
         speaker = "" if folder in _PLAIN_FOLDERS else folder
-        found.append(_utterance(config, path, inside.as_posix(), text, key=key, split=split, speaker=speaker, words=()))
-    return found
+        recordings.append(
+            _utterance(config, path, inside.as_posix(), text, key=key, split=split, speaker=speaker, words=())
+        )
+    return recordings
 
 
 def _read_text(path: Path) -> bytes | None:
@@ -161,7 +163,7 @@ def _from_manifest(manifest: Path, config: CorpusConfig) -> list[Utterance]:
     ]
     keys = [record["key"] for record in records]
     hashed = checks.splits(keys, config.valid_fraction, config.test_fraction)
-    found, seen = [], set()
+    recordings, seen = [], set()
     for record, by_hash in zip(records, hashed, strict=True):
         key, source, reason = record["key"], record["path"], ""
         if key in seen:
@@ -175,8 +177,8 @@ def _from_manifest(manifest: Path, config: CorpusConfig) -> list[Utterance]:
             "words": tuple((word, float(start), float(end)) for word, start, end in record.get("words") or ()),
         }
         path = manifest.parent / record["path"]
-        found.append(_utterance(config, path, source, record.get("text"), reason, **fields))
-    return found
+        recordings.append(_utterance(config, path, source, record.get("text"), reason, **fields))
+    return recordings
 
 
 def _parse(where: str, line: str) -> dict:

@@ -1,7 +1,7 @@
 """Texts of the synthetic corpus: digit strings and filled sentence templates, lower case, no punctuation.
 
 Which split a text belongs to is a stable hash of the text itself. So the splits cannot share a text, and neither
-can two corpora made with different seeds, sizes or voices: what one of them trains on, no other one tests on.
+can two corpora of different seeds, sizes or voices: none tests on a text that another one trains on.
 """
 
 import hashlib
@@ -89,10 +89,10 @@ LEVELS = {"digits": _digits, "templates": _template}
 def texts(level: str, split: str, count: int, rng: np.random.Generator) -> list[str]:
     """`count` texts of a split, without repetition where the level has enough different ones."""
     draw = LEVELS[level]
-    found: list[str] = []
+    chosen: list[str] = []
     seen: set[str] = set()
     misses = 0
-    while len(found) < count:
+    while len(chosen) < count:
         text = draw(rng)
         if split_of(text) != split:
             continue
@@ -101,8 +101,8 @@ def texts(level: str, split: str, count: int, rng: np.random.Generator) -> list[
             continue
         misses = 0
         seen.add(text)
-        found.append(text)
-    return found
+        chosen.append(text)
+    return chosen
 
 
 def words(level: str) -> tuple[str, ...]:

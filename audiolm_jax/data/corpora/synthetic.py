@@ -2,7 +2,7 @@
 
 The corpus is an ordinary folder that `corpora.folder` reads:
 
-    corpus.json                        what it was made from; a sha256 of the samples of every shard
+    corpus.json                        its recipe; a sha256 of the samples of every shard
     manifest.jsonl                     one line per utterance: key, path, split, speaker, text, words, duration, voice
     shards/00000.jsonl, 00000.json     the lines and the sha256 of one finished shard
     wavs/<split>/<speaker>/<key>.wav   int16
@@ -121,7 +121,7 @@ _SILENCE = 0.01  # of the loudest 10 ms; quieter is silence
 
 
 def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> list[Utterance]:
-    """Speaks what is not yet spoken, then lists the corpus; see `corpora.utterances`.
+    """Synthesises the missing utterances, then lists the corpus; see `corpora.utterances`.
 
     Raises:
       InputError: the level or the number of voices does not exist, or the folder holds another corpus.
@@ -133,7 +133,7 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
 
 
 def synthesise(config: CorpusConfig, root: Path, progress: bool = True) -> Path:
-    """Makes the corpus in `root`, going on where an interrupted run stopped. Returns `root`."""
+    """Makes the corpus in `root`, resuming an interrupted run. Returns `root`."""
     with files.writing(root):
         return _synthesise(config, root, progress)
 
@@ -144,9 +144,9 @@ def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
     recipe = _recipe(config)
     summary = root / "corpus.json"
     if summary.exists():
-        found = _read_recipe(summary)
-        if found != recipe:
-            differing = [key for key in recipe if found.get(key) != recipe[key]]
+        existing = _read_recipe(summary)
+        if existing != recipe:
+            differing = [key for key in recipe if existing.get(key) != recipe[key]]
             raise InputError(
                 f"{root} holds a synthetic corpus with another {', '.join(differing)}; choose another corpus.path or "
                 "remove that folder"
@@ -172,7 +172,7 @@ def _synthesise(config: CorpusConfig, root: Path, progress: bool) -> Path:
 
 
 def plan(config: CorpusConfig) -> list[dict]:
-    """What is to be spoken, in order: one dict per utterance, all random choices made."""
+    """The utterances to speak, in order: one dict each, all random choices made."""
     if config.level not in sentences.LEVELS:
         raise InputError(f"corpus.level = {config.level!r} is not a level; known are {', '.join(sentences.LEVELS)}")
     for key, voices in (("speakers", VOICES), ("unseen_speakers", UNSEEN_VOICES)):

@@ -30,7 +30,7 @@ def utterances(config: CorpusConfig, directory=None, progress: bool = True) -> l
 
     names = sorted(_open(config))
     renamed = {name: _SPLIT_NAMES.get(name, name) for name in names}
-    found = []
+    records = []
     total = sum(len(_open(config)[name]) for name in names)
     with tqdm.tqdm(total=total, unit="rec", desc=f"reading {config.tfds_name}", disable=not progress) as bar:
         for name in names:
@@ -43,11 +43,11 @@ def utterances(config: CorpusConfig, directory=None, progress: bool = True) -> l
                     0 if "test" in renamed.values() else config.test_fraction,
                 )
             for index, (key, split) in enumerate(zip(keys, splits, strict=True)):
-                found.append(_utterance(config, name, index, key, split))
+                records.append(_utterance(config, name, index, key, split))
                 bar.update()
-    if not found:
+    if not records:
         raise InputError(f"the set {config.tfds_name!r} holds no records")
-    return found
+    return records
 
 
 def load(config: CorpusConfig, split: str, index: int, reason: str = "") -> tuple[np.ndarray, int]:
@@ -125,7 +125,7 @@ def _feature(config: CorpusConfig, record: dict, name: str):
 
 @functools.lru_cache(maxsize=4)
 def _open(config: CorpusConfig) -> dict:
-    """The data sources of all splits by name; kept, because every record is looked up through it."""
+    """The data sources of all splits by name; cached, as every record is looked up through it."""
     import tensorflow_datasets as tfds
 
     if not config.tfds_name:
