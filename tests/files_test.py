@@ -1,9 +1,11 @@
 """A file is there whole or not at all."""
 
+import hashlib
 import json
 import os
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -60,6 +62,41 @@ def test_a_file_that_cannot_be_renamed_leaves_no_temporary(tmp_path):
     with pytest.raises(OSError, match="directory"):
         files.write_text(tmp_path / "folder", "text")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_safetensors_come_back_with_their_metadata(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensors = {"b": np.arange(6.0).reshape(2, 3).T, "a": np.float16(3), "c": np.zeros((0, 2), np.int32)}
+    files.write_safetensors(path, tensors, {"about": "{}"})
+    again, metadata = files.read_safetensors(path)
+    assert list(again) == ["a", "b", "c"] and metadata == {"about": "{}"}
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(again[name], tensor)
+    path.write_bytes(path.read_bytes()[:-1])
+    for broken in (path, tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match=rf"^--from: {broken} cannot be read as safetensors") as caught:
+            files.read_safetensors(broken, "--from")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_digest_depends_on_values_names_and_arrays_alone():
+    a, b = np.arange(3), np.ones(2)
+    expected = hashlib.sha256(b'{"x": 1, "y": [2]}' + b"a" + a.tobytes() + b"b" + b.tobytes()).hexdigest()
+    assert files.digest({"y": (2,), "x": 1}, {"b": b, "a": a}) == expected
+    assert files.digest([1]) == hashlib.sha256(b"[1]").hexdigest()
+    assert len({files.digest([1]), files.digest([2]), files.digest([1], {"a": a}), files.digest([1], {"b": a})}) == 4
+
+
+def test_a_refused_write_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    sentence = r"^run: cannot be written \(Not a directory\); what was finished is kept"
+    with pytest.raises(InputError, match=sentence), files.writing("run"):
+        (tmp_path / "file" / "below").write_text("")
+    with pytest.raises(InputError, match=r"^run: cannot be written \(no space\);"), files.writing("run", RuntimeError):
+        raise RuntimeError("no space; a stack of calls")
+    with pytest.raises(RuntimeError), files.writing("run"):
+        raise RuntimeError("a defect of this program")
 
 
 class Bucket(MemoryFileSystem):
