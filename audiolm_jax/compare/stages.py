@@ -5,7 +5,6 @@ A stage is a name, the inputs that decide its result, and a function. Its result
 then and must itself survive being killed.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_jax import files
-
-
-def digest(values: Any) -> str:
-    """Sha256 of plain JSON values (tuples count as lists)."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+from audiolm_jax.files import digest
 
 
 class Stages:

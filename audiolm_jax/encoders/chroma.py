@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_jax.audio import resample
+from audiolm_jax.audio import hann, resample
 from audiolm_jax.errors import InputError
 
 FFT, HOP = 2**14, 2**12  # samples; 0.5 and 0.13 s at 32 kHz
@@ -77,7 +77,7 @@ def strengths(waveform_N: np.ndarray, sample_rate: int, classes: int = 12) -> np
     short = max(0, FFT - len(waveform_N))
     padded_N = np.pad(waveform_N.astype(np.float64), (short // 2, short - short // 2))
     padded_N = np.pad(padded_N, FFT // 2, mode="reflect")
-    window_F = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
+    window_F = hann(FFT)
     frames_TF = np.lib.stride_tricks.sliding_window_view(padded_N, FFT)[::HOP] * window_F
     power_TF = np.abs(np.fft.rfft(frames_TF)) ** 2 / (window_F**2).sum()
     energy_TW = power_TF @ filters(sample_rate, classes).T

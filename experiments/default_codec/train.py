@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from audiolm_jax import files
@@ -164,23 +162,21 @@ def save_checkpoint(path: Path, state: dict, progress: dict) -> None:
     """Every array of the state by its path in the tree, progress as JSON; the file is replaced at once."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     arrays = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
-    with files.replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={"progress": json.dumps(progress)})
+    files.write_safetensors(path, arrays, {"progress": json.dumps(progress)})
 
 
 def load_checkpoint(path: Path, state: dict, settings: dict) -> tuple[dict, dict]:
     """(state, progress). Raises InputError if the checkpoint is of a run with other settings."""
-    with safe_open(path, framework="numpy") as file:
-        progress = json.loads(file.metadata()["progress"])
-        if progress["settings"] != settings:
-            changed = [name for name in settings if progress["settings"].get(name) != settings[name]]
-            raise InputError(
-                f"--workdir: {path} is of a run with other settings ({', '.join(changed)}); give these again, or "
-                "another --workdir"
-            )
-        leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-        arrays = [jnp.asarray(file.get_tensor(jax.tree_util.keystr(key))) for key, _ in leaves]
-        return jax.tree.unflatten(tree, arrays), progress
+    tensors, metadata = files.read_safetensors(path, "--workdir")
+    progress = json.loads(metadata["progress"])
+    if progress["settings"] != settings:
+        changed = [name for name in settings if progress["settings"].get(name) != settings[name]]
+        raise InputError(
+            f"--workdir: {path} is of a run with other settings ({', '.join(changed)}); give these again, or another "
+            "--workdir"
+        )
+    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
+    return jax.tree.unflatten(tree, [jnp.asarray(tensors[jax.tree_util.keystr(key)]) for key, _ in leaves]), progress
 
 
 def parse() -> argparse.Namespace:

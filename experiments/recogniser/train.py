@@ -19,7 +19,6 @@ import numpy as np
 import optax
 import tqdm
 from flax import nnx
-from safetensors.numpy import load_file, save_file
 
 from audiolm_jax import files
 from audiolm_jax.cli import allocator
@@ -227,23 +226,17 @@ def make_step(graph, optimizer, seed):
 
 def save_checkpoint(path, state, step, settings):
     leaves = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    with files.replacing(path) as temporary:
-        save_file(leaves | {"step": np.array(step)}, temporary, metadata={"settings": json.dumps(settings)})
+    files.write_safetensors(path, leaves | {"step": np.array(step)}, {"settings": json.dumps(settings)})
 
 
 def load_checkpoint(path, state, settings):
     """(state, step) to resume from; step 0 where there is no checkpoint."""
-    from safetensors import safe_open
-
     if not path.exists():
         return state, 0
-    with safe_open(path, "numpy") as file:
-        if (found := json.loads(file.metadata()["settings"])) != settings:
-            odd = [key for key in settings if found.get(key) != settings[key]]
-            raise InputError(
-                f"{path} is a checkpoint with another {', '.join(odd)}; remove it or choose another --data"
-            )
-    leaves = load_file(path)
+    leaves, metadata = files.read_safetensors(path)
+    if (others := json.loads(metadata["settings"])) != settings:
+        odd = [key for key in settings if others.get(key) != settings[key]]
+        raise InputError(f"{path} is a checkpoint with another {', '.join(odd)}; remove it or choose another --data")
     step = int(leaves.pop("step"))
     return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(leaves[name]) for name in sorted(leaves)]), step
 
