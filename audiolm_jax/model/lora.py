@@ -1,6 +1,7 @@
 """LoRA (arXiv 2106.09685, section 4.1): a matrix W becomes W + alpha / rank * A B, and only A and B are trained.
 
-All of it is arithmetic on the tree of parameters; the model knows nothing of it. A is random at first and B zero, so
+All of it is arithmetic on the tree of parameters; the model says no more than which of its attributes are stacks of
+layers (`Transformer.STACKS`). A is random at first and B zero, so
 that training begins at W, bit for bit. A matrix of several axes counts as [inputs, outputs], so the queries, keys and
 values of a block, which are one matrix here, share one A. Every layer has its own A and B.
 
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model.config import LoraConfig
+from audiolm_jax.model.transformer import Transformer
 
 # What `lora.matrices` may name: the parameters of a layer, and how many of their axes are inputs.
 MATRICES = {
@@ -26,16 +28,17 @@ MATRICES = {
 }
 
 
-def chosen(config: LoraConfig) -> dict[tuple[str, ...], int]:
+def chosen(config: LoraConfig, params: dict) -> dict[tuple[str, ...], int]:
     """Path of every chosen parameter in the whole tree -> how many of its axes, after that of layers, are inputs."""
-    parts = (MATRICES[name] for name in MATRICES if name in config.matrices)
-    return {("layers", *path): inputs for part in parts for path, inputs in part.items()}
+    parts = [MATRICES[name] for name in MATRICES if name in config.matrices]
+    stacks = [stack for stack in Transformer.STACKS if stack in params]
+    return {(stack, *path): inputs for stack in stacks for part in parts for path, inputs in part.items()}
 
 
 def check(config: LoraConfig, params: dict) -> None:
     """Raises InputError for a rank that is larger than that of a chosen matrix. params: anything with shapes."""
     flat = flatten_dict(params)
-    for path, inputs in chosen(config).items():
+    for path, inputs in chosen(config, params).items():
         shape = flat[path].shape
         largest = min(math.prod(shape[1 : 1 + inputs]), math.prod(shape[1 + inputs :]))
         if config.rank > largest:
@@ -49,7 +52,7 @@ def init(config: LoraConfig, params: dict, key: jax.Array) -> dict:
     """A and B of every chosen matrix, {"a": [N, inputs ..., rank], "b": [N, rank, outputs ...]} at its path, laid out
     like its inputs and outputs. A is normal, of variance one over the number of inputs; B is zero."""
     flat, adapters = flatten_dict(params), {}
-    for number, (path, inputs) in enumerate(chosen(config).items()):
+    for number, (path, inputs) in enumerate(chosen(config, params).items()):
         shape, cut = flat[path].shape, 1 + inputs
         spec = (*jax.typeof(flat[path]).sharding.spec, *(None,) * len(shape))[: len(shape)]
         a = jax.random.normal(
@@ -63,7 +66,7 @@ def init(config: LoraConfig, params: dict, key: jax.Array) -> dict:
 def merged(config: LoraConfig, params: dict, adapters: dict) -> dict:
     """The parameters with what A and B add to them: those that the model has, in the loss and for inference."""
     flat, pairs = dict(flatten_dict(params)), flatten_dict(adapters)
-    for path in chosen(config):
+    for path in chosen(config, params):
         a, b = pairs[*path, "a"], pairs[*path, "b"]
         product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST))(a, b)
         flat[path] = flat[path] + (config.alpha / config.rank) * product

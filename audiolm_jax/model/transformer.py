@@ -114,6 +114,8 @@ class Transformer(nnx.Module):
     the vocabulary axis divisible by any mesh.
     """
 
+    STACKS = ("layers",)  # attributes that are stacks of blocks, each weight with a leading axis of layers
+
     def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
         self.config, self.vocab_size, self.rules = config, vocab_size, rules
         rows = table_rows(vocab_size)
@@ -224,9 +226,7 @@ class Transformer(nnx.Module):
 
     def _blocks(self) -> list[Block]:
         """One Block per layer. Slicing a stacked tree inside a decode loop copies every weight: `unstack` first."""
-        if not isinstance(self.layers, Block):
-            return list(self.layers)
-        return [jax.tree.map(lambda x, n=n: x[n], self.layers) for n in range(self.config.layers)]
+        return _unstacked(self.layers) if isinstance(self.layers, Block) else list(self.layers)
 
     def prefill(
         self,
@@ -300,5 +300,10 @@ def unstack(model: Transformer) -> Transformer:
     if not isinstance(model.layers, Block):
         return model
     unstacked = nnx.clone(model)
-    unstacked.layers = nnx.List(model._blocks())
+    for stack in model.STACKS:
+        setattr(unstacked, stack, nnx.List(_unstacked(getattr(model, stack))))
     return unstacked
+
+
+def _unstacked(stack: nnx.Module) -> list[nnx.Module]:
+    return [jax.tree.map(lambda x, n=n: x[n], stack) for n in range(len(jax.tree.leaves(stack)[0]))]

@@ -39,10 +39,11 @@ def decoding_form(model: Transformer) -> Transformer:
 
     model = jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
     model = unstack(model)
-    crosses = [layer.cross for layer in model.layers] if model.config.cross_width else []
-    for part in (model, *model.layers, *crosses):
+    blocks = [block for stack in model.STACKS for block in getattr(model, stack)]
+    for part in (model, *blocks, *(block.cross for block in blocks if hasattr(block, "cross"))):
         part.rules = rules
-    model.layers = jax.tree.map(cast, model.layers)
+    for stack in model.STACKS:
+        setattr(model, stack, jax.tree.map(cast, getattr(model, stack)))
     if not model.config.tied:
         model.unembedding_DV = jax.tree.map(cast, model.unembedding_DV)
     return model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from audiolm_jax import codecs, loading, sampling, serialization
+from audiolm_jax import codecs, config, loading, sampling
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import intelligibility
 from audiolm_jax.model import checkpoints
@@ -31,7 +31,7 @@ def ships() -> str:
     return codecs.load("default").fingerprint
 
 
-@pytest.mark.parametrize("strategy", serialization.STRATEGIES)
+@pytest.mark.parametrize("strategy", config.load(str(FOLDER.parent / "config.py")).compare.strategies)
 def test_they_differ_in_the_strategy_alone(strategy, ships):
     spec, parameters = described(strategy)
     first, first_parameters = described("flat")

@@ -14,7 +14,7 @@ from flax import nnx
 
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.transformer import ModelConfig, Transformer
-from audiolm_jax.serialization import LevelView, SerializationConfig, bind, documents, layout
+from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents, layout
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 from tests.helpers.layout_reference import visibility_TQTQ
@@ -26,13 +26,9 @@ LONG, FILL = 200, 111  # so long that attention works in blocks of 128, whose bo
 VOCAB = {Q: Vocab(Q, FIRST + SECOND, max_frames=8) for Q in (1, 3)}
 
 CASES = [
-    (3, {"strategy": "flat"}),
-    (3, {"strategy": "parallel"}),
-    (3, {"strategy": "delay"}),
+    *((3, {"strategy": strategy}) for strategy in STRATEGIES),
     (3, {"strategy": "delay", "delays": (0, 0, 4)}),
-    (3, {"strategy": "coarse_first"}),
     (3, {"strategy": "coarse_first", "delays": (0, 2, 2)}),
-    (3, {"strategy": "hierarchical"}),
     (3, {"strategy": "masked", "iterations": (3, 2, 1)}),
     (3, {"strategy": "masked", "iterations": (1, 1, 4), "schedule": "linear"}),
     (1, {"strategy": "flat"}),
@@ -220,7 +216,7 @@ def test_drawn_rows_see_what_is_not_hidden_and_nothing_else(codebooks, options):
         assert seen == view.masked_T.sum()
 
 
-@pytest.mark.parametrize("strategy", ["delay", "hierarchical", "masked"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_text_and_structure_see_no_later_audio_in_any_row(strategy):
     grid, vocab = bind(SerializationConfig(strategy), 3), VOCAB[3]
     two = (*document(0, 2, 3, 0), *document(3, 2, 3, BEGIN))

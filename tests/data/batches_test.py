@@ -16,12 +16,11 @@ from audiolm_jax.data import batches as data
 from audiolm_jax.data import examples, tokens
 from audiolm_jax.data.corpora import CorpusConfig, Utterance
 from audiolm_jax.errors import InputError
-from audiolm_jax.serialization import SerializationConfig, text
+from audiolm_jax.serialization import STRATEGIES, SerializationConfig, text
 from audiolm_jax.serialization.documents import training_row
 from audiolm_jax.serialization.vocab import END_AUDIO
 
 COUNT = 23
-STRATEGIES = ("flat", "parallel", "delay", "coarse_first", "hierarchical", "masked")
 CONFIG = examples.DataConfig(
     sequence_length=160, batch_size=3, template="{speaker}: {text}", max_frames=40, drop_text=0.3
 )
@@ -182,7 +181,7 @@ def test_shapes_padding_and_frames(source, vocab, strategy):
         for name in ("tokens_BLS", "targets_BLS", "heads_BLS", "weights_BLS", "positions_BL", "ahead_BL"):
             assert not batch[name][padding_BL].any(), name
         assert (batch["segments_BL"].max(axis=1) >= 1).all()
-        if strategy in ("flat", "parallel", "delay", "coarse_first"):  # causal rows hold every code once
+        if grid.causal_levels == grid.codebooks:  # causal rows hold every code once
             codes = (batch["heads_BLS"] >= 3) & (batch["targets_BLS"] != END_AUDIO)
             assert codes.sum() == batch["frames"] * vocab.codebooks
 

@@ -16,8 +16,10 @@ from audiolm_jax.serialization.vocab import Vocab
 from experiments.entropy_floor import floor, sources
 from experiments.entropy_floor.sources import framewise, markov
 
-ORDERS = [{"strategy": name} for name in serialization.STRATEGIES]
-ORDERS[-1]["iterations"] = (3, 2, 1)
+ORDERS = [
+    {"strategy": name, **({"iterations": (3, 2, 1)} if "iterations" in getattr(strategy, "OPTIONS", ()) else {})}
+    for name, strategy in serialization.STRATEGIES.items()
+]
 VOCAB = Vocab(sources.CODEBOOKS, sources.CODEBOOK_SIZE, sources.MAX_FRAMES)
 MODEL = ModelConfig(layers=2, width=32, heads=2, kv_heads=1, head_width=16, ffn=32)
 LENGTH = 64

@@ -338,7 +338,7 @@ def test_the_step_keeps_its_shardings(root, preset, rank):
     assert metrics["loss"].shape == ()
     for a, b in ((state, after), (params, made)):
         assert [layout(x) for x in jax.tree.leaves(a)] == [layout(x) for x in jax.tree.leaves(b)]
-    for path in lora.chosen(base.lora) if rank else ():
+    for path in lora.chosen(base.lora, params) if rank else ():
         pair, weight = (functools.reduce(dict.__getitem__, path, tree) for tree in (state.params, params))
         assert axes(pair["a"])[:-1] + axes(pair["b"])[2:] == axes(weight)
 

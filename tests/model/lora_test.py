@@ -6,6 +6,7 @@ import pytest
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import lora
+from audiolm_jax.model.transformer import Transformer
 
 SHAPES = {
     "qkv_DHAK": (3, 6, 2, 3, 4),
@@ -64,3 +65,14 @@ def test_a_rank_that_a_matrix_cannot_have(params):
 def test_bad_values_are_named(bad):
     with pytest.raises(InputError, match=f"lora.{next(iter(bad))}"):
         lora.LoraConfig(**bad)
+
+
+def test_every_stack_of_layers_that_the_model_names_takes_part(params, monkeypatch):
+    alone = lora.init(ALL, params, jax.random.key(0))
+    monkeypatch.setattr(Transformer, "STACKS", ("layers", "depth_layers"))
+    both = {**params, "depth_layers": params["layers"]}
+    adapters = lora.init(ALL, both, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, adapters["layers"], alone["layers"])
+    assert (adapters["depth_layers"]["up_DCF"]["a"] != alone["layers"]["up_DCF"]["a"]).any()
+    merged = lora.merged(ALL, both, jax.tree.map(lambda x: x + 0.5, adapters))
+    assert (merged["depth_layers"]["up_DCF"] != params["layers"]["up_DCF"]).all()

@@ -42,6 +42,20 @@ def model_of(**changes) -> Transformer:
     return performance.for_decoding(model, sharding.single_device_mesh())
 
 
+def test_every_stack_of_layers_that_the_model_names_is_unstacked_and_cast():
+    class WithDepth(Transformer):
+        STACKS = ("layers", "depth_layers")
+
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    model, depth = (WithDepth(config, VOCAB.size, nnx.Rngs(0)), Transformer(config, VOCAB.size, nnx.Rngs(1)))
+    model.depth_layers = depth.layers
+    fast = performance.for_decoding(model, sharding.single_device_mesh())
+    for blocks, stack in ((fast.layers, model.layers), (fast.depth_layers, depth.layers)):
+        assert [block.qkv_DHAK.dtype for block in blocks] == ["bfloat16"] * config.layers
+        assert all(block.rules == block.cross.rules == fast.rules for block in blocks)
+        np.testing.assert_array_equal(blocks[1].qkv_DHAK[...], stack.qkv_DHAK[1].astype("bfloat16"))
+
+
 def requests(rows: int, frames: int = 1500, chunk: int = STEPS) -> list[plan.Request]:
     sampling = SamplingConfig(top_k=(5,), guidance=3.0, chunk=chunk)
     states = np.random.default_rng(0).standard_normal((7, CONFIG.cross_width)).astype(np.float32)
