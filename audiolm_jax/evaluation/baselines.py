@@ -17,36 +17,44 @@ from audiolm_jax.evaluation.likelihood import Likelihood
 SMOOTHING = np.geomspace(1e-3, 1e4, 57)
 
 
-def uniform_bits_per_second(codebooks: int, codebook_size: int, frame_rate: float) -> float:
-    """The codec's own bit rate: every code equally likely."""
-    return float(codebooks * np.log2(codebook_size) * frame_rate)
+def uniform_bits_per_second(codebooks: int, codebook_size: int | Sequence[int], frame_rate: float) -> float:
+    """The codec's own bit rate: every code equally likely. codebook_size: of all codebooks, or of each."""
+    return float(codebooks * np.mean(np.log2(codebook_size)) * frame_rate)
 
 
 def unigram(
-    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int, frame_rate: float
+    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int | Sequence[int], frame_rate: float
 ) -> Likelihood:
     """Each code by its frequency in its codebook, additively smoothed.
 
     Args:
       train, held_out: codes [T, Q] of each utterance.
+      codebook_size: of all codebooks, or of each.
 
     Raises InputError for no training frames, no held-out utterances, codes out of range.
     """
     pooled_NQ = _pooled(train, held_out, codebook_size)
-    nats_KQ = np.stack([-np.log(_frequencies(codes_N, codebook_size)) for codes_N in pooled_NQ.T], axis=1)
+    sizes_Q = np.broadcast_to(codebook_size, pooled_NQ.shape[1])
+    nats_KQ = np.zeros((sizes_Q.max(), len(sizes_Q)))
+    for q, size in enumerate(sizes_Q):
+        nats_KQ[:size, q] = -np.log(_frequencies(pooled_NQ[:, q], size))
     nats_UQ = [np.take_along_axis(nats_KQ, codes_TQ, axis=0).sum(axis=0) for codes_TQ in held_out]
     return _likelihood(nats_UQ, held_out, frame_rate)
 
 
-def _pooled(train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int) -> np.ndarray:
+def _pooled(
+    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], codebook_size: int | Sequence[int]
+) -> np.ndarray:
     if not sum(len(codes_TQ) for codes_TQ in train):
         raise InputError("there are no training frames to count codes in; there must be at least 1")
     if not held_out or not all(len(codes_TQ) for codes_TQ in held_out):
         raise InputError("there are no held-out utterances, or one without frames; each must have at least 1 frame")
     for codes_TQ in (*train, *held_out):
-        if len(codes_TQ) and not 0 <= codes_TQ.min() <= codes_TQ.max() < codebook_size:
-            bad = codes_TQ.min() if codes_TQ.min() < 0 else codes_TQ.max()
-            raise InputError(f"code {bad} is out of range; codes must lie in 0..{codebook_size - 1}")
+        sizes_TQ = np.broadcast_to(codebook_size, codes_TQ.shape)
+        wrong = (codes_TQ < 0) | (codes_TQ >= sizes_TQ)
+        if wrong.any():
+            bad, size = codes_TQ[wrong][0], sizes_TQ[wrong][0]
+            raise InputError(f"code {bad} is out of range; codes must lie in 0..{size - 1}")
     return np.concatenate(list(train))
 
 

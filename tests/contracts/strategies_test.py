@@ -141,6 +141,17 @@ def test_the_order_is_a_complete_order(grid, T):
     assert not (sees & sees.transpose(2, 3, 0, 1)).any(), "no two cells see each other"
 
 
+@pytest.mark.parametrize("grid", GRIDS, ids=name)
+def test_order_and_position_are_elementwise(grid):
+    for T in (1, 2, 7):
+        step_TQ = layout.order_TQ(grid, T)
+        for t, q in np.ndindex(*step_TQ.shape):
+            assert grid.order(t, q, T) == step_TQ[t, q]
+            if q < grid.causal_levels:
+                of_longer_too = grid.position(np.array([t, t]), q, np.array([T, T + 3]))
+                assert np.broadcast_to(of_longer_too, 2).tolist() == [grid.position(t, q, n) for n in (T, T + 3)]
+
+
 @pytest.mark.parametrize("grid", CAUSAL, ids=name)
 def test_order_is_elementwise_in_traced_frames(grid):
     """Sampling evaluates the same formula inside jit, with the number of frames not known yet."""
