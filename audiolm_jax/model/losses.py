@@ -54,7 +54,7 @@ def output_blocks(out_DV: jax.Array, vocab: Vocab, rules: Rules) -> dict[str, ja
     return {
         "text": jax.sharding.reshard(stored[:, : vocab.code_start], rules.spec(None, None)),
         "codes": jax.sharding.reshard(codes_DQK, rules.spec(None, None, last)),
-        "length": jax.sharding.reshard(stored[:, vocab.length_start : vocab.size], rules.spec(None, None)),
+        "length": jax.sharding.reshard(stored[:, vocab.length_start : vocab.extra_start], rules.spec(None, None)),
     }
 
 

@@ -27,14 +27,15 @@ def test_a_source_without_memory_costs_its_entropy():
     assert found.code_bits_UQ.shape == (20, 2)
 
 
-@pytest.mark.parametrize("baseline", [baselines.unigram])
+@pytest.mark.parametrize("sizes", [3, (4, 2)])
 @pytest.mark.parametrize("train_frames", [1, 9])
-def test_probabilities_of_all_grids_sum_to_one(baseline, train_frames):
-    rng = np.random.default_rng(2)
-    train = [rng.integers(0, 3, (train_frames, 2)).astype(np.uint16)]
-    every = [np.array(codes, np.uint16).reshape(2, 2) for codes in itertools.product(range(3), repeat=4)]
-    bits_U = baseline(train, every, 3, RATE).code_bits_UQ.sum(axis=1)
+def test_probabilities_of_all_grids_sum_to_one(sizes, train_frames):
+    rng, sizes_Q = np.random.default_rng(2), np.broadcast_to(sizes, 2)
+    train = [rng.integers(0, sizes_Q, (train_frames, 2)).astype(np.uint16)]
+    every = [np.array(codes, np.uint16).reshape(2, 2) for codes in itertools.product(*map(range, [*sizes_Q, *sizes_Q]))]
+    bits_U = baselines.unigram(train, every, sizes, RATE).code_bits_UQ.sum(axis=1)
     assert (2.0**-bits_U).sum() == pytest.approx(1)
+    assert baselines.uniform_bits_per_second(2, (4, 2), 10) == 10 * (2 + 1)
 
 
 def test_smoothing_is_chosen_on_the_training_split():

@@ -10,11 +10,13 @@ VOCAB = Vocab(codebooks=4, codebook_size=16, max_frames=6)
 B, L, S, D = 4, 6, 5, 8
 
 
-@pytest.fixture(params=[(16, 256), ((16, 5, 3, 9), 40)], ids=["equal", "unequal"], autouse=True)
+UNEQUAL = Vocab(4, (16, 5, 3, 9), max_frames=18, extra_ids=4, text_size=4)
+
+
+@pytest.fixture(params=[VOCAB, UNEQUAL], ids=["equal", "unequal"], autouse=True)
 def sizes(request, monkeypatch):
-    """Every test here once with codebooks of one size, once with a size for each and a smaller text vocabulary."""
-    codebook_size, text_size = request.param
-    monkeypatch.setitem(globals(), "VOCAB", Vocab(4, codebook_size, max_frames=6, text_size=text_size))
+    """Every test here once with codebooks of one size, once with a size for each, few text ids and some extra ones."""
+    monkeypatch.setitem(globals(), "VOCAB", request.param)
 
 
 def predictions(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
