@@ -1,7 +1,6 @@
 """From a configuration to prepared data and to a trained run: what `audiolm prepare` and `audiolm train` do.
 
-DATA/corpus              the synthetic corpus, if that is what is used
-DATA/tokens              the token data set and rejects.jsonl
+DATA                     see data/prepare.py
 RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, RUN/tensorboard (training.py)
 """
 
@@ -12,10 +11,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from audiolm_jax import codecs, files, locks, serialization
+from audiolm_jax import codecs, files, serialization
 from audiolm_jax import config as configs
 from audiolm_jax.data import batches as data
-from audiolm_jax.data import corpora, tokens
+from audiolm_jax.data import prepare as recordings
+from audiolm_jax.data import tokens
 from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import finetune, musicgen
@@ -30,26 +30,9 @@ from audiolm_jax.training.step import SCRATCH
 SPOKEN = 2  # sentences in a probe
 
 
-def utterances(config: ConfigDict, directory: Path, progress: bool = True) -> list[corpora.Utterance]:
-    """The recordings of the configured corpus; a synthetic one is made below `directory` first."""
-    return corpora.utterances(configs.section(config, "corpus"), directory / "corpus", progress)
-
-
 def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
-    """Corpus and tokens below `directory`; returns the metadata of the token data set (`tokens.info`).
-
-    Several processes with one folder share the work: one makes a synthetic corpus, all encode.
-
-    Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
-    """
-    config = finetune.configured(config)
-    codec, section = codecs.load(**config.codec), configs.section(config, "corpus")
-    found: list[corpora.Utterance] = []
-    lock = directory / "corpus.lock"
-    locks.share({"corpus": lock}, lambda _: found.extend(utterances(config, directory, progress)))
-    lock.unlink(missing_ok=True)
-    tokens.write(found, codec, directory / "tokens", configs.section(config, "tokens"), section, progress)
-    return tokens.info(directory / "tokens")
+    """`data.prepare` of a configuration that may start from a published checkpoint, which then decides the codec."""
+    return recordings.prepare(finetune.configured(config), directory, progress)
 
 
 def spec_of(config: ConfigDict, metadata: dict, base: finetune.Base | None = None) -> Spec:

@@ -27,11 +27,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     config = arguments.config(options)
-    from audiolm_jax import runs
+    from audiolm_jax.data import prepare
 
+    if config.finetune.base or config.lora.rank:  # the checkpoint decides codec and sample rate
+        from audiolm_jax.families import finetune
+
+        config = finetune.configured(config)
     directory = arguments.writable(options.data, "--data")
     with arguments.processes(options) as primary:
-        metadata = runs.prepare(config, directory, progress=primary)
+        metadata = prepare.prepare(config, directory, progress=primary)
     if not primary:
         return
     for name, split in metadata["splits"].items():

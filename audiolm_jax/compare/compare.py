@@ -29,6 +29,7 @@ from audiolm_jax.compare import budget, cells, report, results
 from audiolm_jax.compare.cells import Cell
 from audiolm_jax.compare.stages import Stages, timetable
 from audiolm_jax.data import tokens
+from audiolm_jax.data.prepare import utterances
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import evaluate, speed
 from audiolm_jax.model.spec import Spec
@@ -56,7 +57,7 @@ class Comparison:
 
     @functools.cached_property
     def recordings(self) -> list:
-        return runs.utterances(self.config, self.data, self.progress)
+        return utterances(self.config, self.data, self.progress)
 
 
 def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = True) -> Path:

@@ -1,5 +1,8 @@
 """A codec and a corpus from outside of the package, named by their modules."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -56,6 +59,18 @@ def test_tokens_of_a_corpus_by_a_codec_from_outside(outside, tmp_path, capsys):
     [low] = [split[index] for index in range(len(split)) if split[index]["key"] == "200"]
     wave = np.sin(np.arange(16000) * 2 * np.pi * 200 / 16000).astype(np.float32) / 2
     np.testing.assert_array_equal(low["codes"], codec.encode(wave))
+
+
+def test_preparing_data_loads_nothing_that_trains_or_measures(outside):
+    """Not even JAX, which is for the codec to import."""
+    program = (
+        "import sys; from audiolm_jax.cli import main; main.main(sys.argv[1:]); unused = ('jax', 'grain', "
+        "'audiolm_jax.training.loop', 'audiolm_jax.families.finetune', 'audiolm_jax.compare.compare'); "
+        "print([name for name in unused if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, "prepare", "--config", "tiny", "--data", "data", *outside]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["tokens: data/tokens", "[]"], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""From a configuration to a token data set: what `audiolm prepare` does.
+
+DATA/corpus    the synthetic corpus, if that is what is used
+DATA/tokens    the token data set and rejects.jsonl
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from audiolm_jax import codecs, locks
+from audiolm_jax import config as configs
+from audiolm_jax.data import corpora, tokens
+
+
+def utterances(config: ConfigDict, directory: Path, progress: bool = True) -> list[corpora.Utterance]:
+    """The recordings of the configured corpus; a synthetic one is made below `directory` first."""
+    return corpora.utterances(configs.section(config, "corpus"), directory / "corpus", progress)
+
+
+def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
+    """Corpus and tokens below `directory`; returns the metadata of the token data set (`tokens.info`).
+
+    Several processes with one folder share the work: one makes a synthetic corpus, all encode.
+
+    Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
+    """
+    codec, corpus = codecs.load(**config.codec), configs.section(config, "corpus")
+    recordings: list[corpora.Utterance] = []
+    lock = directory / "corpus.lock"
+    locks.share({"corpus": lock}, lambda _: recordings.extend(utterances(config, directory, progress)))
+    lock.unlink(missing_ok=True)
+    tokens.write(recordings, codec, directory / "tokens", configs.section(config, "tokens"), corpus, progress)
+    return tokens.info(directory / "tokens")
