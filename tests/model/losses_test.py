@@ -60,7 +60,7 @@ def naive(hidden, out, targets, heads) -> tuple[np.ndarray, np.ndarray]:
 def test_equals_a_naive_loop(chunk):
     hidden, out = inputs()
     heads, targets = predictions()
-    got = losses.target_logprobs(hidden, out, targets, heads, VOCAB, chunk=chunk)
+    got = jax.jit(lambda *args: losses.target_logprobs(*args, VOCAB, chunk=chunk))(hidden, out, targets, heads)
     logprob, end = naive(hidden, out, targets, heads)
     np.testing.assert_allclose(got["logprob_BLS"], logprob, atol=2e-5)
     np.testing.assert_allclose(got["end_BLS"], end, atol=2e-5)
@@ -70,7 +70,8 @@ def test_normalised_over_each_legal_set():
     hidden, out = inputs()
     heads, targets = np.nonzero(VOCAB.legal_HV)  # every id of every set, a stream each
     heads, targets = (np.broadcast_to(x.astype(np.int32), (B, L, len(x))) for x in (heads, targets))
-    p = np.exp(losses.target_logprobs(hidden, out, targets, heads, VOCAB)["logprob_BLS"])
+    got = jax.jit(lambda *args: losses.target_logprobs(*args, VOCAB))(hidden, out, targets, heads)
+    p = np.exp(got["logprob_BLS"])
     for head in range(1, VOCAB.heads):
         np.testing.assert_allclose(p[..., heads[0, 0] == head].sum(-1), 1, atol=1e-5)
 
@@ -104,7 +105,7 @@ def batch() -> dict:
 def test_loss_and_sums_equal_a_naive_loop():
     hidden, out = inputs()
     rows = batch()
-    total, sums = losses.loss_and_sums(hidden, out, rows, VOCAB)
+    total, sums = jax.jit(lambda *args: losses.loss_and_sums(*args, VOCAB))(hidden, out, rows)
     logprob, end = naive(hidden, out, rows["targets_BLS"], rows["heads_BLS"])
     np.testing.assert_allclose(total, -np.sum(rows["weights_BLS"] * logprob), rtol=1e-5)
     np.testing.assert_allclose(sums["weight"], rows["weights_BLS"].sum(), rtol=1e-6)
