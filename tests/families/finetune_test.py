@@ -406,7 +406,7 @@ def test_bad_input_is_one_sentence(root, tmp_path, capsys):
     assert "is more than the rank of layers/cross/q_DHGK can be, 32" in refused(
         capsys, *start, base, *small, "--config.lora.rank=33"
     )
-    assert "lora.matrices=('heads',) must name" in refused(capsys, *start, base, "--config.lora.matrices=heads")
+    assert "lora.matrices=('heads',) must be a tuple" in refused(capsys, *start, base, "--config.lora.matrices=heads")
     assert "positions hold no frame" in refused(capsys, *start, base, *small, "--config.data.sequence_length=4")
     assert "model.width is 64 here and 32 there" in refused(capsys, *start, base, "--config.model.width=64")
     assert not (tmp_path / "run" / "config.json").exists()
