@@ -307,24 +307,22 @@ def test_a_circle_is_caught(house, late):
 
 # A run with a workdir, by the core alone; the codes are those that nano made.
 TRAIN_AND_SPEAK = """
-from audiolm_jax import codecs
 from audiolm_jax.data import batches, tokens
 from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.training import loop
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
+from experiments.nano.sample import sample
 from experiments.nano.train import CODEC, DATA, MODEL, ORDER
 
 source = tokens.open_split("nano/tokens", "train")
 spec = Spec(MODEL, make_vocab(source.metadata, DATA), ORDER, data=DATA, codec=CODEC)
 run = loop.Run(TrainingConfig(steps=2), OptimizerConfig(), ShardingConfig(), frame_rate=source.metadata["frame_rate"])
 loop.train("run", batches.training_batches(source, DATA, ORDER, spec.vocab, seed=0), spec, run)
-model, spec = checkpoints.restore_params("run")
-generator = Generator(model, spec.grid, spec.vocab, codecs.load(CODEC.name, codebooks=CODEC.codebooks), spec.data)
-print(generator.generate("one", frames=8).waveform.size)
+checkpoints.export_safetensors("run", "run.safetensors")
+print(sample("run.safetensors", "one", seconds=0.32, temperature=1.0, seed=0).waveform.size)
 """
 
 
