@@ -266,19 +266,19 @@ def test_documents_that_are_too_long(source, vocab):
 
 
 def test_bad_input(source, vocab):
-    with pytest.raises(InputError, match=r"data\.template .* names \{name\}"):
+    with pytest.raises(InputError, match=r"data\.template=.* names \{name\}"):
         examples.DataConfig(template="{name}: {text}")
     with pytest.raises(InputError, match=r"data\.template"):
         examples.DataConfig(template="{text")
-    with pytest.raises(InputError, match=r"data\.drop_text = 1\.5"):
+    with pytest.raises(InputError, match=r"data\.drop_text=1\.5"):
         examples.DataConfig(drop_text=1.5)
-    with pytest.raises(InputError, match=r"data\.batch_size = 0"):
+    with pytest.raises(InputError, match=r"data\.batch_size=0"):
         examples.DataConfig(batch_size=0)
     with pytest.raises(InputError, match="codebooks = 5, but the token dataset has 4"):
         examples.make_vocab(source.metadata, dataclasses.replace(CONFIG, codebooks=5))
     with pytest.raises(InputError, match="the model was made for"):
         batches(source, dataclasses.replace(vocab, codebooks=2))
-    with pytest.raises(InputError, match=r"data\.lanes = 2 does not divide data\.batch_size = 3"):
+    with pytest.raises(InputError, match=r"data\.lanes=2 must divide data\.batch_size=3"):
         examples.DataConfig(batch_size=3, lanes=2)
     with pytest.raises(InputError, match=r"data\.lanes=2 in training\.accumulate=3 .* multiple of 6"):
         batches(source, vocab, dataclasses.replace(FOUR, lanes=2), accumulate=3)
