@@ -66,16 +66,17 @@ def run(options: argparse.Namespace) -> None:
         arguments.recording(path, generator.codec.sample_rate, flag)
         for path, flag in ((options.prompt, "--prompt"), (options.melody, "--melody"))
     )
-    stream = generator.stream(
-        [options.text],
-        prompts=[prompt],
-        melodies=None if melody is None else [melody],
-        prompt_texts=[options.prompt_text],
-        speakers=options.speaker,
-        seeds=None if options.seed is None else [options.seed],
+    request = generator.request(
+        options.text,
+        audio=prompt,
+        melody=melody,
+        prompt_text=options.prompt_text,
+        speaker=options.speaker,
         frames=options.frames,
         seconds=options.seconds,
+        seed=options.seed,
     )
+    stream = generator.run_stream([request])
     arguments.writable(options.out.parent, "--out")
     rate, channels = generator.codec.sample_rate, generator.codec.channels
     with (

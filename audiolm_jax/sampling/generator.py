@@ -59,6 +59,39 @@ class Progress:
     passes_B: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is asked for in one row.
+
+    text: what is to be said, or what the music is like. audio: codes (integers [frames, Q]) or a waveform (floats
+    [samples], at the codec's rate) to continue, and whose voice to take. prompt_text: what is said in it; the text
+    follows it. melody: what to follow, a waveform at the codec's rate or (waveform, Hz). frames or seconds: length of
+    the whole segment, prompt included; without them the model ends it. sampling: None is that of the Generator.
+    """
+
+    text: str
+    audio: Any = None
+    melody: Any = None
+    prompt_text: str = ""
+    speaker: str = ""
+    frames: int | None = None
+    seconds: float | None = None
+    sampling: SamplingConfig | None = None
+    seed: int | None = None  # None: sampling.seed
+
+
+COLUMNS = {  # options for many rows -> fields of a Row
+    "prompts": "audio",
+    "melodies": "melody",
+    "prompt_texts": "prompt_text",
+    "speakers": "speaker",
+    "frames": "frames",
+    "seconds": "seconds",
+    "sampling": "sampling",
+    "seeds": "seed",
+}
+
+
 class Conditioning(Protocol):
     """What a model that reads states of encoders, and no text in its sequence, is conditioned on (families/)."""
 
@@ -110,24 +143,15 @@ class Generator:
         self.sampling, self.context = sampling or SamplingConfig(), context
         self.model = performance.for_decoding(model, self.mesh)
 
-    def requests(
-        self,
-        texts: Sequence[str],
-        prompts: Sequence[np.ndarray | None] | None = None,
-        prompt_texts: Sequence[str] | None = None,
-        speakers: Sequence[str] | str = "",
-        frames: Sequence[int | None] | int | None = None,
-        seconds: Sequence[float | None] | float | None = None,
-        sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
-        seeds: Sequence[int] | None = None,
-        melodies: Sequence[Any] | None = None,
-    ) -> list[Request]:
-        """Checked requests, one per text; a single value stands for all of them.
+    def request(self, text: str = "", **options: Any) -> Request:
+        """A checked request for one row; options are the fields of `Row`, and it raises what `requests` raises."""
+        return self._requests([Row(text, **options)])[0]
 
-        prompts: per row None, codes (integers [frames, Q]) or a waveform (floats [samples], at the codec's rate) to
-        continue, and whose voice to take. prompt_texts: what is said in it; the text follows it. frames, seconds:
-        length of the whole segment, prompt included (None: the model ends it). seeds: sampling.seed + row number.
-        melodies: per row None or what to follow, a waveform at the codec's rate or (waveform, Hz).
+    def requests(self, texts: Sequence[str], **options: Any) -> list[Request]:
+        """Checked requests, one per text.
+
+        options: of `COLUMNS`, each a list with a value for every text, or one value for all. Without `seeds` row b has
+        sampling.seed + b.
 
         Raises InputError for an empty text without a prompt, no or too many frames, a prompt that leaves no room,
         codes out of range, lists of unequal lengths.
@@ -135,41 +159,50 @@ class Generator:
         count = len(texts)
         if count == 0:
             raise InputError("no text was given; at least one is needed (an empty one, with an audio prompt)")
-
-        def rows(name: str, values: Any) -> list:
-            if values is None or isinstance(values, (str, int, float, SamplingConfig)):
-                return [values] * count
+        rows = [{"text": text} for text in texts]
+        for name, values in options.items():
+            if name not in COLUMNS:
+                raise TypeError(f"an unexpected option {name!r}; there are {', '.join(COLUMNS)}")
+            if values is None:
+                continue
+            if isinstance(values, (str, int, float, SamplingConfig)):
+                values = [values] * count
             if len(values) != count:
                 raise InputError(
                     f"{len(values)} {name} were given for {count} texts; give one for each, or one for all"
                 )
-            return list(values)
+            for row, value in zip(rows, values, strict=True):
+                row[COLUMNS[name]] = value
+        for b, row in enumerate(rows):
+            row.setdefault("seed", (row.get("sampling") or self.sampling).seed + b)
+        return self._requests([Row(**row) for row in rows])
 
-        if frames is not None and seconds is not None:
-            raise InputError("both frames and seconds were given; give one of them")
-        lengths = rows("lengths", frames) if seconds is None else rows("lengths", seconds)
-        if seconds is not None:
-            lengths = [None if s is None else self.frames_of(s) for s in lengths]
-        spoken = rows("prompt texts", "" if prompt_texts is None else prompt_texts)
-        voices, options = rows("prompts", prompts), rows("sampling configs", sampling or self.sampling)
-        numbers = rows("seeds", seeds) if seeds is not None else [o.seed + b for b, o in enumerate(options)]
-        full = [f"{before} {said}".strip() for before, said in zip(spoken, texts, strict=True)]
-        made = []
-        if melodies is not None and not (self.conditioning and self.conditioning.follows_melodies):
+    def _requests(self, rows: Sequence[Row]) -> list[Request]:
+        # Texts go through an encoder together.
+        texts = [f"{row.prompt_text} {row.text}".strip() for row in rows]
+        if any(row.melody is not None for row in rows) and not getattr(self.conditioning, "follows_melodies", False):
             raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
         if self.conditioning is None:
-            speakers = rows("speakers", speakers)
-            has_prompt = [voice is not None for voice in voices]
-            documents = map(self._document, full, speakers, has_prompt)
-            conditions = [{"document": document} for document in documents]
+            conditions = [{"document": self._document(text, row)} for text, row in zip(texts, rows, strict=True)]
         else:
-            conditions = [{"document": ()} | c for c in self.conditioning(full, rows("melodies", melodies))]
-        for condition, prompt, length, option, seed in zip(conditions, voices, lengths, options, numbers, strict=True):
-            request = Request(prompt_TQ=self._prompt(prompt), frames=length, seed=seed, sampling=option, **condition)
+            conditions = self.conditioning(texts, [row.melody for row in rows])
+        requests = [self._request(row, condition) for row, condition in zip(rows, conditions, strict=True)]
+        for request in requests:
             first = self.windows.first(request) if self.windows else request
             plan.check(first, self.grid, self.vocab, self.context)
-            made.append(request)
-        return made
+        return requests
+
+    def _request(self, row: Row, condition: dict[str, Any]) -> Request:
+        if row.frames is not None and row.seconds is not None:
+            raise InputError("both frames and seconds were given; give one of them")
+        sampling = row.sampling or self.sampling
+        return Request(
+            **{"document": ()} | condition,
+            prompt_TQ=self._prompt(row.audio),
+            frames=row.frames if row.seconds is None else self.frames_of(row.seconds),
+            seed=sampling.seed if row.seed is None else row.seed,
+            sampling=sampling,
+        )
 
     def frames_of(self, seconds: float) -> int:
         """Frames of so many seconds. Raises InputError for less than one frame."""
@@ -191,7 +224,7 @@ class Generator:
         """A Result for a text, or a list of them for several.
 
         audio: what to continue, melody: what to follow; for one text a waveform (or codes), for several a list. They
-        are `prompts` and `melodies` of `requests`, whose other arguments are `options` (seconds, sampling, ...).
+        are the `prompts` and `melodies` of `requests`, whose other options are `options` (seconds, sampling, ...).
         """
         if isinstance(text, str):
             audio, melody = (None if one is None else [one] for one in (audio, melody))
@@ -301,14 +334,14 @@ class Generator:
         with jax.set_mesh(self.mesh):
             return next(chunks, None)
 
-    def _document(self, said: str, speaker: str, has_prompt: bool) -> tuple:
+    def _document(self, said: str, row: Row) -> tuple:
         if not said.strip():
-            if self.data_config.template and not has_prompt:
+            if self.data_config.template and row.audio is None:
                 raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
             return ()
         if not self.data_config.template:
             raise InputError(f"a text was given, {said!r}, but this model was trained without text (data.template)")
-        return (("text", text.encode(examples.prompt_text(self.data_config, said, speaker))),)
+        return (("text", text.encode(examples.prompt_text(self.data_config, said, row.speaker))),)
 
     def _prompt(self, prompt: np.ndarray | None) -> np.ndarray:
         Q = self.vocab.codebooks
