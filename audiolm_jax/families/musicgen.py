@@ -19,13 +19,11 @@ zeros in the text's place.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 
 from audiolm_jax import codecs, files, serialization
 from audiolm_jax.codecs import encodec
@@ -33,9 +31,10 @@ from audiolm_jax.codecs.stereo import Stereo
 from audiolm_jax.data.examples import DataConfig
 from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
+from audiolm_jax.families import table as tables
+from audiolm_jax.families.table import Entry, into_heads, layernorm, out_of_heads, plain
 from audiolm_jax.hub import files as huggingface
-from audiolm_jax.hub.weights import Weights
-from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model import checkpoints
 from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Source, Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
 from audiolm_jax.sampling import SamplingConfig, windows
@@ -54,54 +53,9 @@ PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generate
 GELU = {"gelu": "exact", "gelu_new": "plain", "gelu_pytorch_tanh": "plain"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One parameter of the Transformer and the tensors that it holds.
-
-    path: in the tree of parameters; those of "layers" have a leading axis of layers. names: of the tensors, `{}` being
-    the layer. shape: of each of them. pack: list of tensors -> the parameter (of one layer). unpack: the inverse.
-    """
-
-    path: tuple[str, ...]
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    pack: Callable[[list[np.ndarray]], np.ndarray]
-    unpack: Callable[[np.ndarray], list[np.ndarray]]
-
-
 def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
     """Every parameter of the decoder, and the tensors that it comes from and goes to."""
-    D, F, H, K = c.width, c.ffn, c.heads, c.head_width
-    Q, V = vocab.codebooks, vocab.codebook_size
-
-    def plain(path: str, name: str, *shape: int) -> Entry:
-        """The tensor as it is; a matrix turned, as torch has outputs first."""
-        return Entry(tuple(path.split("/")), (name,), shape, lambda x: x[0].T, lambda x: [x.T])
-
-    def norm(path: str, name: str) -> list[Entry]:
-        pairs = (("scale", "weight"), ("bias", "bias"))
-        return [plain(f"{path}/{ours}", f"{name}.{theirs}", D) for ours, theirs in pairs]
-
-    def into_heads(path: str, *names: str) -> Entry:
-        """Matrices [H*K, D] side by side as [D, H, parts, K]."""
-        return Entry(
-            tuple(path.split("/")),
-            names,
-            (H * K, D),
-            lambda parts: np.stack([x.T.reshape(D, H, K) for x in parts], axis=2),
-            lambda x: [x[:, :, n].reshape(D, H * K).T for n in range(len(names))],
-        )
-
-    def out_of_heads(path: str, name: str) -> Entry:
-        """A matrix [D, H*K] as [H, 1, K, D]."""
-        return Entry(
-            tuple(path.split("/")),
-            (name,),
-            (D, H * K),
-            lambda x: x[0].T.reshape(H, 1, K, D),
-            lambda x: [x.reshape(H * K, D).T],
-        )
-
+    D, F, Q, V = c.width, c.ffn, vocab.codebooks, vocab.codebook_size
     layer, rows = "decoder.model.decoder.layers.{}", table_rows(vocab.size)
     code_ids = vocab.code_start + np.arange(Q * V)
     special_ids = vocab.extra_start + np.arange(Q)
@@ -125,31 +79,31 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
     def unpack_heads(unembedding_DV: np.ndarray) -> list[np.ndarray]:
         return list(unembedding_DV[:, code_ids].T.reshape(Q, V, D))
 
-    tables = tuple(f"decoder.model.decoder.embed_tokens.{q}.weight" for q in range(Q))
-    heads = tuple(f"decoder.lm_heads.{q}.weight" for q in range(Q))
+    embeddings = [f"decoder.model.decoder.embed_tokens.{q}.weight" for q in range(Q)]
+    heads = [f"decoder.lm_heads.{q}.weight" for q in range(Q)]
     entries = [
-        Entry(("embedding_VD",), tables, (V + 1, D), pack_embedding, unpack_embedding),
-        *norm("layers/attention_norm", f"{layer}.self_attn_layer_norm"),
-        into_heads("layers/qkv_DHAK", *(f"{layer}.self_attn.{part}_proj.weight" for part in "qkv")),
-        out_of_heads("layers/out_HGKD", f"{layer}.self_attn.out_proj.weight"),
-        *norm("layers/ffn_norm", f"{layer}.final_layer_norm"),
+        Entry("embedding_VD", embeddings, (V + 1, D), pack_embedding, unpack_embedding),
+        *layernorm("layers/attention_norm", f"{layer}.self_attn_layer_norm", D),
+        into_heads("layers/qkv_DHAK", [f"{layer}.self_attn.{part}_proj.weight" for part in "qkv"], c),
+        out_of_heads("layers/out_HGKD", f"{layer}.self_attn.out_proj.weight", c),
+        *layernorm("layers/ffn_norm", f"{layer}.final_layer_norm", D),
         Entry(
-            ("layers", "up_DCF"),
-            (f"{layer}.fc1.weight",),
+            "layers/up_DCF",
+            [f"{layer}.fc1.weight"],
             (F, D),
             lambda x: x[0].T.reshape(D, 1, F),
             lambda x: [x.reshape(D, F).T],
         ),
         plain("layers/down_FD", f"{layer}.fc2.weight", D, F),
-        *norm("norm", "decoder.model.decoder.layer_norm"),
-        Entry(("unembedding_DV",), heads, (V, D), pack_heads, unpack_heads),
+        *layernorm("norm", "decoder.model.decoder.layer_norm", D),
+        Entry("unembedding_DV", heads, (V, D), pack_heads, unpack_heads),
     ]
     if c.cross_width:
         entries += [
-            *norm("layers/cross/norm", f"{layer}.encoder_attn_layer_norm"),
-            into_heads("layers/cross/q_DHGK", f"{layer}.encoder_attn.q_proj.weight"),
-            into_heads("layers/cross/kv_DHCK", *(f"{layer}.encoder_attn.{part}_proj.weight" for part in "kv")),
-            out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight"),
+            *layernorm("layers/cross/norm", f"{layer}.encoder_attn_layer_norm", D),
+            into_heads("layers/cross/q_DHGK", [f"{layer}.encoder_attn.q_proj.weight"], c),
+            into_heads("layers/cross/kv_DHCK", [f"{layer}.encoder_attn.{part}_proj.weight" for part in "kv"], c),
+            out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight", c),
         ]
     # States of another width are projected: those of the text alone, or of chroma and text.
     states = [("states", "enc_to_dec_proj", c.cross_width)]
@@ -267,7 +221,7 @@ def read(source: str | Path, dtype: str = "auto") -> Published:
     config, order, codec = described(given, codec, text)
     extra_ids = FRAMINGS[FRAMING].extra_ids(codec.codebooks)
     vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), extra_ids)
-    model = fill(dataclasses.replace(config, dtype=dtype), vocab, weights)
+    model = tables.fill(dataclasses.replace(config, dtype=dtype), vocab, table(config, vocab), weights)
     weights.finish()
     return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER, repository)
 
@@ -315,25 +269,6 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
         **({"state_widths": (classes, text.d_model)} if classes else {"cross_width": text.d_model}),
     )
     return config, SerializationConfig(strategy="delay", delays=delays), codec
-
-
-def fill(config: ModelConfig, vocab: Vocab, weights: Weights) -> Transformer:
-    """The decoder from the tensors of a file; `weights` collects what is wrong with them."""
-    mesh, params = sharding.single_device_mesh(), {}
-    with jax.set_mesh(mesh):
-        graph, abstract = nnx.split(checkpoints.abstract_model(config, vocab))
-        shapes = nnx.to_pure_dict(abstract)
-        for entry in table(config, vocab):
-            node, like = params, shapes
-            for part in entry.path[:-1]:
-                node, like = node.setdefault(part, {}), like[part]
-            layers = range(config.layers) if entry.path[0] == "layers" else (None,)
-            packed = [entry.pack([weights.take(name.format(n), entry.shape) for name in entry.names]) for n in layers]
-            value = packed[0] if layers == (None,) else np.stack(packed)
-            # One by one, so that a large checkpoint is in memory once and not twice.
-            at = jax.NamedSharding(mesh, like[entry.path[-1]].sharding.spec)
-            node[entry.path[-1]] = jax.device_put(value, at)
-        return nnx.merge(graph, params)
 
 
 def import_run(source: str | Path, workdir: str | Path) -> str:
@@ -390,17 +325,7 @@ def mono(codec: Any) -> Any:
 
 def tensors_of(model: Transformer, vocab: Vocab) -> dict[str, np.ndarray]:
     """The decoder under its published names, float32."""
-    params, tensors = checkpoints.params_of(model), {}
-    for entry in table(model.config, vocab):
-        value = params
-        for part in entry.path:
-            value = value[part]
-        value = np.asarray(value, np.float32)
-        layers = enumerate(value) if entry.path[0] == "layers" else [(0, value)]
-        for n, x in layers:
-            for name, tensor in zip(entry.names, entry.unpack(x), strict=True):
-                tensors[name.format(n)] = np.ascontiguousarray(tensor)
-    return tensors
+    return tables.tensors_of(model, table(model.config, vocab))
 
 
 def write(folder: str | Path, published: Published) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import serialization
-from audiolm_jax.families import musicgen
+from audiolm_jax.families import musicgen, table
 from audiolm_jax.hub.weights import Weights
 from audiolm_jax.model import sharding
 from audiolm_jax.model.transformer import ModelConfig, Transformer
@@ -39,7 +39,7 @@ def make(sizes: dict, tensors: dict[str, np.ndarray], frames: int, dtype: str) -
     vocab = Vocab(sizes["num_codebooks"], sizes["vocab_size"], frames, sizes["num_codebooks"])
     weights = Weights(Path("random"), tensors, "reference")
     weights.ignore("embed_positions")
-    model = musicgen.fill(config, vocab, weights)
+    model = table.fill(config, vocab, musicgen.table(config, vocab), weights)
     weights.finish()
     return performance.for_decoding(model, sharding.single_device_mesh()), vocab
 
