@@ -71,7 +71,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     codec = codecs.load(**config.codec)
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     spec = spec_of(config, source.metadata, base)
-    spec.grid  # noqa: B018  raises for options that do not fit
+    grid = spec.grid
     run = loop.Run(
         configs.section(config, "training"),
         configs.section(config, "optimizer"),
@@ -81,10 +81,8 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     )
     rows, accumulate, lanes = spec.data.batch_size, run.training.accumulate, spec.data.lanes
     columns = processes.columns(make_mesh(run.sharding), run.sharding.rules, rows, accumulate, lanes)
-    token_ids = None if base is None else base.token_ids
-    batches = data.training_batches(
-        source, spec.data, spec.serialization, spec.vocab, config.seed, accumulate, columns, token_ids
-    )
+    view = None if base is None else base.view(source, spec.data, grid, config.seed)
+    batches = data.training_batches(source, spec.data, grid, spec.vocab, config.seed, accumulate, columns, view)
     probe = partial(speak, vocab=spec.vocab) if base is None else partial(play, base=base)
     with contextlib.closing(batches):
         loop.train(

@@ -320,7 +320,7 @@ from experiments.nano.train import CODEC, DATA, MODEL, ORDER
 source = tokens.open_split("nano/tokens", "train")
 spec = Spec(MODEL, make_vocab(source.metadata, DATA), ORDER, data=DATA, codec=CODEC)
 run = loop.Run(TrainingConfig(steps=2), OptimizerConfig(), ShardingConfig(), frame_rate=source.metadata["frame_rate"])
-loop.train("run", batches.training_batches(source, DATA, ORDER, spec.vocab, seed=0), spec, run)
+loop.train("run", batches.training_batches(source, DATA, spec.grid, spec.vocab, seed=0), spec, run)
 checkpoints.export_safetensors("run", "run.safetensors")
 print(sample("run.safetensors", "one", seconds=0.32, temperature=1.0, seed=0).waveform.size)
 """

@@ -8,8 +8,7 @@ A batch is a plain dict of numpy arrays, B rows of L positions in which several 
                  serialization/documents.py
     segments_BL  int32, 0 = padding, 1.. = number of the document within its row
     frames       int32 [], audio frames of the documents in the batch: frames / frame rate = seconds of audio
-    text_BE      int32, text_valid_BE bool: tokens of the text that a row attends to, for a model with a text encoder
-                 (finetune.py); a row is one document then, cut out of a recording that is longer than it
+    X_BE         int32, X_valid_BE bool, for every feature X that a view has beside those (`View.lengths`)
 
 A batch is that of all processes together and does not depend on how many there are. Documents are dealt out to
 `lanes` lanes, number i of the endless stream to lane i % lanes; each packs its share of the rows of a batch by
@@ -26,18 +25,18 @@ documents of a batch then depend on the number of workers too.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from typing import Protocol
 
 import grain
 import numpy as np
 from absl import flags, logging
 
-from audiolm_jax import serialization
 from audiolm_jax.data.examples import DataConfig, document, make_vocab, prompt_text
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
-from audiolm_jax.serialization import Grid, SerializationConfig, layout
-from audiolm_jax.serialization.documents import causal_row, training_row
+from audiolm_jax.serialization import Grid, layout
+from audiolm_jax.serialization.documents import Row, training_row
 from audiolm_jax.serialization.vocab import Vocab
 
 
@@ -79,15 +78,27 @@ def fitting(source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab) ->
     return np.asarray(kept)
 
 
+KEYS = ("tokens", "targets", "heads", "weights", "positions", "ahead", "frames")  # features of every row
+
+
+class View(Protocol):
+    """How an example becomes a row."""
+
+    lengths: dict[str, int]  # of every feature in a batch: sequence_length for KEYS
+
+    def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
+        """The row of number `index` in the endless stream, which alone decides on random choices."""
+
+
 def training_batches(
     source: TokenSplit,
     config: DataConfig,
-    serialization_config: SerializationConfig,
+    grid: Grid,
     vocab: Vocab,
     seed: int,
     accumulate: int = 1,
     columns: np.ndarray | None = None,
-    token_ids: Callable[[str], list[int]] | None = None,
+    view: View | None = None,
 ) -> "Batches":
     """Endless batches (module docstring), prefetched on the host: all rows, or those of one process.
 
@@ -98,13 +109,12 @@ def training_batches(
       accumulate: microbatches of a step: the rows of a batch lie as [accumulate, B / accumulate].
       columns: the columns of these that are wanted (`distributed.columns`), None for all; a batch then has
         accumulate * len(columns) rows.
-      token_ids: text -> tokens for a text encoder; the framing is `bare` then (framing.py).
+      view: how an example becomes a row; None is a training view of the whole document, drawn by the strategy.
 
     Raises:
-      InputError: see `fitting` and `_Captioned`; the vocabulary does not belong to the dataset; an unfit strategy;
-        rows that cannot be dealt out evenly to lanes and microbatches.
+      InputError: see `fitting`; the vocabulary does not belong to the dataset; rows that cannot be dealt out evenly to
+        lanes and microbatches.
     """
-    grid = serialization.bind(serialization_config, vocab.codebooks, "markers" if token_ids is None else "bare")
     wanted = make_vocab(source.metadata, config)
     wanted = dataclasses.replace(wanted, extra_ids=grid.framing.extra_ids(wanted.codebooks))
     if vocab != wanted:
@@ -115,12 +125,9 @@ def training_batches(
             f"data.batch_size={config.batch_size} rows cannot be dealt out to data.lanes={config.lanes} in "
             f"training.accumulate={accumulate} parts each; choose a multiple of {unit}"
         )
-    if token_ids is None:
-        view = _View(config, grid, vocab, seed)
-        dataset = grain.MapDataset.source(_Kept(source, fitting(source, config, grid, vocab)))
-    else:
-        view = _Captioned(source, config, grid, vocab, seed, token_ids)
-        dataset = grain.MapDataset.source(_Kept(source, np.arange(len(source))))
+    indices = np.arange(len(source)) if view else fitting(source, config, grid, vocab)
+    view = view or _Documents(config, grid, vocab, seed)
+    dataset = grain.MapDataset.source(_Kept(source, indices))
     if config.shuffle:
         dataset = dataset.shuffle(seed=seed)
     dataset = dataset.repeat().map_with_index(view)
@@ -135,16 +142,16 @@ def training_batches(
 
 def _lane(dataset: grain.MapDataset, lengths: dict[str, int], config: DataConfig, number: int) -> grain.DatasetIterator:
     """The packed rows of one lane, batch_size / lanes at a time."""
-    rows = config.batch_size // config.lanes
+    rows, extra = config.batch_size // config.lanes, [key for key in lengths if key not in KEYS]
     packed = grain.experimental.FirstFitPackIterDataset(
         dataset[number :: config.lanes].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         length_struct=lengths,
-        meta_features=[key for key in lengths if key not in ("tokens", "text")],
+        meta_features=[key for key in KEYS if key != "tokens"],
         num_packing_bins=rows,
         shuffle_bins=False,
         max_sequences_per_bin=None if config.packing else 1,
     )
-    batches = packed.batch(rows, drop_remainder=True).map(_finish)
+    batches = packed.batch(rows, drop_remainder=True).map(functools.partial(_finish, extra=extra))
     if config.num_workers:
         if not flags.FLAGS.is_parsed():  # grain reads a flag of its own; in a notebook nobody has parsed any
             flags.FLAGS.mark_as_parsed()
@@ -244,68 +251,32 @@ class _Kept:
         return f"{self._source!r}, {len(self)} documents"
 
 
-class _View:
-    """Number in the endless stream and example -> row: one training view, with `frames` at its first position."""
-
-    keys = ("tokens", "targets", "heads", "weights", "positions", "ahead", "frames")
+class _Documents:
+    """A training view of the whole document."""
 
     def __init__(self, config: DataConfig, grid: Grid, vocab: Vocab, seed: int):
         self._config, self._grid, self._vocab, self._seed = config, grid, vocab, seed
-        self.lengths = dict.fromkeys(self.keys, config.sequence_length)
+        self.lengths = dict.fromkeys(KEYS, config.sequence_length)
 
     def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self._seed, index))
         whole = document(example, self._config, self._vocab)
         row = training_row(whole, self._grid, self._vocab, rng, self._config.text_weight, self._config.drop_text)
-        frames_L = np.zeros(len(row["positions"]), np.int32)
-        frames_L[0] = len(example["codes"])
-        return {**row, "frames": frames_L}
+        return with_frames(row, len(example["codes"]))
 
 
-class _Captioned:
-    """The same in the framing `bare`, with the tokens of its text: from a recording that is longer than a row or than
-    vocab.max_frames a part of that length, drawn uniformly.
-
-    Raises InputError if no part fits into a row, or no recording has a text.
-    """
-
-    def __init__(
-        self, source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab, seed: int, token_ids: Callable
-    ):
-        self._config, self._grid, self._vocab, self._seed, self._token_ids = config, grid, vocab, seed, token_ids
-        before = longest_row(0, 1, grid) - 2  # positions that are not one for a frame
-        self._frames = min(vocab.max_frames, config.sequence_length - before)
-        if self._frames < 1:
-            raise InputError(
-                f"data.sequence_length = {config.sequence_length} positions hold no frame of this model; {before} are "
-                "taken by its delays"
-            )
-        longest = max((len(token_ids(source.head(index)["text"])) for index in range(len(source))), default=0)
-        if not longest:
-            raise InputError(
-                f"{source.path}: no recording of split {source.split!r} has a text; fine-tuning needs one for each "
-                "(audiolm prepare takes a .txt of the same name, a metadata.csv or a .jsonl manifest)"
-            )
-        # Few lengths, so that another data set finds the step compiled.
-        self.lengths = dict.fromkeys(_View.keys, config.sequence_length) | {"text": -(-longest // 16) * 16}
-
-    def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng((self._seed, index))
-        said = [] if rng.random() < self._config.drop_text else self._token_ids(example["text"])
-        codes_TQ = np.asarray(example["codes"])[:, : self._vocab.codebooks].astype(np.int32)
-        first = int(rng.integers(max(0, len(codes_TQ) - self._frames) + 1))
-        part_TQ = codes_TQ[first : first + self._frames]
-        row = causal_row((("audio", part_TQ),), self._grid, self._vocab)
-        frames_L = np.zeros(len(row["positions"]), np.int32)
-        frames_L[0] = len(part_TQ)
-        return {**row, "frames": frames_L, "text": np.asarray(said, np.int32)}
+def with_frames(row: Row, frames: int) -> Row:
+    """The row and its number of audio frames, at its first position."""
+    frames_L = np.zeros(len(row["positions"]), np.int32)
+    frames_L[0] = frames
+    return {**row, "frames": frames_L}
 
 
-def _finish(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _finish(packed: dict[str, np.ndarray], extra: list[str]) -> dict[str, np.ndarray]:
     batch = {f"{key}_BLS": packed[key] for key in ("tokens", "targets", "heads", "weights")}
     batch |= {f"{key}_BL": packed[key] for key in ("positions", "ahead")}
     batch["segments_BL"] = packed["tokens_segment_ids"]
     batch["frames"] = packed["frames"].sum(axis=1, dtype=np.int32)  # of each row
-    if "text" in packed:
-        batch |= {"text_BE": packed["text"], "text_valid_BE": packed["text_segment_ids"] > 0}
+    for key in extra:
+        batch |= {f"{key}_BE": packed[key], f"{key}_valid_BE": packed[f"{key}_segment_ids"] > 0}
     return batch

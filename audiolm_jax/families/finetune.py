@@ -33,13 +33,17 @@ from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, files
 from audiolm_jax import config as configs
+from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
+from audiolm_jax.families.captions import Captioned
 from audiolm_jax.model import checkpoints, lora, sharding
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.spec import Source, Spec
 from audiolm_jax.model.transformer import Encoded, ModelConfig
+from audiolm_jax.serialization import Grid
 from audiolm_jax.serialization.vocab import Vocab
 
 FREE = ("dtype", "remat", "dropout")  # keys of the section model that a run chooses by itself
@@ -128,6 +132,10 @@ class Base:
     def token_ids(self) -> Callable[[str], list[int]]:
         """Text -> its tokens, none of an empty one; goes to the processes that make batches."""
         return functools.partial(t5.token_ids, self.tokenizer, self.encoder.config.vocab_size)
+
+    def view(self, source: TokenSplit, config: DataConfig, grid: Grid, seed: int) -> Captioned:
+        """How an example becomes a row of a batch."""
+        return Captioned(source, config, grid, self.vocab, seed, self.token_ids)
 
     @property
     def text_encoder(self) -> t5.TextEncoder:

@@ -97,7 +97,8 @@ def vocabulary():
 
 def train(order: SerializationConfig, workdir: Path, setup: Setup) -> None:
     split = sources.Split(sources.draw(np.random.default_rng([SEED, 0]), GRIDS, setup.letters), "train")
-    batches = training_batches(split, setup.data, order, vocabulary(), SEED)
+    grid = serialization.bind(order, sources.CODEBOOKS)
+    batches = training_batches(split, setup.data, grid, vocabulary(), SEED)
     config = TrainingConfig(steps=setup.steps, log_every=100, checkpoint_every=250, peak_tflops=1.0)
     with contextlib.closing(batches):
         loop.train(

@@ -92,7 +92,8 @@ def train(data: Path, out: Path, steps: int, seed: int = 0) -> None:
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, WARMUP, max(steps, WARMUP + 1))
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
     step, opt_state = make_step(graph, vocab, tx, codec.frame_rate), tx.init(params)
-    stream = batches.training_batches(source, DATA, ORDER, vocab, seed)
+    grid = serialization.bind(ORDER, vocab.codebooks)
+    stream = batches.training_batches(source, DATA, grid, vocab, seed)
     print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters, {len(source)} recordings")
     print(f"uniform codes: {codec.frame_rate * np.log2(vocab.codebook_sizes).sum():.0f} bits per second")
     for number in range(1, steps + 1):

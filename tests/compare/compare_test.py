@@ -28,7 +28,7 @@ from audiolm_jax.data import examples, tokens
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import evaluate
 from audiolm_jax.model import checkpoints, sharding
-from audiolm_jax.serialization import STRATEGIES
+from audiolm_jax.serialization import STRATEGIES, bind
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -396,10 +396,11 @@ def test_frames_of_a_step_are_those_that_batches_hold(done):
     assert seen[:, 1].tolist() == [source.head(n)["frames"] for n in range(len(source))]
     shares = budget.equal_shares(tiny, parts, vocab, 25.0, seen)
     for cell in cells.schedule(tiny, parts, shares):
-        sections = (config.section(cell.config, name) for name in ("data", "serialization"))
-        with contextlib.closing(data.training_batches(source, *sections, vocab, 0)) as batches:
+        data_config, order = (config.section(cell.config, name) for name in ("data", "serialization"))
+        grid = bind(order, vocab.codebooks)
+        with contextlib.closing(data.training_batches(source, data_config, grid, vocab, 0)) as batches:
             frames = np.mean([int(next(batches)["frames"]) for _ in range(16)])
-        predicted = budget["", cell.strategy]["training_frames_predicted"] / cell.config.training.steps
+        predicted = shares["", cell.strategy]["training_frames_predicted"] / cell.config.training.steps
         assert frames == pytest.approx(predicted, rel=0.06), cell.strategy
 
 

@@ -49,7 +49,8 @@ def vocab(source):
 
 
 def batches(source, vocab, config=CONFIG, strategy="delay", seed=0, **rows):
-    return data.training_batches(source, config, SerializationConfig(strategy), vocab, seed, **rows)
+    grid = serialization.bind(SerializationConfig(strategy), vocab.codebooks)
+    return data.training_batches(source, config, grid, vocab, seed, **rows)
 
 
 def take(iterator, count: int) -> list[dict]:
@@ -303,13 +304,13 @@ def test_workers_give_the_same_stream_again_and_resume(source, vocab, tmp_path):
         import dataclasses, json, sys
         import numpy as np
         from audiolm_jax.data import batches, tokens
-        from audiolm_jax.serialization import SerializationConfig
+        from audiolm_jax.serialization import SerializationConfig, bind
 
         def build():
             source = tokens.open_split({str(source.path)!r}, "train")
             config = batches.DataConfig(sequence_length=160, batch_size=3, max_frames=40, num_workers=2)
             vocab = batches.make_vocab(source.metadata, config)
-            return batches.training_batches(source, config, SerializationConfig("delay"), vocab, 0)
+            return batches.training_batches(source, config, bind(SerializationConfig("delay"), 4), vocab, 0)
 
         if __name__ == "__main__":
             whole = build()

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import audiolm_jax
-from audiolm_jax import codecs, runs
+from audiolm_jax import codecs, runs, serialization
 from audiolm_jax import config as configs
 from audiolm_jax.cli import main
 from audiolm_jax.codecs.stereo import Stereo
@@ -93,8 +93,10 @@ def opened(root, *overrides):
     config = finetune.configured(configured(root, *overrides))
     base = finetune.open_base(config)
     source = tokens.open_split(root / "data" / "tokens", "train", base.spec.codec.fingerprint)
-    sections = (configs.section(config, name) for name in ("data", "serialization"))
-    return base, data.training_batches(source, *sections, base.vocab, 0, token_ids=base.token_ids), config
+    section, order = (configs.section(config, name) for name in ("data", "serialization"))
+    grid = serialization.bind(order, 4, "bare")
+    view = base.view(source, section, grid, 0)
+    return base, data.training_batches(source, section, grid, base.vocab, 0, view=view), config
 
 
 def saved(workdir, step=None):
@@ -425,9 +427,9 @@ def test_tokens_without_texts_or_of_another_codec_are_refused(root, tmp_path):
     base, _, config = opened(root)
     source = tokens.open_split(root / "data" / "tokens", "train")
     source.head = lambda index: {"text": ""}
-    sections = (configs.section(config, name) for name in ("data", "serialization"))
+    section, order = (configs.section(config, name) for name in ("data", "serialization"))
     with pytest.raises(InputError, match="no recording of split 'train' has a text; fine-tuning needs one for each"):
-        data.training_batches(source, *sections, base.vocab, 0, token_ids=base.token_ids)
+        base.view(source, section, serialization.bind(order, 4, "bare"), 0)
     found = root / "data" / "tokens"
     metadata = tokens.locate(found) / "metadata.json"
     text = metadata.read_text()
