@@ -1,12 +1,15 @@
 """Sampling codes from a trained model: rules on logits, one causal loop, one masked loop.
 
-The state of both loops is the grid itself, `codes_BTQ` with -1 in the cells that are not made yet. What is already
-there, a prompt of any length, is kept; the order of the strategy says which cells come next.
+The state of both loops is the grid itself, `codes_BTQ`, with -1 in the cells that are still to be sampled. Cells of a
+prompt, of any length, are never resampled; the order of the strategy says which cells come next.
 
-    rules.py    temperature, top-k, top-p, guidance: pure functions of logits
-    plan.py     requests -> fixed-shape arrays: prompts, grids, limits, keys, rules
-    causal.py   every strategy with a causal pass: flat, parallel, delay, coarse_first, level 0 of hierarchical
-    masked.py   bidirectional passes: masked, the finer levels of hierarchical; lengths
+    rules.py        temperature, top-k, top-p, guidance: pure functions of logits
+    requests.py     requests -> fixed-shape arrays: prompts, grids, limits, keys, rules
+    causal.py       every strategy with a causal pass: flat, parallel, delay, coarse_first, level 0 of hierarchical
+    masked.py       bidirectional passes: masked, the finer levels of hierarchical; lengths
+    windows.py      audio longer than the training segments
+    performance.py  weights and compiler options for decoding
+    generator.py    text, audio, melody -> audio: what a notebook, the command line and the evaluation call
 """
 
 import dataclasses
@@ -44,7 +47,7 @@ class SamplingConfig:
     )
     one_pass_temperature: float = key(
         0.0,
-        "hierarchical, masked: temperature of codebooks that are made in a single bidirectional pass.",
+        "hierarchical, masked: temperature of codebooks sampled in a single bidirectional pass.",
         at_least=0,
     )
     confidence_noise: float = key(

@@ -32,7 +32,7 @@ from audiolm_jax.serialization.vocab import Vocab
 class State(NamedTuple):
     """What a step changes. `frames_B` is T once the end was drawn, the limit before."""
 
-    codes_BFQ: jax.Array  # int32, -1: not made yet
+    codes_BFQ: jax.Array  # int32, -1: still to be sampled
     frames_B: jax.Array
     step_B: jax.Array  # the position whose cells come next; after the last one it stands
     done_B: jax.Array
@@ -95,8 +95,8 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     frames_B = jnp.where(jnp.any(is_end_BC, axis=1), frame_BC[:, 0], state.frames_B)
     # A select over the grid, not a scatter: rows of different frames, and narrow updates rewrite buffers on a CPU.
     written_BFQ = here_BFQ[:, :frames] & (chosen_BC != K)[:, None, :]
-    made_BFQ = jnp.where(written_BFQ, chosen_BC[:, None, :], state.codes_BFQ[:, :, : grid.causal_levels])
-    codes_BFQ = jnp.concatenate([made_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
+    sampled_BFQ = jnp.where(written_BFQ, chosen_BC[:, None, :], state.codes_BFQ[:, :, : grid.causal_levels])
+    codes_BFQ = jnp.concatenate([sampled_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
 
     code_ids_BC = jnp.asarray(vocab.code_offsets)[book_BC] + chosen_BC
     code_ids_BC = jnp.where(chosen_BC == K, grid.framing.end(vocab), code_ids_BC)
@@ -189,15 +189,15 @@ def grow_program():
 
 
 def cache_sizes(steps: int, chunk: int) -> list[int]:
-    """Slots of the generated cache, one size per chunk: what is attended to grows with what was made, by doubling; the
-    last size is three quarters of that, if they are enough."""
+    """Slots of the generated cache, one size per chunk. It doubles as positions are generated; the last size is three
+    quarters of that, if they are enough."""
     sizes, size = [], 4 * chunk
-    for made in range(chunk, steps + chunk, chunk):
-        while size < made:
+    for generated in range(chunk, steps + chunk, chunk):
+        while size < generated:
             size *= 2
         sizes.append(size)
     fitted = 3 * size // 4
-    return [min(size, fitted) for size in sizes] if 4 * chunk < size and made <= fitted else sizes
+    return [min(size, fitted) for size in sizes] if 4 * chunk < size and generated <= fitted else sizes
 
 
 def start(
@@ -249,5 +249,5 @@ def complete_frames(state: State, grid: Grid) -> np.ndarray:
     T_B = np.asarray(state.frames_B)
     t, q = np.arange(state.codes_BFQ.shape[1])[:, None], np.arange(grid.causal_levels)
     T = T_B[:, None, None]
-    made_BF = (grid.position(t, q, T) < np.asarray(state.step_B)[:, None, None]).all(axis=-1)
-    return np.minimum(np.logical_and.accumulate(made_BF, axis=1).sum(axis=1), T_B)
+    complete_BF = (grid.position(t, q, T) < np.asarray(state.step_B)[:, None, None]).all(axis=-1)
+    return np.minimum(np.logical_and.accumulate(complete_BF, axis=1).sum(axis=1), T_B)

@@ -1,4 +1,4 @@
-"""From text and voice to audio: what a person, a notebook, the command line and the evaluation call.
+"""From text, audio and melody to audio: the API that notebooks, the command line and the evaluation call.
 
     generator = audiolm_jax.load("runs/delay")
     result = generator.generate("three one four")
@@ -6,7 +6,7 @@
 
     [one, two] = generator.generate(["three one", "four"], audio=[None, voice], seconds=3)
 
-    for [samples] in generator.stream(["three one four"]):    # the same samples, while they are being made
+    for [samples] in generator.stream(["three one four"]):    # the same samples, as they are generated
         play(samples)
 
 `generate` drains `stream`: both run the same executables on the same shapes, so their samples are equal bit for bit.
@@ -37,24 +37,24 @@ DECODE_FRAMES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One finished row. The frames of the prompt are its first ones; `waveform` holds them only if asked for."""
+    """One finished row. Its first frames are the prompt; `waveform` holds them only with `include_prompt`."""
 
     codes_TQ: np.ndarray  # int32, prompt included
     prompt_frames: int
     waveform: np.ndarray  # float32 [samples], [2, samples] from a stereo codec
     sample_rate: int  # Hz
-    ended: bool  # the model ended it; False: it was cut at the limit, or the length was given
-    passes: int  # sequential passes of the network that this row took, the prompt's included
-    seconds: float  # of computing, the whole batch, codec included
+    ended: bool  # the model predicted the end; False: cut at the limit, or at the length asked for
+    passes: int  # sequential passes of the network for this row, the prompt's included
+    seconds: float  # wall time of the batch, codec included
 
 
 @dataclasses.dataclass
 class Progress:
-    """What exists after a chunk: the grid, how many leading frames of each row are final, and the passes so far."""
+    """State after a chunk: the grid, the number of final leading frames of each row, and the passes so far."""
 
     codes_BFQ: np.ndarray
     complete_B: np.ndarray
-    frames_B: np.ndarray  # the number of frames once it is known, the limit before
+    frames_B: np.ndarray  # number of frames; the limit until the end was predicted
     done_B: np.ndarray
     passes_B: np.ndarray
 
@@ -63,10 +63,10 @@ class Progress:
 class Row:
     """What is asked for in one row.
 
-    text: what is to be said, or what the music is like. audio: codes (integers [frames, Q]) or a waveform (floats
-    [samples], at the codec's rate) to continue, and whose voice to take. prompt_text: what is said in it; the text
-    follows it. melody: what to follow, a waveform at the codec's rate or (waveform, Hz). frames or seconds: length of
-    the whole segment, prompt included; without them the model ends it. sampling: None is that of the Generator.
+    text: what to say, or a description of the music. audio: codes (integers [frames, Q]) or a waveform (floats
+    [samples], at the codec's rate) to continue, in the same voice. prompt_text: transcript of `audio`, which the
+    text continues. melody: what to follow, a waveform at the codec's rate or (waveform, Hz). frames or seconds: length
+    with the prompt; without them the model predicts the end. sampling: None is that of the Generator.
     """
 
     text: str
@@ -107,9 +107,9 @@ class Conditioning(Protocol):
 class Generator:
     """A trained model with its order, codec and text template.
 
-    conditioning: None for text that is part of the sequence. context: positions the model
-    was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever the model was trained); the
-    weights are copied there, so training may go on. windows: how pieces are made that are longer than those.
+    context: positions the model was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever
+    the model was trained); the weights are copied there, so training may go on. conditioning: None for text that is
+    part of the sequence. windows: for audio longer than the training segments (None: refused).
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Generator:
         )
 
     def frames_of(self, seconds: float) -> int:
-        """Frames of so many seconds. Raises InputError for less than one frame."""
+        """Number of frames in `seconds`. Raises InputError for less than one frame."""
         frames = round(seconds * self.codec.frame_rate) if np.isfinite(seconds) else 0
         if frames < 1:
             raise InputError(
@@ -235,14 +235,14 @@ class Generator:
         return self.run(self.requests(text, **options), include_prompt)
 
     def stream(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> Iterator[list[np.ndarray]]:
-        """Yields what became final, a list of float32 [samples] (perhaps none) per text; returns the Results.
+        """Yields the samples that became final, per text float32 [samples] (maybe none); returns the Results.
 
-        Flat, parallel and delay yield while they are made; the other orders complete their first frame late.
+        Flat, parallel and delay yield from the first chunks on; the other orders complete their first frame late.
         """
         return self.run_stream(self.requests(texts, **options), include_prompt)
 
     def run(self, requests: Sequence[Request], include_prompt: bool = False) -> list[Result]:
-        """`generate` for requests, which may hold whole documents."""
+        """`generate` for requests, whose documents may have any segments."""
         stream = self.run_stream(requests, include_prompt)
         while True:
             try:
@@ -255,10 +255,10 @@ class Generator:
         started = time.perf_counter()
         Q = self.vocab.codebooks
         states = [self.codec.decode_init(1) for _ in requests]
-        made: list[list[np.ndarray]] = [[] for _ in requests]
+        waveforms: list[list[np.ndarray]] = [[] for _ in requests]
         decoded_B = np.zeros(len(requests), int)
         nothing = np.zeros((0,) if self.codec.channels == 1 else (self.codec.channels, 0), np.float32)
-        # Samples of the prompts that are still to come out of the codec, and are left away.
+        # Samples of the prompts that the codec is still to return, and that are dropped.
         skip_B = [0 if include_prompt else self.codec.samples(len(request.prompt_TQ)) for request in requests]
         parts = self.windows and self.windows.progress(self.progress, requests, self.codec.hop)
         progress = None
@@ -278,7 +278,7 @@ class Generator:
                     samples += [] if rest is None else [rest[0]]
                 new = np.concatenate(samples, axis=-1) if samples else nothing
                 new, skip_B[b] = new[..., skip_B[b] :], max(0, skip_B[b] - new.shape[-1])
-                made[b].append(new)
+                waveforms[b].append(new)
                 fresh.append(new)
             if any(new.size for new in fresh):
                 yield fresh
@@ -287,7 +287,7 @@ class Generator:
             Result(
                 progress.codes_BFQ[b, : progress.frames_B[b], :Q].copy(),
                 len(request.prompt_TQ),
-                np.concatenate(made[b], axis=-1),
+                np.concatenate(waveforms[b], axis=-1),
                 self.codec.sample_rate,
                 request.frames is None
                 and bool(progress.frames_B[b] < plan.limits(request, self.grid, self.vocab, self.context)[0]),
@@ -302,7 +302,7 @@ class Generator:
         grid, count = self.grid, len(requests)
         if self.extra_frames:
             requests = [dataclasses.replace(r, frames=r.frames + self.extra_frames) for r in requests]
-        # The last request fills up, and what it makes is left away.
+        # The last request fills the batch; its copies are dropped.
         requests = [*requests, *[requests[-1]] * performance.missing_rows(requests, self.model, grid, self.mesh)]
         common = (self.model, grid, self.vocab, requests)
         coarse, passes_B = None, np.ones(len(requests), int)
@@ -334,14 +334,14 @@ class Generator:
         with jax.set_mesh(self.mesh):
             return next(chunks, None)
 
-    def _document(self, said: str, row: Row) -> tuple:
-        if not said.strip():
+    def _document(self, spoken: str, row: Row) -> tuple:
+        if not spoken.strip():
             if self.data_config.template and row.audio is None:
                 raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
             return ()
         if not self.data_config.template:
-            raise InputError(f"a text was given, {said!r}, but this model was trained without text (data.template)")
-        return (("text", text.encode(examples.prompt_text(self.data_config, said, row.speaker))),)
+            raise InputError(f"a text was given, {spoken!r}, but this model was trained without text (data.template)")
+        return (("text", text.encode(examples.prompt_text(self.data_config, spoken, row.speaker))),)
 
     def _prompt(self, prompt: np.ndarray | None) -> np.ndarray:
         Q = self.vocab.codebooks

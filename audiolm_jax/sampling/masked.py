@@ -52,7 +52,7 @@ class Fixed(NamedTuple):
 
 
 def inputs(codes_BFQ: jax.Array, vocab: Vocab) -> jax.Array:
-    """Ids of the frames: MASK where a cell is not made yet. The grid holds no finer level before its turn."""
+    """Ids of the frames, MASK in cells that are still to be sampled. Finer levels are -1 before their turn."""
     offsets_Q = jnp.asarray(vocab.code_offsets)
     return jnp.where(codes_BFQ < 0, ids.MASK, codes_BFQ + offsets_Q).astype(jnp.int32)
 
@@ -84,7 +84,7 @@ def level_logits(output_DV: jax.Array, vocab: Vocab, hidden_MFD: jax.Array, leve
 def advance(
     model: Transformer, vocab: Vocab, fixed: Fixed, now: Pass, codes_BFQ: jax.Array, output_DV: jax.Array
 ) -> jax.Array:
-    """The grid after one pass. output: the model's output matrix, whole on every device."""
+    """The grid after one pass. output: the model's output matrix, replicated on every device."""
     batch, F, Q = codes_BFQ.shape
     copies = len(fixed.length_M) // batch
     tokens_MFS = jnp.tile(inputs(codes_BFQ, vocab), (copies, 1, 1))

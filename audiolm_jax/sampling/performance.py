@@ -1,6 +1,6 @@
-"""How a model decodes fast: the form of its weights, the options of the compiler, the rows of a batch.
+"""Fast decoding: layout of the weights, compiler options, number of rows in a batch.
 
-All that differs between platforms in the loop over `Transformer.step` is chosen here, in `attention.attend_step` (and
+What differs between platforms in the loop over `Transformer.step` is chosen here, in `attention.attend_step` (and
 `two_rows` beside it) and in `sampling.rules`.
 """
 
@@ -17,7 +17,7 @@ from audiolm_jax.serialization import Grid
 
 
 def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
-    """A copy of the model on `mesh`, in the form that decoding wants (`decoding_form`)."""
+    """A copy of the model on `mesh`, as `decoding_form` makes it."""
 
     def move(x: jax.Array) -> jax.Array:
         spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
@@ -28,10 +28,8 @@ def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
 
 
 def decoding_form(model: Transformer) -> Transformer:
-    """A Block per layer, its matrices in the compute dtype: cast once, not in every step. A mesh is entered.
-
-    It lies as `Rules.for_decoding` says: gathered once, too.
-    """
+    """The model with a Block per layer and matrices in the compute dtype, sharded by `Rules.for_decoding`: casts and
+    all-gathers happen once, not in every step. A mesh must be entered."""
     rules, dtype = model.rules.for_decoding(), model.config.compute_dtype
 
     def cast(x: jax.Array) -> jax.Array:
@@ -50,13 +48,13 @@ def decoding_form(model: Transformer) -> Transformer:
 
 
 def _gathered(spec: P, model: Transformer) -> P:
-    """Where a weight that lies so is kept for decoding."""
-    kept = {axis for logical in ("heads", "ffn", "vocab") for axis in model.rules.for_decoding().axes(logical)}
-    return P(*(axis if axis in kept else None for axis in spec))
+    """Sharding of a weight during decoding: the FSDP axis gathered."""
+    split = {axis for logical in ("heads", "ffn", "vocab") for axis in model.rules.for_decoding().axes(logical)}
+    return P(*(axis if axis in split else None for axis in spec))
 
 
 def compiler_options() -> dict[str, bool | int]:
-    """XLA options for an executable that loops over `step`, to pass as `compiler_options`, on the mesh entered.
+    """XLA options for an executable that loops over `step` on the current mesh, to pass as `compiler_options`.
 
     On a CPU XLA copies each cache buffer once per iteration unless copy insertion analyses live regions. On a GPU it
     computes the scores of the prompt's keys and of the cache in one product, for which it copies both into one array.
@@ -68,10 +66,10 @@ def compiler_options() -> dict[str, bool | int]:
 
 
 def missing_rows(requests: Sequence[plan.Request], model: Transformer, grid: Grid, mesh: jax.sharding.Mesh) -> int:
-    """How many rows to add to a batch: devices share rows evenly, and on a GPU the causal loop wants two.
+    """How many rows to add to a batch: every device takes the same number, and one row alone is slow on a GPU.
 
-    (Guidance makes two of each.) The reason is that of `attention.two_rows`, here for all weights: a step of
-    MusicGen-small without its cross-attention takes 1.30 ms with two rows and 1.66 ms with one on an H100.
+    A step of MusicGen-small without its cross-attention takes 1.30 ms with two rows and 1.66 ms with one on an H100;
+    see `attention.two_rows`. With guidance a row counts as two.
     """
     with jax.set_mesh(mesh):
         on_gpu = sharding.platform() == "gpu"

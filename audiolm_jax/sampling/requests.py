@@ -29,7 +29,7 @@ PROMPT, FRAMES, STATES = 32, 64, 16
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One row: what stands before the audio segment, its first frames, and how it goes on.
+    """One row: the segments before the audio, its first frames, and how the others are sampled.
 
     document: segments before it, () for none. prompt_TQ: int32 [frames, Q], the frames to continue (0 or more).
     frames: how many the finished segment has, prompt included; None leaves the end to the model. sampling may differ
@@ -109,7 +109,7 @@ def longest(request: Request, vocab: Vocab) -> int:
 
 
 def positions(request: Request, frames: int, grid: Grid, vocab: Vocab) -> int:
-    """Positions of the longest row that makes so many frames."""
+    """Positions of the longest row of the passes that generate `frames` frames."""
     counts = [0]
     if grid.causal_levels:
         before = len(documents.prompt_row(request.document, grid, vocab, causal=True)["tokens"])
@@ -120,7 +120,8 @@ def positions(request: Request, frames: int, grid: Grid, vocab: Vocab) -> int:
 
 
 def limits(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> tuple[int, int]:
-    """(frames at which the end is forced, first frame at which it is legal); what fits the context, if not given."""
+    """(frames at which the end is forced, first frame at which it is legal). Without request.frames the end is forced
+    where the context is full."""
     if request.frames is not None:
         return request.frames, request.frames
     low, high = len(request.prompt_TQ) + 1, longest(request, vocab)
@@ -225,8 +226,8 @@ def prompt_grid(requests: Sequence[Request], frames: int, codebooks: int) -> np.
 
 
 def place(tree: Any) -> Any:
-    """Host arrays -> the mesh that is entered, whole on every device: as the loops give them back, so that the
-    second chunk finds the executable of the first."""
+    """Host arrays -> the current mesh, replicated: as the loops return them, so that the second chunk uses the
+    executable of the first."""
     return jax.tree.map(lambda x: jax.device_put(x, P(*(None,) * np.ndim(x))), tree)
 
 

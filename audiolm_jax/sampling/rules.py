@@ -42,9 +42,9 @@ def top(logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None) -> 
         needed = jnp.where(top_k > 0, top_k, logits.shape[-1])
         logits = _keep(logits, jnp.ones_like(logits), needed)
     if top_p is not None:
-        kept = _keep(logits, jax.nn.softmax(logits, axis=-1), top_p)
+        nucleus = _keep(logits, jax.nn.softmax(logits, axis=-1), top_p)
         # Rounding may leave the sum of all below a p of 1.
-        logits = jnp.where(jnp.asarray(top_p)[..., None] < 1, kept, logits)
+        logits = jnp.where(jnp.asarray(top_p)[..., None] < 1, nucleus, logits)
     return logits
 
 

@@ -1,8 +1,8 @@
-"""Pieces longer than a model was trained on: windows, each of which goes on from the end of the one before.
+"""Audio longer than the training segments of a model, generated in overlapping windows.
 
-As audiocraft extends MusicGen (`_generate_tokens` of its musicgen.py): a window is as long as the pieces of training,
-the next one begins a stride later, and the frames that both hold are its prompt. The codes of all are one grid, decoded
-once. A melody moves along with the windows and begins again at its end.
+As audiocraft extends MusicGen (`_generate_tokens` of its musicgen.py): a window is as long as a training segment, the
+next one begins a stride later, and the frames in both are its prompt. The codes of all windows are one grid, decoded
+once. Conditions that depend on time, such as a melody, move with the window (`Request.window`).
 """
 
 import dataclasses
@@ -14,12 +14,15 @@ import numpy as np
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling.requests import Request
 
-STRIDE = 18.0  # seconds, of the 30 of a window (audiocraft's extend_stride): 12 s are heard before what is made
+STRIDE = 18.0  # seconds, in windows of 30: the prompt is 12 s (extend_stride of audiocraft)
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """frames: of a window. stride: by how many frames the next one begins later; more is quicker, and forgets more."""
+    """frames: of a window. stride: frames between the starts of two windows; a larger one is faster, with less context.
+
+    Raises InputError for a stride outside 1..frames - 1.
+    """
 
     frames: int
     stride: int
@@ -29,9 +32,9 @@ class Windows:
             raise InputError(f"windows of {self.frames} frames: a stride of {self.stride} must be 1..{self.frames - 1}")
 
     def starts(self, prompt: int, frames: int) -> list[int]:
-        """The first frames of the windows of a piece of `frames` frames, of which the first `prompt` are there."""
+        """First frame of every window of a row of `frames` frames that begins with a prompt of `prompt` frames."""
         start = 0
-        while start + self.frames <= prompt:  # nothing would be made in it
+        while start + self.frames <= prompt:  # the prompt fills it
             start += self.stride
         starts = [start]
         while starts[-1] + self.frames < frames:
@@ -39,12 +42,12 @@ class Windows:
         return starts
 
     def part(self, request: Request, n: int, codes_TQ: np.ndarray, hop: int) -> Request:
-        """Window n of a request, whose frames so far are `codes_TQ`. hop: samples of a frame."""
+        """Window n of a request whose frames so far are `codes_TQ`. hop: samples of a frame."""
         starts = self.starts(len(request.prompt_TQ), request.frames)
         start = starts[n]
         if start == 0 and len(starts) == 1:
             return request
-        # Every window draws numbers of its own: those of a seed belong to the steps of one window.
+        # A seed for each window: random numbers are drawn by seed and step, and steps start again at 0.
         seed = int(np.random.SeedSequence((request.seed % 2**32, n)).generate_state(1)[0]) if n else request.seed
         return dataclasses.replace(
             request,
@@ -55,14 +58,14 @@ class Windows:
         )
 
     def first(self, request: Request) -> Request:
-        """What must be possible for all of a request to be."""
+        """The first window; validating it validates the request."""
         return request if request.frames is None else self.part(request, 0, request.prompt_TQ, 1)
 
     def progress(
-        self, make: Callable[[list[Request]], Iterator[Any]], requests: Sequence[Request], hop: int
+        self, generate: Callable[[list[Request]], Iterator[Any]], requests: Sequence[Request], hop: int
     ) -> Iterator[Any]:
-        """What `make` (`Generator.progress`) yields of windows, as if it were of the whole requests. Rows that are done
-        are no part of the next window."""
+        """Runs `generate` (`Generator.progress`) window by window; yields the progress of the full requests. Finished
+        rows take no part in later windows."""
         starts = [self.starts(len(request.prompt_TQ), request.frames) for request in requests]
         frames_B = np.array([request.frames for request in requests])
         complete_B = np.array([len(request.prompt_TQ) for request in requests])
@@ -73,7 +76,7 @@ class Windows:
         for n in range(max(map(len, starts))):
             rows = [b for b in range(len(requests)) if n < len(starts[b])]
             before_B = passes_B.copy()
-            for now in make([self.part(requests[b], n, codes_BFQ[b, : complete_B[b]], hop) for b in rows]):
+            for now in generate([self.part(requests[b], n, codes_BFQ[b, : complete_B[b]], hop) for b in rows]):
                 for row, b in enumerate(rows):
                     fresh = codes_BFQ[b, starts[b][n] :][: now.complete_B[row]]
                     fresh[:] = now.codes_BFQ[row, : len(fresh)]
