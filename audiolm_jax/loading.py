@@ -43,4 +43,4 @@ def load(
             f"{spec.codec.fingerprint[:12]}, this one has {codec.fingerprint[:12]}; give the weights it was trained on "
             "(codec.path)"
         )
-    return Generator(model, spec.grid, spec.vocab, codec, spec.data, sampling, spec.data.sequence_length)
+    return Generator(model, spec, codec, sampling, spec.data.sequence_length)

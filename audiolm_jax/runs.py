@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from audiolm_jax import codecs, files, serialization
+from audiolm_jax import codecs, files
 from audiolm_jax import config as configs
 from audiolm_jax.data import batches as data
 from audiolm_jax.data import prepare as recordings
@@ -83,7 +83,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     columns = processes.columns(make_mesh(run.sharding), run.sharding.rules, rows, accumulate, lanes)
     view = None if base is None else base.view(source, spec.data, grid, config.seed)
     batches = data.training_batches(source, spec.data, grid, spec.vocab, config.seed, accumulate, columns, view)
-    probe = partial(speak, vocab=spec.vocab) if base is None else partial(play, base=base)
+    probe = partial(speak, spec=spec) if base is None else partial(play, spec=spec, base=base)
     with contextlib.closing(batches):
         loop.train(
             workdir,
@@ -102,17 +102,15 @@ def held_out(directory: Path, codec: Any) -> tokens.TokenSplit:
     return tokens.open_split(directory / "tokens", "valid" if "valid" in splits else "train", codec.fingerprint)
 
 
-def speak(config: ConfigDict, directory: Path, codec: Any, step: int, model: Transformer, vocab: Vocab) -> dict:
+def speak(config: ConfigDict, directory: Path, codec: Any, step: int, model: Transformer, spec: Spec) -> dict:
     """A probe of training: the first held-out sentences, spoken by the model as it is; name -> (samples, Hz).
 
     A recording without text is continued from its first half.
     """
-    section, source = configs.section(config, "data"), held_out(directory, codec)
-    grid = serialization.bind(configs.section(config, "serialization"), vocab.codebooks)
-    sampling = configs.section(config, "sampling")
-    generator = generate.Generator(model, grid, vocab, codec, section, sampling, section.sequence_length)
-    examples = data.evaluation_examples(source, section, vocab, SPOKEN)
-    texts = [example["text"] if section.template else "" for example in examples]
+    source, sampling = held_out(directory, codec), configs.section(config, "sampling")
+    generator = generate.Generator(model, spec, codec, sampling, spec.data.sequence_length)
+    examples = data.evaluation_examples(source, spec.data, spec.vocab, SPOKEN)
+    texts = [example["text"] if spec.data.template else "" for example in examples]
     results = generator.generate(
         texts,
         speakers=[example["speaker"] for example in examples],
@@ -124,17 +122,22 @@ def speak(config: ConfigDict, directory: Path, codec: Any, step: int, model: Tra
     return {f"speech/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}
 
 
-def play(config: ConfigDict, directory: Path, codec: Any, step: int, model: Transformer, base: finetune.Base) -> dict:
-    """The same of a fine-tuned run: what it makes for the texts of the first held-out recordings, as long as these, at
-    most a row of a batch."""
-    source = held_out(directory, codec)
-    grid = serialization.bind(configs.section(config, "serialization"), base.vocab.codebooks, musicgen.FRAMING)
-    sampling = configs.section(config, "sampling")
-    generator = generate.Generator(
-        model, grid, base.vocab, codec, sampling=sampling, conditioning=musicgen.Conditioning(base.text_encoder)
-    )
+def play(
+    config: ConfigDict,
+    directory: Path,
+    codec: Any,
+    step: int,
+    model: Transformer,
+    spec: Spec,
+    base: finetune.Base,
+) -> dict:
+    """A probe of fine-tuning: music for the texts of the first held-out recordings, as long as these, at most a row of
+    a batch."""
+    source, sampling = held_out(directory, codec), configs.section(config, "sampling")
+    conditioning = musicgen.Conditioning(base.text_encoder)
+    generator = generate.Generator(model, spec, codec, sampling, conditioning=conditioning)
     heads = [source.head(index) for index in range(min(SPOKEN, len(source)))]
-    longest = min(base.vocab.max_frames, config.data.sequence_length)
+    longest = min(spec.vocab.max_frames, spec.data.sequence_length)
     frames = [min(head["frames"], longest) for head in heads]
     results = generator.generate([head["text"] for head in heads], frames=frames)
     return {f"music/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}

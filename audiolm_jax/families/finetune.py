@@ -94,7 +94,7 @@ def configured(config: ConfigDict) -> ConfigDict:
 def imported(base: str | Path) -> Spec:
     """The Spec of an imported run. Raises InputError for any other folder."""
     base = Path(base)
-    given = base / musicgen.GIVEN
+    given = base / musicgen.PUBLISHED_CONFIG
     spec = checkpoints.read_spec(base) if given.is_file() else None
     if spec is None or not spec.source.weights:
         raise InputError(
@@ -150,7 +150,7 @@ class Base:
         """Copies codec, text encoder and config.json into the workdir (one process does)."""
         if jax.process_index():
             return
-        paths = [self.folder / musicgen.GIVEN]
+        paths = [self.folder / musicgen.PUBLISHED_CONFIG]
         for part in (musicgen.TEXT, musicgen.CODEC):
             paths += [path for path in sorted((self.folder / part).rglob("*")) if path.is_file()]
         with files.writing(workdir):

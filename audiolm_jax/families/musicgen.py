@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_jax import codecs, files, serialization
+from audiolm_jax import codecs, files
 from audiolm_jax.codecs import encodec
 from audiolm_jax.codecs.stereo import Stereo
 from audiolm_jax.data.examples import DataConfig
@@ -47,7 +47,7 @@ from audiolm_jax.serialization.vocab import Vocab
 FRAMING = "bare"
 WHAT = "MusicGen"  # begins a message
 MELODY = "musicgen_melody"  # the type of model that has chroma and text before its tokens and attends to nothing else
-CODEC, TEXT, GIVEN = "codec", "text_encoder", "published.json"  # in a workdir
+CODEC, TEXT, PUBLISHED_CONFIG = "codec", "text_encoder", "published.json"  # in a workdir
 SECONDS = 30  # what the published models were trained on
 PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generates
 GELU = {"gelu": "exact", "gelu_new": "plain", "gelu_pytorch_tanh": "plain"}
@@ -119,23 +119,25 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A checkpoint: its config.json, the decoder as ours, and what stands around it."""
+    """A checkpoint: its config.json, the decoder with its description, codec, text encoder and tokenizer.json."""
 
-    given: dict
+    config: dict
+    spec: Spec
     model: Transformer
-    vocab: Vocab
-    serialization: SerializationConfig
     codec: Any
     encoder: t5.Encoder
     tokenizer: Path
-    source: str = ""  # the repository that it was downloaded from, owner/name@commit
+
+    @property
+    def vocab(self) -> Vocab:
+        return self.spec.vocab
 
     def generator(self, sampling: SamplingConfig | None = None) -> generate.Generator:
-        """What makes music of it."""
-        grid = serialization.bind(self.serialization, self.vocab.codebooks, FRAMING)
-        common = (self.model, grid, self.vocab, self.codec, DataConfig(max_frames=self.vocab.max_frames))
+        """Build the Generator."""
         return generate.Generator(
-            *common,
+            self.model,
+            self.spec,
+            self.codec,
             sampling or PUBLISHED,
             conditioning=self.conditioning,
             windows=windows.Windows(self.vocab.max_frames, round(windows.STRIDE * self.codec.frame_rate)),
@@ -147,9 +149,9 @@ class Published:
 
     @property
     def conditioning(self) -> "Conditioning":
-        if self.given["model_type"] != MELODY:
+        if self.config["model_type"] != MELODY:
             return Conditioning(self.text_encoder)
-        frames, classes = self.given.get("chroma_length", 235), self.given.get("num_chroma", 12)
+        frames, classes = self.config.get("chroma_length", 235), self.config.get("num_chroma", 12)
         return Conditioning(self.text_encoder, chroma.Melody(frames, classes, self.codec.sample_rate))
 
 
@@ -208,27 +210,27 @@ def is_published(folder: Path) -> bool:
 def read(source: str | Path, dtype: str = "auto") -> Published:
     """Raises one InputError that names everything missing, unexpected or of a wrong shape."""
     folder, repository = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
-    given, weights = huggingface.read_folder(folder, ("musicgen", MELODY), WHAT)
+    config, weights = huggingface.read_folder(folder, ("musicgen", MELODY), WHAT)
     if not (folder / t5.TOKENIZER).is_file():
         weights.problems.append(f"the file {t5.TOKENIZER} is missing")
     # A table that follows from its size, which older files hold.
     weights.ignore(r"^decoder\.model\.decoder\.embed_positions\.weights$")
     with weights.below("audio_encoder.") as part:
-        codec = encodec.take(given.get("audio_encoder") or {}, part)
+        codec = encodec.take(config.get("audio_encoder") or {}, part)
     with weights.below("text_encoder.") as part:
-        text = huggingface.config_of(given.get("text_encoder") or {}, t5.T5Config, what=WHAT)
+        text = huggingface.config_of(config.get("text_encoder") or {}, t5.T5Config, what=WHAT)
         encoder = t5.take(text, part)
-    config, order, codec = described(given, codec, text)
-    extra_ids = FRAMINGS[FRAMING].extra_ids(codec.codebooks)
-    vocab = Vocab(codec.codebooks, codec.codebook_size, round(SECONDS * codec.frame_rate), extra_ids)
-    model = tables.fill(dataclasses.replace(config, dtype=dtype), vocab, table(config, vocab), weights)
+    spec, codec = described(config, codec, text)
+    spec = dataclasses.replace(spec, source=Source("musicgen", repository))
+    sizes = dataclasses.replace(spec.model, dtype=dtype)
+    model = tables.fill(sizes, spec.vocab, table(sizes, spec.vocab), weights)
     weights.finish()
-    return Published(given, model, vocab, order, codec, encoder, folder / t5.TOKENIZER, repository)
+    return Published(config, spec, model, codec, encoder, folder / t5.TOKENIZER)
 
 
-def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, SerializationConfig, Any]:
-    """(sizes of the decoder, its order, its codec) of a config.json. Raises InputError for what does not fit."""
-    decoder = given.get("decoder") or {}
+def described(config: dict, codec: Any, text: t5.T5Config) -> tuple[Spec, Any]:
+    """(the model of a config.json, its codec, which may be stereo). Raises InputError for what does not fit."""
+    decoder = config.get("decoder") or {}
     needed = ("vocab_size", "num_hidden_layers", "ffn_dim", "num_attention_heads", "hidden_size", "num_codebooks")
     wrong = [name for name in needed if not isinstance(decoder.get(name), int)]
     if wrong:
@@ -242,20 +244,20 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
     if width % heads:
         raise InputError(f"{WHAT}: decoder.hidden_size={width} is no multiple of num_attention_heads={heads}")
     classes = 0
-    if given.get("model_type") == MELODY:
-        classes, frames = (given.get(name, size) for name, size in (("num_chroma", 12), ("chroma_length", 235)))
+    if config.get("model_type") == MELODY:
+        classes, frames = (config.get(name, size) for name, size in (("num_chroma", 12), ("chroma_length", 235)))
         if not all(isinstance(n, int) and n > 0 for n in (classes, frames)):
             raise InputError(f"{WHAT}: num_chroma={classes!r}, chroma_length={frames!r} must be positive integers")
     codec = Stereo(codec) if decoder.get("audio_channels", 1) == 2 else codec
-    found = decoder["num_codebooks"], decoder["vocab_size"]
-    if found != (codec.codebooks, codec.codebook_size):
+    codebooks, size = decoder["num_codebooks"], decoder["vocab_size"]
+    if (codebooks, size) != (codec.codebooks, codec.codebook_size):
         raise InputError(
-            f"{WHAT}: the decoder has {found[0]} codebooks of {found[1]} codes, its audio encoder {codec.codebooks} of "
+            f"{WHAT}: the decoder has {codebooks} codebooks of {size} codes, its audio encoder {codec.codebooks} of "
             f"{codec.codebook_size}"
         )
-    # Left and right of a codebook come at the same step.
+    # Left and right of a codebook are predicted at the same step.
     delays = tuple(q // 2 for q in range(codec.codebooks)) if codec.channels == 2 else ()
-    config = ModelConfig(
+    model = ModelConfig(
         layers=decoder["num_hidden_layers"],
         width=width,
         heads=heads,
@@ -268,7 +270,10 @@ def described(given: dict, codec: Any, text: t5.T5Config) -> tuple[ModelConfig, 
         positions="sinusoidal",
         **({"state_widths": (classes, text.d_model)} if classes else {"cross_width": text.d_model}),
     )
-    return config, SerializationConfig(strategy="delay", delays=delays), codec
+    frames = round(SECONDS * codec.frame_rate)
+    vocab = Vocab(codebooks, size, frames, FRAMINGS[FRAMING].extra_ids(codebooks))
+    order, data = SerializationConfig(strategy="delay", delays=delays), DataConfig(max_frames=frames)
+    return Spec(model, vocab, order, FRAMING, data), codec
 
 
 def import_run(source: str | Path, workdir: str | Path) -> str:
@@ -283,31 +288,29 @@ def import_run(source: str | Path, workdir: str | Path) -> str:
     encodec.save(workdir / CODEC, *mono(p.codec).config)
     t5.save(workdir / TEXT, p.encoder)
     files.write_text(workdir / TEXT / t5.TOKENIZER, p.tokenizer.read_text(encoding="utf-8"))
-    files.write_json(workdir / GIVEN, p.given)
+    files.write_json(workdir / PUBLISHED_CONFIG, p.config)
     params = checkpoints.params_of(p.model)
-    spec = Spec(
-        p.model.config,
-        p.vocab,
-        p.serialization,
-        FRAMING,
-        DataConfig(max_frames=p.vocab.max_frames),
-        CodecSpec(p.codec.name, CODEC, None, p.codec.fingerprint),
+    digest = checkpoints.digest(params, t5.tensors_of(p.encoder))
+    spec = dataclasses.replace(
+        p.spec,
+        codec=CodecSpec(p.codec.name, CODEC, None, p.codec.fingerprint),
         conditioning=ConditioningSpec(TEXT),
-        source=Source("musicgen", p.source, checkpoints.digest(params, t5.tensors_of(p.encoder))),
+        source=dataclasses.replace(p.spec.source, weights=digest),
     )
     checkpoints.save_weights(workdir, params, spec)
-    return p.source or str(source)
+    return p.spec.source.repository or str(source)
 
 
 def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
-    """The weights of a run that began with `import_run`, and what stands around them. Raises InputError."""
+    """The weights of a run that began with `import_run`, and its codec and text encoder. Raises InputError for another
+    codec than that of the training."""
     workdir = workdir if workdir.is_dir() else workdir.parent
-    given = json.loads((workdir / GIVEN).read_text())
+    config = json.loads((workdir / PUBLISHED_CONFIG).read_text())
     codec = codecs.load(spec.codec.name, workdir / spec.codec.path)
     if codec.fingerprint != spec.codec.fingerprint:
         raise InputError(f"{workdir / CODEC}: is not the codec that the model was trained with")
     text = workdir / spec.conditioning.text_encoder
-    return Published(given, model, spec.vocab, spec.serialization, codec, t5.load(text), text / t5.TOKENIZER)
+    return Published(config, spec, model, codec, t5.load(text), text / t5.TOKENIZER)
 
 
 def export_run(workdir: str | Path, folder: str | Path, step: int | None = None) -> None:
@@ -337,7 +340,7 @@ def write(folder: str | Path, published: Published) -> None:
         ("text_encoder.", t5.tensors_of(published.encoder)),
     ):
         tensors |= {prefix + name: tensor for name, tensor in part.items()}
-    huggingface.write(folder, published.given, tensors)
+    huggingface.write(folder, published.config, tensors)
     special = published.vocab.codebook_size
     generation = {
         **{f"{name}_token_id": special for name in ("pad", "bos", "decoder_start")},

@@ -23,13 +23,13 @@ import numpy as np
 from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, masked, performance
 from audiolm_jax.sampling import requests as plan
 from audiolm_jax.sampling.requests import Request
 from audiolm_jax.sampling.windows import Windows
-from audiolm_jax.serialization import Grid, text
-from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.serialization import text
 
 # Frames go through the codec in multiples of this (but for the last ones), so that it compiles few shapes.
 DECODE_FRAMES = 8
@@ -105,26 +105,26 @@ class Conditioning(Protocol):
 
 
 class Generator:
-    """A trained model with its order, codec and text template.
+    """A trained model with its description and codec.
 
-    context: positions the model was trained on (None: unchecked). mesh: where it runs (None: on one device, wherever
-    the model was trained); the weights are copied there, so training may go on. conditioning: None for text that is
-    part of the sequence. windows: for audio longer than the training segments (None: refused).
+    sampling: None is the default. context: positions the model was trained on (None: unchecked). mesh: where it runs
+    (None: on one device, wherever the model was trained); the weights are copied there, so training may go on.
+    conditioning: None for text that is part of the sequence. windows: for audio longer than the training segments
+    (None: refused).
     """
 
     def __init__(
         self,
         model: Transformer,
-        grid: Grid,
-        vocab: Vocab,
+        spec: Spec,
         codec: Any,
-        data_config: examples.DataConfig | None = None,
         sampling: SamplingConfig | None = None,
         context: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
         conditioning: Conditioning | None = None,
         windows: Windows | None = None,
     ):
+        vocab = spec.vocab
         if codec.codebooks < vocab.codebooks or codec.codebook_size != vocab.codebook_size:
             raise InputError(
                 f"the codec has {codec.codebooks} codebooks of {codec.codebook_size} codes; "
@@ -135,11 +135,10 @@ class Generator:
                 f"model.cross_width is {model.config.cross_width} with{'out' if conditioning is None else ''} a text "
                 "encoder; a model attends to the states of one, or there is none"
             )
-        self.grid, self.vocab, self.codec = grid, vocab, codec
+        self.grid, self.vocab, self.codec, self.data_config = spec.grid, vocab, codec, spec.data
         self.conditioning, self.windows = conditioning, windows
-        self.extra_frames = grid.framing.extra_frames(grid)  # generated and dropped
+        self.extra_frames = self.grid.framing.extra_frames(self.grid)  # generated and dropped
         self.mesh = mesh or sharding.single_device_mesh()
-        self.data_config = data_config or examples.DataConfig()
         self.sampling, self.context = sampling or SamplingConfig(), context
         self.model = performance.for_decoding(model, self.mesh)
 

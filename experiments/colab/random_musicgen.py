@@ -16,7 +16,6 @@ from audiolm_jax.encoders import t5
 from audiolm_jax.families import musicgen
 from audiolm_jax.model import sharding
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.serialization.vocab import Vocab
 
 SEANET = {
     "num_filters": 4,
@@ -118,9 +117,8 @@ def write(folder: Path, codec_config: encodec.EnCodecConfig = CENTRED, **changes
         "text_encoder": {"model_type": "t5", **text},
         "audio_encoder": {"model_type": "encodec", **dataclasses.asdict(codec.config[0])},
     }
-    vocab = Vocab(codec.codebooks, codec.codebook_size, 30 * round(codec.frame_rate), codec.codebooks)
-    sizes, order, _ = musicgen.described(given, codec, config)
+    spec, _ = musicgen.described(given, codec, config)
     with jax.set_mesh(sharding.single_device_mesh()):
-        model = jax.jit(lambda key: Transformer(sizes, vocab.size, nnx.Rngs(params=key)))(jax.random.key(0))
+        model = jax.jit(lambda key: Transformer(spec.model, spec.vocab.size, nnx.Rngs(params=key)))(jax.random.key(0))
     tokenizer(folder / "words.json")
-    musicgen.write(folder, musicgen.Published(given, model, vocab, order, codec, encoder, folder / "words.json"))
+    musicgen.write(folder, musicgen.Published(given, spec, model, codec, encoder, folder / "words.json"))

@@ -17,6 +17,7 @@ import numpy as np
 
 from audiolm_jax import serialization
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.sampling.requests import Request
@@ -45,7 +46,7 @@ def test(order: SerializationConfig, run: Path, vocab, config, bits: dict[str, d
     grid = serialization.bind(order, sources.CODEBOOKS)
     with jax.set_mesh(sharding.single_device_mesh()):
         model, _ = checkpoints.restore_params(run)
-    generator = Generator(model, grid, vocab, NoCodec, config)
+    generator = Generator(model, Spec(model.config, vocab, order, data=config), NoCodec)
     option = SamplingConfig(temperature=(1.0,), one_pass_temperature=1.0, length_temperature=1.0, confidence_noise=1e6)
     found, rng = [], np.random.default_rng(2)
 

@@ -23,7 +23,7 @@ def sample(path: Path, text: str, seconds: float | None, temperature: float, see
     model, spec = checkpoints.load_safetensors(path)
     codec = codecs.load(spec.codec.name, spec.codec.path, spec.codec.codebooks)
     sampling = SamplingConfig(temperature=(temperature,), seed=seed)
-    generator = Generator(model, spec.grid, spec.vocab, codec, spec.data, sampling)
+    generator = Generator(model, spec, codec, sampling)
     return generator.generate(text, seconds=seconds)
 
 

@@ -74,7 +74,7 @@ def main() -> None:
             half = rounded(model, dtype)
             with jax.set_mesh(sharding.single_device_mesh()):
                 score = likelihood.likelihood(half, grid, vocab, documents, codec.frame_rate)
-            generator = Generator(half, grid, vocab, codec, data, SamplingConfig(temperature=(0.5,)))
+            generator = Generator(half, spec, codec, SamplingConfig(temperature=(0.5,)))
             waveforms = spoken(generator, said)
             heard = intelligibility.measure(judge, [one["text"] for one in said], waveforms, codec.sample_rate)
             bits[dtype] = score.code_bits_UQ.sum(axis=1), score.seconds_U

@@ -23,6 +23,7 @@ from audiolm_jax import codecs, config, serialization
 from audiolm_jax.data import examples
 from audiolm_jax.evaluation import speed
 from audiolm_jax.model import losses, sharding
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import SerializationConfig, cost, documents
@@ -106,13 +107,15 @@ def main() -> None:
     columns = ("train audio s/s", "MFU", "decode RTF", "first audio s", "passes", "codes ms", "ms a pass")
     print(f"{'strategy':13s} {' '.join(f'{name:>{max(7, len(name))}s}' for name in columns)}")
     for strategy in options.only:
-        grid = serialization.bind(SerializationConfig(strategy=strategy), vocab.codebooks)
+        order, template = SerializationConfig(strategy=strategy), examples.DataConfig(template="")
+        spec = Spec(sizes, vocab, order, data=template)
+        grid = spec.grid
         with jax.set_mesh(sharding.single_device_mesh()):
             model = Transformer(sizes, vocab.size, nnx.Rngs(0))
             rows, held = batch(grid, vocab, batch_rows, length, frames)
             seconds = gradient_seconds(model, vocab, rows)
         flops = cost.training_flops_per_step(sizes, vocab, batch_rows, length)
-        generator = Generator(model, grid, vocab, codec, examples.DataConfig(template=""))
+        generator = Generator(model, spec, codec)
         silence = np.zeros(codec.hop, np.float32)
         [timing] = speed.measure(generator, [""], rates=rates, frames=frames, prompts=[silence])
         [request] = generator.requests([""], frames=frames, prompts=[silence])

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from audiolm_jax import codecs, serialization
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.weights import fold
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig, generator
 from audiolm_jax.serialization.vocab import Vocab
@@ -286,8 +287,8 @@ def test_one_compilation_per_size_of_a_piece(tmp_path, name):
 def test_first_audio_leaves_before_the_last_code_exists(opened, name):
     codec = opened[name]
     vocab = Vocab(codec.codebooks, codec.codebook_size, 120)
-    grid = serialization.bind(serialization.SerializationConfig(strategy="delay"), codec.codebooks)
     config = ModelConfig(layers=1, width=16, heads=1, kv_heads=1, head_width=16, ffn=16)
+    spec = Spec(config, vocab, serialization.SerializationConfig(strategy="delay"))
     model = Transformer(config, vocab.size, nnx.Rngs(0))
     sampling = SamplingConfig(chunk=16, max_frames=100)
     frames_made = []
@@ -298,7 +299,7 @@ def test_first_audio_leaves_before_the_last_code_exists(opened, name):
                 frames_made.append(int(now.complete_B[0]))
                 yield now
 
-    stream = Watched(model, grid, vocab, codec, sampling=sampling, context=160).stream(["one"], frames=90)
+    stream = Watched(model, spec, codec, sampling, context=160).stream(["one"], frames=90)
     first = next(stream)[0]
     assert first.size and frames_made[-1] < 60
     pieces, result = [first], None

@@ -12,6 +12,7 @@ from audiolm_jax import codecs, serialization
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import losses, sharding
 from audiolm_jax.model.sharding import PRESETS, ShardingConfig
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
 from audiolm_jax.plan import collectives
 from audiolm_jax.sampling import SamplingConfig
@@ -191,9 +192,9 @@ def codes(preset: str, strategy: str) -> list[np.ndarray]:
         network = jax.jit(lambda key: Transformer(model, SPOKEN.size, nnx.Rngs(params=key), config.rules))(
             jax.random.key(1)
         )
-    grid = serialization.bind(SerializationConfig(strategy), SPOKEN.codebooks)
+    spec = Spec(model, SPOKEN, SerializationConfig(strategy))
     sampling = SamplingConfig(chunk=8, max_frames=20)
-    generator = Generator(network, grid, SPOKEN, CODEC, sampling=sampling, mesh=mesh)
+    generator = Generator(network, spec, CODEC, sampling, mesh=mesh)
     weights = jax.tree.leaves(nnx.state(generator.model))
     assert all(set(x.sharding.spec) <= {None, "tensor"} for x in weights)
     guided = SamplingConfig(chunk=8, max_frames=20, guidance=2.0)

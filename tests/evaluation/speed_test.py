@@ -12,10 +12,11 @@ from flax import nnx
 from audiolm_jax import codecs
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import speed
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import ModelConfig, Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import SerializationConfig, bind
+from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 from experiments import timing
 
@@ -34,9 +35,9 @@ RATES = speed.Rates(1e9, 1e9)
     ids=lambda value: value["strategy"] if isinstance(value, dict) else "",
 )
 def test_passes_and_times_of_real_generation(options, passes):
-    grid = bind(SerializationConfig(**options), 4)
+    spec = Spec(MODEL, VOCAB, SerializationConfig(**options))
     model = Transformer(MODEL, VOCAB.size, nnx.Rngs(0))
-    generator = Generator(model, grid, VOCAB, codecs.load("tiny"), sampling=SamplingConfig(chunk=4))
+    generator = Generator(model, spec, codecs.load("tiny"), SamplingConfig(chunk=4))
     timings = speed.measure(generator, ["one", "two"], repeats=2, rates=RATES, frames=9)
     assert len(timings) == 2
     for one in timings:

@@ -27,6 +27,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.families import finetune, musicgen
 from audiolm_jax.model import checkpoints, lora, sharding
 from audiolm_jax.sampling import SamplingConfig, requests
+from audiolm_jax.serialization import documents
 from audiolm_jax.serialization.vocab import HEAD_CODE
 from audiolm_jax.training import optimizer
 from audiolm_jax.training.step import TrainingConfig, init_state, program, train_step
@@ -209,7 +210,7 @@ def test_training_and_sampling_agree(root):
     encode = jax.jit(lambda frozen, rows: base.encoded(frozen, rows, rules))
     for text in ("rock", ""):
         codes_TQ = generator.generate(text, frames=20, sampling=greedy).codes_TQ
-        row = data.causal_row((("audio", codes_TQ),), generator.grid, vocab)
+        row = documents.causal_row((("audio", codes_TQ),), generator.grid, vocab)
         ids = base.token_ids(text)
         rows = {"text_BE": np.zeros((1, 16), np.int32), "text_valid_BE": np.arange(16)[None] < len(ids)}
         rows["text_BE"][0, : len(ids)] = ids
@@ -306,7 +307,7 @@ def test_what_is_exported_has_the_likelihood_that_the_reference_finds(root, tune
     ours = audiolm_jax.load(run)
     for number, example in enumerate(map(source.__getitem__, range(len(source)))):
         frames, ids = len(example["codes"]), np.array([base.token_ids(example["text"])])
-        row = data.causal_row((("audio", example["codes"].astype(np.int32)),), ours.grid, base.vocab)
+        row = documents.causal_row((("audio", example["codes"].astype(np.int32)),), ours.grid, base.vocab)
         batch = {f"{name}_BLS": row[name][None] for name in ("targets", "heads")}
         batch |= {"text_BE": ids, "text_valid_BE": ids >= 0}
         nats = 4 * frames * reference_loss(theirs, batch, base.vocab).item()

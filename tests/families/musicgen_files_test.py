@@ -119,7 +119,9 @@ def test_a_repository_without_a_revision_is_its_latest_commit(offline, folder, t
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).rename(cached / "snapshots" / commit / name)
     pinned = f"somebody/music@{commit}"
-    assert [musicgen.read(f"somebody/music{at}").source for at in ("", "@main", f"@{commit}")] == [pinned] * 3
+    assert [musicgen.read(f"somebody/music{at}").spec.source.repository for at in ("", "@main", f"@{commit}")] == [
+        pinned
+    ] * 3
     assert main.main(["import", "somebody/music", "run"]) == 0
     assert f"imported {pinned}: run" in capsys.readouterr().out
     assert checkpoints.restore_params("run")[1].source.repository == pinned

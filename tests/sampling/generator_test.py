@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from audiolm_jax import codecs, loading, serialization
+from audiolm_jax import codecs, loading
 from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
@@ -32,9 +32,9 @@ def model():
 @functools.cache
 def generator(strategy="delay", **options):
     iterations = {"iterations": (3, 2, 1, 1)} if strategy == "masked" else {}
-    grid = serialization.bind(SerializationConfig(strategy=strategy, **iterations), 4)
+    spec = Spec(MODEL, VOCAB, SerializationConfig(strategy=strategy, **iterations))
     sampling = SamplingConfig(**{"chunk": 12, "max_frames": 30, **options})
-    return Generator(model(), grid, VOCAB, CODEC, sampling=sampling, context=200)
+    return Generator(model(), spec, CODEC, sampling, context=200)
 
 
 def codes(frames, seed=0):
@@ -123,8 +123,8 @@ def test_weights_are_copied_so_that_training_may_go_on():
 def test_a_model_trained_on_several_devices_is_decoded_on_one():
     with jax.set_mesh(sharding.make_mesh()):
         spread = Transformer(MODEL, VOCAB.size, nnx.Rngs(0), sharding.PRESETS["fsdp"])
-        grid = serialization.bind(SerializationConfig(strategy="delay"), 4)
-        own = Generator(spread, grid, VOCAB, CODEC, sampling=SamplingConfig(chunk=12, max_frames=30))
+        spec = Spec(MODEL, VOCAB, SerializationConfig(strategy="delay"))
+        own = Generator(spread, spec, CODEC, SamplingConfig(chunk=12, max_frames=30))
         [result] = own.generate(["one"], frames=5)
     [expected] = generator().generate(["one"], frames=5)
     np.testing.assert_array_equal(result.codes_TQ, expected.codes_TQ)
@@ -165,7 +165,8 @@ def test_bad_input_is_named_in_one_sentence(texts, options, message):
 def test_a_prompt_alone_is_continued_and_a_speech_model_refuses_text():
     [result] = generator().generate([""], prompts=[codes(2)], frames=5)
     assert len(result.codes_TQ) == 5
-    silent = Generator(model(), generator().grid, VOCAB, CODEC, examples.DataConfig(template=""))
+    spec = Spec(MODEL, VOCAB, SerializationConfig(), data=examples.DataConfig(template=""))
+    silent = Generator(model(), spec, CODEC)
     assert silent.requests([""])[0].document == ()
     with pytest.raises(InputError, match="trained without text"):
         silent.requests(["hello"])
@@ -173,7 +174,7 @@ def test_a_prompt_alone_is_continued_and_a_speech_model_refuses_text():
 
 def test_a_codec_of_other_codes_is_refused():
     with pytest.raises(InputError, match="the codec has 4 codebooks of 16 codes; this model needs 4 of 32"):
-        Generator(model(), generator().grid, Vocab(4, 32, 60), CODEC)
+        Generator(model(), Spec(MODEL, Vocab(4, 32, 60), SerializationConfig()), CODEC)
 
 
 def save_run(workdir, fingerprint=CODEC.fingerprint):
