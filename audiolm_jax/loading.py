@@ -20,7 +20,7 @@ def load(
     dtype: str | None = None,
 ) -> Generator:
     """The generator of a run (its folder, or a safetensors file exported from it) or of a published checkpoint (a
-    folder in the Hugging Face layout, or a repository owner/name or owner/name@revision; see musicgen.py).
+    folder in the Hugging Face layout, or a repository owner/name or owner/name@revision; see families/musicgen.py).
 
     sampling: None is the default, of a published checkpoint what it was published with. step: which checkpoint of a run
     (None: the latest). codec: an open codec instead of the one the run names. dtype: `model.dtype` instead of what the

@@ -1,7 +1,7 @@
 """From a configuration to prepared data and to a trained run: what `audiolm prepare` and `audiolm train` do.
 
 DATA                     see data/prepare.py
-RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, RUN/tensorboard (training.py)
+RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, RUN/tensorboard (training/loop.py)
 """
 
 import contextlib

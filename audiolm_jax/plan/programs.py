@@ -2,7 +2,7 @@
 
 Nothing is computed: arguments are shapes with layouts. The train step is `training.step.jitted`; sampling goes through
 `causal.start`, `masked.start` and their jitted programs, on the model as `decoding.decoding_form` lays it out. An axis
-letter not named here is one of `model.py` or of `sampling/`.
+letter not named here is one of `model/transformer.py` or of `sampling/`.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ Text and <audio> see only what is before them, so neither the text nor the predi
 
 That is the framing `markers`; framing.py has the others.
 
-A row is a dict of numpy arrays over its own L positions; data.py packs rows into batches:
+A row is a dict of numpy arrays over its own L positions; data/batches.py packs rows into batches:
 
     tokens [L, S]   ids of the input, PAD where a stream is silent     targets [L, S]  id predicted here, or PAD
     heads [L, S]    legal set of the prediction (vocab.py)             weights [L, S]  weight in the loss
