@@ -76,7 +76,7 @@ def configured(config: ConfigDict) -> ConfigDict:
         "data.text_weight": 0.0,
         "data.template": "{text}",
     }
-    made, defaults, wrong = ConfigDict(config.to_dict()), configs.flat(configs.load("default")), []
+    made, defaults, wrong = ConfigDict(config.to_dict()), configs.flat(configs.defaults()), []
     for key, value in decided.items():
         section, _, name = key.partition(".")
         given = config[section][name]

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
@@ -235,13 +236,7 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
     spec = specs.from_json(about, path)
 
     def load(abstract: dict) -> dict:
-        params: dict = {}
-        for key, tensor in tensors.items():
-            *parents, leaf = key.split("/")
-            node = params
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = tensor
+        params = unflatten_dict(tensors, sep="/")
         check_tree(abstract, params, str(path))
         return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, params)
 
