@@ -8,8 +8,9 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
+from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import sharding
+from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.plan import chips, estimate, gpus, programs, table
 
 PROGRAMS = ("train", "sample")
@@ -43,8 +44,8 @@ def plan(
     target = chips.parse(topology)
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator this machine has is left alone
     devices = chips.devices(target)
-    task = programs.task(config)
-    mesh = sharding.make_mesh(task.section("sharding"), devices)
+    spec, run = programs.describe(config)
+    mesh = sharding.make_mesh(run.sharding, devices)
     result = {
         "config": name,
         "topology": target.name,
@@ -60,20 +61,21 @@ def plan(
         "speed": {},
     }
     with jax.set_mesh(mesh), without_cache():
-        result["parameters"] = programs.parameters(task)
+        result["parameters"] = checkpoints.count_parameters(spec.model, spec.vocab)
         log(table.header(result))
         if result["note"]:
             log(result["note"])
         for kind in (kind for kind in PROGRAMS if kind in kinds):
             if kind == "train":
-                series = programs.train(task, mesh)
+                series = programs.train(spec, run, mesh)
             else:
-                series = programs.sample(task, mesh, rows or mesh.shape["data"] * mesh.shape["context"])
+                sampling, shards = configs.section(config, "sampling"), mesh.shape["data"] * mesh.shape["context"]
+                series = programs.sample(spec, run, sampling, mesh, rows or shards)
             estimates = []
             for program in series:
                 log(f"compiling the {program.name} ...")
                 estimates.append(estimate.of_program(program, target, known))
-                estimates[-1]["advice"] = estimate.advice(estimates[-1], task, target)
+                estimates[-1]["advice"] = estimate.advice(estimates[-1], spec, run, target)
                 log(table.program(estimates[-1]))
             result["programs"] += estimates
             if speed := estimate.speed(estimates):

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from audiolm_jax.model import losses, sharding
-from audiolm_jax.model.sharding import ShardingConfig
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig, ShardingConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.plan import collectives
 from audiolm_jax.serialization.vocab import Vocab
 

@@ -4,6 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
+from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.plan import collectives
 
 
@@ -13,7 +14,7 @@ def mesh():
 
 
 def found(function, *shapes) -> list[collectives.Collective]:
-    mesh = sharding.make_mesh(sharding.ShardingConfig("fsdp_tensor", tensor=2))
+    mesh = sharding.make_mesh(ShardingConfig("fsdp_tensor", tensor=2))
     with jax.set_mesh(mesh):
         local = jax.shard_map(function, in_specs=P(), out_specs=P(), check_vma=False)
         text = jax.jit(local).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile().as_text()

@@ -9,7 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax import config as configs
@@ -17,6 +17,7 @@ from audiolm_jax.cli import main
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
 from audiolm_jax.plan import chips, collectives, estimate, gpus, plan, programs, table, work
+from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.serialization import cost
 
 needs_libtpu = pytest.mark.skipif(
@@ -118,7 +119,7 @@ def test_the_roofline_is_the_largest_of_three():
 
 
 def test_work_is_counted_per_chip_and_in_loops_as_often_as_they_run():
-    mesh = sharding.abstract_mesh(4, 1, 2)
+    mesh = AbstractMesh((4, 1, 2), sharding.AXES, axis_types=(AxisType.Explicit,) * 3)
     with jax.sharding.use_abstract_mesh(mesh):
 
         def array(*shape, spec):
@@ -140,23 +141,23 @@ def test_work_is_counted_per_chip_and_in_loops_as_often_as_they_run():
 
 def test_work_of_a_train_step_is_that_of_the_cost_model():
     """Forward and twice that backward, whole squares of attention, and the logits once more (they are not kept)."""
-    task = programs.task(small("model.dtype=bfloat16"))
-    mesh = sharding.make_mesh(task.section("sharding"))
+    spec, run = programs.describe(small("model.dtype=bfloat16"))
+    mesh = sharding.make_mesh(run.sharding)
     with jax.set_mesh(mesh):
-        [step] = programs.train(task, mesh)
+        [step] = programs.train(spec, run, mesh)
         counted = work.count(step.traced.jaxpr).flops * mesh.size
-    length, model = task.config.data.sequence_length, task.section("model")
+    length, model = spec.data.sequence_length, spec.model
     dense = cost.Pass(length, length**2, length)
-    logits = cost.forward_flops(model, task.vocab, cost.Pass(0, 0, length))
-    expected = step.rows * (3 * cost.forward_flops(model, task.vocab, dense) + logits)
+    logits = cost.forward_flops(model, spec.vocab, cost.Pass(0, 0, length))
+    expected = step.rows * (3 * cost.forward_flops(model, spec.vocab, dense) + logits)
     assert counted == pytest.approx(expected, rel=0.05)
 
 
 def test_seconds_of_a_step_are_those_of_whole_segments():
     for strategy in ("flat", "delay", "hierarchical", "masked"):
-        task = programs.task(small(f"serialization.strategy={strategy}"))
-        rows = cost.training_rows(task.grid, 64, programs.TEXT + 2)
-        assert programs.segment_positions(task) == max(row.positions for row in rows.values())
+        spec, _ = programs.describe(small(f"serialization.strategy={strategy}"))
+        rows = cost.training_rows(spec.grid, 64, programs.TEXT + 2)
+        assert programs.segment_positions(spec) == max(row.positions for row in rows.values())
 
 
 @pytest.mark.parametrize(
@@ -169,8 +170,8 @@ def test_seconds_of_a_step_are_those_of_whole_segments():
     ],
 )
 def test_codecs_need_no_weights(codec, shape):
-    task = programs.task(configs.load("default", codec))
-    assert (task.frame_rate, task.vocab.codebooks, task.vocab.codebook_size) == shape
+    spec, run = programs.describe(configs.load("default", codec))
+    assert (run.frame_rate, spec.vocab.codebooks, spec.vocab.codebook_size) == shape
 
 
 @pytest.mark.parametrize(
@@ -187,27 +188,27 @@ def test_what_a_full_memory_needs_is_read_from_the_refusal(message):
 
 def test_advice_names_keys_that_would_help():
     target, full = chips.parse("v5e-16"), {"memory": {"fits": False}, "rows": 64}
-    task = programs.task(small("data.batch_size=64"))
-    said = estimate.advice({**full, "name": "train step"}, task, target)
+    described = programs.describe(small("data.batch_size=64"))
+    said = estimate.advice({**full, "name": "train step"}, *described, target)
     for key in ("model.remat=True", "sharding.preset=fsdp", "training.accumulate=2", "data.batch_size=32"):
         assert f"--config.{key}" in said
-    task = programs.task(small("model.remat=True", "sharding.preset=fsdp", "data.batch_size=1"))
-    assert estimate.advice({**full, "name": "train step"}, task, target) == "a larger slice"
-    assert "--rows=32" in estimate.advice({**full, "name": "decode chunk"}, task, target)
-    assert estimate.advice({**full, "memory": {"fits": True}}, task, target) == ""
+    described = programs.describe(small("model.remat=True", "sharding.preset=fsdp", "data.batch_size=1"))
+    assert estimate.advice({**full, "name": "train step"}, *described, target) == "a larger slice"
+    assert "--rows=32" in estimate.advice({**full, "name": "decode chunk"}, *described, target)
+    assert estimate.advice({**full, "memory": {"fits": True}}, *described, target) == ""
     for override in said.replace("--config.", "").split("; or "):
         configs.check(configs.load("tiny", [override.split(" ")[0]]))
 
 
 def test_a_mesh_that_does_not_divide_is_one_sentence():
-    task = programs.task(small("sharding.preset=fsdp_tensor", "sharding.tensor=4"))
-    mesh = sharding.make_mesh(task.section("sharding"))
+    spec, run = programs.describe(small("sharding.preset=fsdp_tensor", "sharding.tensor=4"))
+    mesh = sharding.make_mesh(run.sharding)
     with jax.set_mesh(mesh), pytest.raises(InputError, match=r"model\.kv_heads=2 cannot be shared by the 4 devices"):
-        next(programs.train(task, mesh))
-    task = programs.task(small())
+        next(programs.train(spec, run, mesh))
+    spec, run = programs.describe(small())
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh), pytest.raises(InputError, match="--rows=12 cannot be shared by the 8 devices"):
-        next(programs.sample(task, mesh, 12))
+        next(programs.sample(spec, run, SamplingConfig(), mesh, 12))
 
 
 def test_numbers_are_shown_in_units_that_fit():
