@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
-from audiolm_jax.training import metrics, workdir
+from audiolm_jax.training import loop, metrics
 
 
 def test_a_writer_that_raises_leaves_the_old_content_and_no_temporary(tmp_path):
@@ -112,11 +112,11 @@ class Bucket(MemoryFileSystem):
 def test_a_workdir_behind_an_address():
     fsspec.register_implementation("s3", Bucket, clobber=True)
     folder = files.place("s3://bucket/run")
-    workdir.claim(folder, {"model": {"layers": 2}})
+    loop.claim(folder, {"model": {"layers": 2}})
     assert json.loads((folder / "config.json").read_text()) == {"model": {"layers": 2}}
-    workdir.claim(folder, {"model": {"layers": 2}})
+    loop.claim(folder, {"model": {"layers": 2}})
     with pytest.raises(InputError, match=r"s3://bucket/run .* model\.layers is 2 there and 3 here"):
-        workdir.claim(folder, {"model": {"layers": 3}})
+        loop.claim(folder, {"model": {"layers": 3}})
     path = folder / "metrics.jsonl"
     files.write_text(path, '{"step": 1}\n{"step": 2}\n{"st')
     metrics.truncate(path, 1)

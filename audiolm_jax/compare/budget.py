@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from audiolm_jax import config as configs
 from audiolm_jax import serialization
 from audiolm_jax.data import examples
-from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.data.config import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding

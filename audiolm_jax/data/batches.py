@@ -32,7 +32,8 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from audiolm_jax.data.examples import DataConfig, document, make_vocab, prompt_text
+from audiolm_jax.data.config import DataConfig
+from audiolm_jax.data.examples import document, make_vocab, prompt_text
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import Grid, layout

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from audiolm_jax.data.batches import KEYS, longest_row, with_frames
-from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.data.config import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import Grid

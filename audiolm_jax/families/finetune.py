@@ -33,16 +33,17 @@ from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, files
 from audiolm_jax import config as configs
-from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.data.config import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
 from audiolm_jax.families.captions import Captioned
 from audiolm_jax.model import checkpoints, lora, sharding
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.spec import Source, Spec
-from audiolm_jax.model.transformer import Encoded, ModelConfig
+from audiolm_jax.model.transformer import Encoded
 from audiolm_jax.serialization import Grid
 from audiolm_jax.serialization.vocab import Vocab
 

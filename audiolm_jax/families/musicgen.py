@@ -28,15 +28,16 @@ import numpy as np
 from audiolm_jax import codecs, files
 from audiolm_jax.codecs import encodec
 from audiolm_jax.codecs.stereo import Stereo
-from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.data.config import DataConfig
 from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import table as tables
 from audiolm_jax.families.table import Entry, into_heads, layernorm, out_of_heads, plain
 from audiolm_jax.hub import files as huggingface
 from audiolm_jax.model import checkpoints
+from audiolm_jax.model.config import ModelConfig, table_rows
 from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Source, Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
 from audiolm_jax.serialization import SerializationConfig

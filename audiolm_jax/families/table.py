@@ -13,7 +13,8 @@ from flax import nnx
 
 from audiolm_jax.hub.weights import Weights
 from audiolm_jax.model import checkpoints, sharding
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization.vocab import Vocab
 
 

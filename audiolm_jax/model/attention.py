@@ -1,29 +1,46 @@
-"""Attention: rotary positions, who sees whom, the dense reference, the choice of a kernel, and the cached step.
+"""Attention: rotary positions, visibility, the dense reference, the choice of a kernel, and the cached step.
 
 Axes: B batch, L query positions, M key positions, H key/value heads, G query heads per key/value head,
 K head width. Scores and softmax are float32 whatever the compute dtype.
 
-`sight` says who sees whom, once for all layers of a pass, in the form that the platform's implementation reads, and
-`attend` takes that implementation from `IMPLEMENTATIONS`:
+`sight` makes the visibility of a pass, once for all layers, in the form that the platform's kernel reads. `attend`
+takes the kernel of the platform, or else `dense`, the reference:
 
-    splash   TPU, at least 128 queries: sees exactly what the square would show, and skips blocks that nobody sees
-    cudnn    GPU (Ampere or newer), 16 bits, even lengths: the square is a mask
-    blocks   one CPU device, more queries than a block: skips as splash does
-    dense    everything else; the reference
+    tpu.py   at least 128 queries: Pallas' splash attention, which skips blocks without a visible pair
+    gpu.py   Ampere or newer, 16 bits, even lengths: cuDNN's fused kernel with a mask
+    cpu.py   one device, more queries than a block: skips blocks without a visible pair
 
-The choice is static: the platform of the mesh that is entered, shapes and types.
+The choice is static: by the platform of the current mesh, shapes and types.
 """
+
+import importlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
-from audiolm_jax.model.kernels import cpu, gpu, tpu
-from audiolm_jax.model.kernels.cpu import MASKED
 
-# A square (bool, [B, L, M]) or its description: whatever the implementation reads.
-Sight = jax.Array | tpu.Sight
+# Platform -> module with `takes` (q, k, visibility: whether it has a kernel for them) and `attend`; imported on use.
+KERNELS = {name: f"audiolm_jax.model.kernels.{name}" for name in ("tpu", "gpu", "cpu")}
+
+LANES = 128  # of a TPU: positions come in multiples of it
+
+# Finite, so that a row without any visible key yields numbers instead of NaN; far enough below every real
+# score that its exponential is exactly zero beside one.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+class Sight(NamedTuple):
+    """Visibility as a TPU's kernel reads it: query l sees key m iff their segments are equal and m <= last[l]."""
+
+    segments_BL: jax.Array
+    segments_BM: jax.Array
+    last_BL: jax.Array
+
+
+Visibility = jax.Array | Sight  # bool [B, L, M], or the description of it
 
 
 def rope_table(positions: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -40,58 +57,46 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def sight(segments_BL: jax.Array, ahead_BL: jax.Array | None) -> Sight:
+def sight(segments_BL: jax.Array, ahead_BL: jax.Array | None) -> Visibility:
     """Query l sees key m iff both lie in one segment and m <= l + ahead[l] (None: 0, causal).
 
-    Padding is segment 0 and sees only padding, so that its softmax has something to normalise; nothing
-    reads what it computes.
+    Padding is segment 0 and sees only padding, so that its softmax has something to normalise; its output is not used.
     """
     index_L = jnp.arange(segments_BL.shape[1], dtype=jnp.int32)
     last_BL = jnp.broadcast_to(index_L, segments_BL.shape) if ahead_BL is None else index_L + ahead_BL
     return sight_between(segments_BL, segments_BL, last_BL)
 
 
-def sight_between(segments_BL: jax.Array, segments_BM: jax.Array, last_BL: jax.Array) -> Sight:
+def sight_between(segments_BL: jax.Array, segments_BM: jax.Array, last_BL: jax.Array) -> Visibility:
     """Query l sees key m iff their segments are equal and m <= last[l]. Every query must see a key.
 
-    Queries may be sharded; every device meets all keys of its rows.
+    Queries may be sharded; keys are replicated over the axis of the positions.
     """
     batch, length = jax.typeof(segments_BL).sharding.spec
     segments_BM = jax.sharding.reshard(segments_BM, P(batch, None))
     last_BL = jax.sharding.reshard(last_BL, P(batch, length))
-    if sharding.platform() == "tpu" and segments_BL.shape[1] >= tpu.LANES:
-        return tpu.Sight(segments_BL, segments_BM, last_BL)
+    if sharding.platform() == "tpu" and segments_BL.shape[1] >= LANES:
+        return Sight(segments_BL, segments_BM, last_BL)
     index_M = jnp.arange(segments_BM.shape[1], dtype=jnp.int32)
     same_BLM = segments_BL[:, :, None] == segments_BM[:, None, :]
     return same_BLM & (index_M[None, None, :] <= last_BL[:, :, None])
 
 
-def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, sight: Sight) -> jax.Array:
-    """Grouped-query attention -> out_BLHGK, laid out like q, which is already scaled by 1/sqrt(K)."""
-    return IMPLEMENTATIONS[choose(q_BLHGK, k_BMHK, sight)](q_BLHGK, k_BMHK, v_BMHK, sight)
-
-
-def choose(q_BLHGK: jax.Array, k_BMHK: jax.Array, sight: Sight) -> str:
-    """The name of the implementation that `attend` takes."""
-    length, keys = q_BLHGK.shape[1], k_BMHK.shape[1]
-    if isinstance(sight, tpu.Sight):
-        return "splash"
-    if sharding.platform() == "gpu" and gpu.takes(q_BLHGK, k_BMHK):
-        return "cudnn"
-    if cpu.applies() and length > cpu.QUERIES and length == keys:
-        return "blocks"
-    return "dense"
+def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, sight: Visibility) -> jax.Array:
+    """Grouped-query attention -> out_BLHGK, sharded like q, which is already scaled by 1/sqrt(K)."""
+    platform, implementation = sharding.platform(), dense
+    if platform in KERNELS:
+        kernel = importlib.import_module(KERNELS[platform])
+        implementation = kernel.attend if kernel.takes(q_BLHGK, k_BMHK, sight) else dense
+    return implementation(q_BLHGK, k_BMHK, v_BMHK, sight)
 
 
 def dense(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:
-    """`attend` in full."""
+    """`attend` with all scores in memory."""
     scores_BHGLM = jnp.einsum("BLHGK,BMHK->BHGLM", q_BLHGK, k_BMHK, preferred_element_type=jnp.float32)
     scores_BHGLM = jnp.where(visible_BLM[:, None, None], scores_BHGLM, MASKED)
     weights_BHGLM = jax.nn.softmax(scores_BHGLM, axis=-1).astype(v_BMHK.dtype)
     return jnp.einsum("BHGLM,BMHK->BLHGK", weights_BHGLM, v_BMHK)
-
-
-IMPLEMENTATIONS = {"splash": tpu.attend, "cudnn": gpu.attend, "blocks": cpu.attend, "dense": dense}
 
 
 def attend_step(
@@ -101,8 +106,8 @@ def attend_step(
 
     The cache is only read here: the caller writes slot `i` afterwards. Reading the old buffer and adding
     the new token as its own term is what lets XLA update the buffer in place inside a loop. Keys and values are
-    [B, H, M, K]: a product over them in any other order of axes turns the whole cache around first, in every step.
-    They may be wider than the query (`model.cache_dtype`).
+    [B, H, M, K]: with any other order of axes XLA transposes the cache in every step. Their dtype may be wider than
+    the query's (`model.cache_dtype`).
     """
     dtype = q_BHGK.dtype
     q_BHGK, k_BHK, v_BHK = (x.astype(cache["k"].dtype) for x in (q_BHGK, k_BHK, v_BHK))
@@ -127,10 +132,10 @@ def attend_step(
 
 
 def two_rows(q: jax.Array) -> jax.Array:
-    """Queries `[B, ..., G, K]` of one head per key/value head, as two on a GPU, the second one zero.
+    """On a GPU, queries `[B, ..., 1, K]` of one head per key/value head padded to two with zeros.
 
-    XLA makes of the product of one row and a matrix a product of elements, which it rounds to 16 bits and may write to
-    memory whole, and a sum. On an H100, with 1024 cached positions and the 24 layers of MusicGen-small, a step of 16
+    XLA computes the product of one row and a matrix as an elementwise product, which it rounds to 16 bits and may write
+    to memory, and a sum. On an H100, with 1024 cached positions and the 24 layers of MusicGen-small, a step of 16
     rows takes 2.3 ms with two queries and 3.6 ms with one; with few rows, where there is little to read, 4 % more.
     """
     if sharding.platform() != "gpu" or q.shape[-2] > 1 or len(q) <= 2:

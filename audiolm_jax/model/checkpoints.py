@@ -31,8 +31,9 @@ from audiolm_jax import files
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
 from audiolm_jax.model import spec as specs
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization.vocab import Vocab
 
 FOLDER = "checkpoints"

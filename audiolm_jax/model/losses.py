@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax.model.kernels import cpu, cpu_loss
+from audiolm_jax.model import sharding
 from audiolm_jax.model.sharding import PRESETS, Rules
 from audiolm_jax.serialization.vocab import (
     AUDIO,
@@ -129,6 +129,8 @@ def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) 
 
 def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
     """Only the legal logits of every prediction; on one CPU device (see `kernels/cpu_loss.py`)."""
+    from audiolm_jax.model.kernels import cpu_loss
+
     stream = rules.spec("batch", "length", None)
     sets_XWD = [cut["text"].T, cut["length"].T, *cut["codes"].transpose(1, 2, 0)]
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes]
@@ -171,7 +173,7 @@ def target_logprobs(
     cut = output_blocks(out_DV, vocab, rules)
     stream = rules.spec("batch", "length", None)
     args = [jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS)]
-    if chunk is None and cpu.applies():
+    if chunk is None and sharding.on_one_cpu():
         return _blocked(*args, cut, vocab, rules)
     # Each device takes its own rows and positions in pieces; the gradients of the output matrix are summed over the
     # devices once, after the last piece. The vocabulary's axis stays as it is inside.

@@ -22,14 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.model.config import ShardingConfig
-from audiolm_jax.model.rules import AXES, Rules
-from audiolm_jax.model.rules import PRESETS as PRESETS
-from audiolm_jax.model.rules import platform as platform
+from audiolm_jax.model.config import AXES, Rules, ShardingConfig
+from audiolm_jax.model.config import PRESETS as PRESETS
+from audiolm_jax.model.config import platform as platform
 
 
 def make_mesh(config: ShardingConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -51,6 +50,11 @@ def make_mesh(config: ShardingConfig | None = None, devices: Sequence[jax.Device
     return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
+def on_one_cpu() -> bool:
+    """Whether the current mesh is one CPU device, for which kernels/ has loops of its own."""
+    return jax.sharding.get_abstract_mesh().size == 1 and platform() == "cpu"
+
+
 def check_sizes(mesh: Mesh, rules: Rules, sizes: dict[str, tuple[str, int]]) -> None:
     """Raises InputError, before anything is compiled, for a size that its mesh axes do not divide.
 
@@ -63,11 +67,6 @@ def check_sizes(mesh: Mesh, rules: Rules, sizes: dict[str, tuple[str, int]]) -> 
                 f"{name}={size} cannot be shared by the {parts} devices along {' and '.join(axes)} (section sharding); "
                 f"choose a multiple of {parts}, or fewer devices there"
             )
-
-
-def abstract_mesh(data: int = 1, context: int = 1, tensor: int = 1) -> AbstractMesh:
-    """A mesh of devices this machine need not have: `jax.eval_shape` under it type-checks a layout."""
-    return AbstractMesh((data, context, tensor), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def single_device_mesh(device: jax.Device | None = None) -> Mesh:

@@ -21,8 +21,7 @@ from jax.sharding import PartitionSpec as P
 from audiolm_jax.model import sharding
 from audiolm_jax.model.losses import by_codebook
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.sampling import performance
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling import performance, requests
 from audiolm_jax.sampling.rules import LogitRules, choose, guide
 from audiolm_jax.serialization import Grid
 from audiolm_jax.serialization import vocab as ids
@@ -105,7 +104,7 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
     tokens_MS = jnp.tile(tokens_BS, (len(state.hidden_MD) // batch, 1))
     step_B = jnp.where(state.done_B, state.step_B, state.step_B + 1)
-    done_B = step_B >= plan.steps_of(frames_B, grid)
+    done_B = step_B >= requests.steps_of(frames_B, grid)
     return State(codes_BFQ, frames_B, step_B, done_B, state.slot, state.hidden_MD), tokens_MS
 
 
@@ -151,7 +150,7 @@ def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: 
 def run_prefill(
     model: Transformer, tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, states_MPW=None, encoded=None
 ) -> tuple[jax.Array, tuple]:
-    """The prompts (`plan.Prompts`) in one pass: (hidden_MD of each row's last position, prompt cache)."""
+    """The prompts (`requests.Prompts`) in one pass: (hidden_MD of each row's last position, prompt cache)."""
     hidden_MPD, prompt_cache = model.prefill(tokens_MPS, positions_MP, segments_MP, ahead_MP, encoded, states_MPW)
     return jnp.take_along_axis(hidden_MPD, (length_M - 1)[:, None, None], axis=1)[:, 0], prompt_cache
 
@@ -201,37 +200,37 @@ def cache_sizes(steps: int, chunk: int) -> list[int]:
 
 
 def start(
-    model: Transformer, grid: Grid, vocab: Vocab, requests: Sequence[plan.Request], context: int | None = None
+    model: Transformer, grid: Grid, vocab: Vocab, batch: Sequence[requests.Request], context: int | None = None
 ) -> tuple[Fixed, State]:
     """Prefill: the prompts of all requests, ready for the first chunk."""
-    guidance_B = plan.guidance(requests)
-    prompts = plan.prompts(requests, grid, vocab, causal=True, guided=guidance_B is not None)
-    encoded = plan.place(plan.encoded(requests, model.config.cross_width, guidance_B is not None))
-    hidden_MD, prompt_cache = prefill_program()(model, *plan.place(prompts), encoded)
-    bounds = [plan.limits(request, grid, vocab, context) for request in requests]
+    guidance_B = requests.guidance(batch)
+    prompts = requests.prompts(batch, grid, vocab, causal=True, guided=guidance_B is not None)
+    encoded = requests.place(requests.encoded(batch, model.config.cross_width, guidance_B is not None))
+    hidden_MD, prompt_cache = prefill_program()(model, *requests.place(prompts), encoded)
+    bounds = [requests.limits(request, grid, vocab, context) for request in batch]
     limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
-    first_B = np.array([plan.prefilled_steps(len(r.prompt_TQ), grid) for r in requests], np.int32)
-    codes_BFQ = plan.prompt_grid(requests, plan.bucket(int(limit_B.max()), plan.FRAMES), grid.codebooks)
-    done_B = np.zeros(len(requests), bool)
-    keys_B = plan.keys(requests, plan.CAUSAL)
-    rules = plan.rules(requests, grid.codebooks)
+    first_B = np.array([requests.prefilled_steps(len(r.prompt_TQ), grid) for r in batch], np.int32)
+    codes_BFQ = requests.prompt_grid(batch, requests.bucket(int(limit_B.max()), requests.FRAMES), grid.codebooks)
+    done_B = np.zeros(len(batch), bool)
+    keys_B = requests.keys(batch, requests.CAUSAL)
+    rules = requests.rules(batch, grid.codebooks)
     valid_MP = prompts.segments_MP > 0
-    placed = plan.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, valid_MP))
+    placed = requests.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, valid_MP))
     fixed = Fixed(*placed, prompt_cache, None if encoded is None else encoded[1])
-    state = State(*plan.place((codes_BFQ, limit_B, first_B, done_B, np.int32(0))), hidden_MD)
+    state = State(*requests.place((codes_BFQ, limit_B, first_B, done_B, np.int32(0))), hidden_MD)
     return fixed, state
 
 
 def generate(
-    model: Transformer, grid: Grid, vocab: Vocab, requests: Sequence[plan.Request], context: int | None = None
+    model: Transformer, grid: Grid, vocab: Vocab, batch: Sequence[requests.Request], context: int | None = None
 ) -> Iterator[tuple[Fixed, State]]:
     """The state after every chunk, until all rows are done. Reading it is the only transfer to the host.
 
     `model` is unstacked (`model.unstack`); a mesh is entered.
     """
-    fixed, state = start(model, grid, vocab, requests, context)
-    chunk = requests[0].sampling.chunk
-    steps = int(np.max(plan.steps_of(np.asarray(state.frames_B), grid) - np.asarray(state.step_B)))
+    fixed, state = start(model, grid, vocab, batch, context)
+    chunk = batch[0].sampling.chunk
+    steps = int(np.max(requests.steps_of(np.asarray(state.frames_B), grid) - np.asarray(state.step_B)))
     cache = None
     for slots in cache_sizes(steps, chunk):
         if cache is None:

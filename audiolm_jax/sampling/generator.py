@@ -26,8 +26,7 @@ from audiolm_jax.model import sharding
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, masked, performance
-from audiolm_jax.sampling import requests as plan
-from audiolm_jax.sampling.requests import Request
+from audiolm_jax.sampling.requests import Request, check, limits, prefilled_steps
 from audiolm_jax.sampling.windows import Windows
 from audiolm_jax.serialization import text
 
@@ -188,7 +187,7 @@ class Generator:
         requests = [self._request(row, condition) for row, condition in zip(rows, conditions, strict=True)]
         for request in requests:
             first = self.windows.first(request) if self.windows else request
-            plan.check(first, self.grid, self.vocab, self.context)
+            check(first, self.grid, self.vocab, self.context)
         return requests
 
     def _request(self, row: Row, condition: dict[str, Any]) -> Request:
@@ -289,7 +288,7 @@ class Generator:
                 np.concatenate(waveforms[b], axis=-1),
                 self.codec.sample_rate,
                 request.frames is None
-                and bool(progress.frames_B[b] < plan.limits(request, self.grid, self.vocab, self.context)[0]),
+                and bool(progress.frames_B[b] < limits(request, self.grid, self.vocab, self.context)[0]),
                 int(progress.passes_B[b]),
                 seconds,
             )
@@ -307,7 +306,7 @@ class Generator:
         coarse, passes_B = None, np.ones(len(requests), int)
         if grid.causal_levels:
             chunks = causal.generate(*common, context=self.context)
-            first_B = np.array([plan.prefilled_steps(len(request.prompt_TQ), grid) for request in requests])
+            first_B = np.array([prefilled_steps(len(request.prompt_TQ), grid) for request in requests])
             while (coarse_now := self._next(chunks)) is not None:
                 coarse, state = coarse_now, coarse_now[1]
                 # The prompt's pass predicts the first step, so steps and passes are equal in number.

@@ -21,8 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import attention
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.sampling import causal
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling import causal, requests
 from audiolm_jax.sampling.rules import LogitRules, choose, guide
 from audiolm_jax.serialization import Grid
 from audiolm_jax.serialization import vocab as ids
@@ -164,13 +163,13 @@ def lengths_program():
     return jax.jit(run_lengths, static_argnames=("vocab",))
 
 
-def schedule(requests: Sequence[plan.Request], frames_B: np.ndarray, grid: Grid) -> Pass:
+def schedule(batch: Sequence[requests.Request], frames_B: np.ndarray, grid: Grid) -> Pass:
     """Every pass over the levels that the causal loop leaves, along a leading axis."""
-    rules = plan.rules(requests, grid.codebooks)
-    prompt_B = np.array([len(request.prompt_TQ) for request in requests])
-    one_pass_B = np.array([request.sampling.one_pass_temperature for request in requests], np.float32)
-    noise_scale_B = np.array([request.sampling.confidence_noise for request in requests])
-    anneal_B = np.array([request.sampling.anneal for request in requests], np.float32)
+    rules = requests.rules(batch, grid.codebooks)
+    prompt_B = np.array([len(request.prompt_TQ) for request in batch])
+    one_pass_B = np.array([request.sampling.one_pass_temperature for request in batch], np.float32)
+    noise_scale_B = np.array([request.sampling.confidence_noise for request in batch])
+    anneal_B = np.array([request.sampling.anneal for request in batch], np.float32)
     passes = []
     for level, count in enumerate(grid.iterations, start=grid.causal_levels):
         hidden_BN = [_hidden(int(n), count, grid) for n in frames_B - prompt_B]
@@ -201,7 +200,7 @@ def start(
     model: Transformer,
     grid: Grid,
     vocab: Vocab,
-    requests: Sequence[plan.Request],
+    batch: Sequence[requests.Request],
     prompt_cache: tuple | None = None,
 ) -> tuple[jax.Array | None, Fixed]:
     """Prefill: (hidden_MD at <audio>, what the passes read, `frames_B` still to be set).
@@ -209,32 +208,32 @@ def start(
     With the prompt cache of the causal loop there is none: up to <audio> it holds what these passes would compute,
     as long as no earlier audio stands there in the layout of the causal pass.
     """
-    guidance_B = plan.guidance(requests)
-    prompts = plan.prompts(requests, grid, vocab, causal=False, guided=guidance_B is not None)
+    guidance_B = requests.guidance(batch)
+    prompts = requests.prompts(batch, grid, vocab, causal=False, guided=guidance_B is not None)
     hidden_MD = None
-    earlier_audio = any(kind == "audio" for request in requests for kind, _ in request.document)
+    earlier_audio = any(kind == "audio" for request in batch for kind, _ in request.document)
     if prompt_cache is None or earlier_audio:
-        hidden_MD, prompt_cache = causal.prefill_program()(model, *plan.place(prompts))
+        hidden_MD, prompt_cache = causal.prefill_program()(model, *requests.place(prompts))
     valid_MP = np.arange(prompt_cache[0]["k"].shape[2]) < prompts.length_M[:, None]
-    fixed = Fixed(None, plan.keys(requests, plan.LEVELS), guidance_B, prompts.length_M, valid_MP, None)
-    return hidden_MD, plan.place(fixed)._replace(prompt_cache=prompt_cache)
+    fixed = Fixed(None, requests.keys(batch, requests.LEVELS), guidance_B, prompts.length_M, valid_MP, None)
+    return hidden_MD, requests.place(fixed)._replace(prompt_cache=prompt_cache)
 
 
 def lengths(
     model: Transformer,
     grid: Grid,
     vocab: Vocab,
-    requests: Sequence[plan.Request],
+    batch: Sequence[requests.Request],
     hidden_MD: jax.Array,
     context: int | None = None,
 ) -> np.ndarray:
     """[B]: the number of frames of each row, given or predicted; always more than its prompt has."""
-    longest_B = np.array([plan.limits(request, grid, vocab, context)[0] for request in requests], np.int32)
-    shortest_B = np.array([r.frames or len(r.prompt_TQ) + 1 for r in requests], np.int32)
-    temperature_B = np.array([request.sampling.length_temperature for request in requests], np.float32)
+    longest_B = np.array([requests.limits(request, grid, vocab, context)[0] for request in batch], np.int32)
+    shortest_B = np.array([r.frames or len(r.prompt_TQ) + 1 for r in batch], np.int32)
+    temperature_B = np.array([request.sampling.length_temperature for request in batch], np.float32)
     if (shortest_B == longest_B).all():
         return longest_B
-    keys_B = plan.keys(requests, plan.LENGTH)
+    keys_B = requests.keys(batch, requests.LENGTH)
     return np.asarray(lengths_program()(model, vocab, hidden_MD, shortest_B, longest_B, temperature_B, keys_B))
 
 
@@ -242,7 +241,7 @@ def generate(
     model: Transformer,
     grid: Grid,
     vocab: Vocab,
-    requests: Sequence[plan.Request],
+    batch: Sequence[requests.Request],
     coarse: tuple[causal.Fixed, causal.State] | None = None,
     context: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -250,19 +249,19 @@ def generate(
 
     coarse: what the causal loop ended with, where the strategy has one. `model` is unstacked; a mesh is entered.
     """
-    hidden_MD, fixed = start(model, grid, vocab, requests, coarse and coarse[0].prompt_cache)
+    hidden_MD, fixed = start(model, grid, vocab, batch, coarse and coarse[0].prompt_cache)
     if coarse is None:
-        frames_B = lengths(model, grid, vocab, requests, hidden_MD, context)
-        codes_BFQ = plan.prompt_grid(requests, plan.bucket(int(frames_B.max()), plan.FRAMES), grid.codebooks)
+        frames_B = lengths(model, grid, vocab, batch, hidden_MD, context)
+        codes_BFQ = requests.prompt_grid(batch, requests.bucket(int(frames_B.max()), requests.FRAMES), grid.codebooks)
     else:
         coarse_BFQ, frames_B = np.asarray(coarse[1].codes_BFQ), np.asarray(coarse[1].frames_B)
         codes_BFQ = np.full(
-            (len(requests), plan.bucket(int(frames_B.max()), plan.FRAMES), grid.codebooks), -1, np.int32
+            (len(batch), requests.bucket(int(frames_B.max()), requests.FRAMES), grid.codebooks), -1, np.int32
         )
         shared = min(codes_BFQ.shape[1], coarse_BFQ.shape[1])
         codes_BFQ[:, :shared] = coarse_BFQ[:, :shared]
     if grid.iterations:  # Q = 1 leaves hierarchical no finer level
-        fixed = fixed._replace(frames_B=plan.place(np.asarray(frames_B, np.int32)))
-        passes = schedule(requests, frames_B, grid)
-        codes_BFQ = levels_program()(model, vocab, fixed, *plan.place((passes, codes_BFQ)))
+        fixed = fixed._replace(frames_B=requests.place(np.asarray(frames_B, np.int32)))
+        passes = schedule(batch, frames_B, grid)
+        codes_BFQ = levels_program()(model, vocab, fixed, *requests.place((passes, codes_BFQ)))
     return np.asarray(codes_BFQ), frames_B

@@ -28,6 +28,7 @@ int. `bind` checks what can be checked on small grids (contract.py).
 
 import dataclasses
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -35,16 +36,15 @@ from audiolm_jax.config import key, plugin, validate
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import contract
 from audiolm_jax.serialization.framing import FRAMINGS, Framing
-from audiolm_jax.serialization.strategies import coarse_first, delay, flat, hierarchical, masked, parallel
-from audiolm_jax.serialization.views import LevelView as LevelView
 
-STRATEGIES: dict[str, ModuleType] = {
-    "flat": flat,
-    "parallel": parallel,
-    "delay": delay,
-    "coarse_first": coarse_first,
-    "hierarchical": hierarchical,
-    "masked": masked,
+# Name -> module, imported when it is first used (`find`).
+STRATEGIES: dict[str, ModuleType | str] = {
+    "flat": "audiolm_jax.serialization.strategies.flat",
+    "parallel": "audiolm_jax.serialization.strategies.parallel",
+    "delay": "audiolm_jax.serialization.strategies.delay",
+    "coarse_first": "audiolm_jax.serialization.strategies.coarse_first",
+    "hierarchical": "audiolm_jax.serialization.strategies.hierarchical",
+    "masked": "audiolm_jax.serialization.strategies.masked",
 }
 
 
@@ -84,6 +84,19 @@ def label(name: str, names: tuple[str, ...] = ()) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class LevelView:
+    """A training row that predicts the masked cells of one codebook of a segment in a bidirectional pass.
+
+    `masked_T` [T] bool: the cells of codebook `level` that are hidden and predicted. Coarser codebooks are visible.
+    Finer ones are hidden too, except in the first `prompt` frames, which are visible at every codebook.
+    """
+
+    level: int
+    masked_T: np.ndarray
+    prompt: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Grid:
     """A strategy bound to Q codebooks, and its framing: what every function of a strategy receives."""
 
@@ -101,17 +114,19 @@ class Grid:
 
     @property
     def causal_levels(self) -> int:
-        own = getattr(self.strategy, "causal_levels", None)
-        return own(self) if own else self.codebooks
+        return self._optional("causal_levels", self.codebooks)
 
     @property
     def iterations(self) -> tuple[int, ...]:
-        own = getattr(self.strategy, "iterations", None)
-        return own(self) if own else ()
+        return self._optional("iterations", ())
 
     def draw(self, rng: np.random.Generator, frames: int) -> LevelView | None:
-        own = getattr(self.strategy, "draw", None)
-        return own(rng, frames, self) if own else None
+        return self._optional("draw", None, rng, frames)
+
+    def _optional(self, name: str, default: Any, *args: Any) -> Any:
+        """The value of the strategy's function of that name, or its default."""
+        function = getattr(self.strategy, name, None)
+        return function(*args, self) if function else default
 
     def order(self, t, q, T):
         """When: the step at which cell (t, q) of T frames is predicted."""

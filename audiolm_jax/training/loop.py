@@ -14,6 +14,7 @@ last one. (JAX's own preemption notice asks the coordinator in every step and ta
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,20 @@ import jax
 import numpy as np
 from flax import nnx
 
+from audiolm_jax import config as configs
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints
-from audiolm_jax.model.sharding import ShardingConfig, check_sizes, make_mesh, on_mesh, shard_batch
-from audiolm_jax.model.spec import Spec
+from audiolm_jax.model.config import ShardingConfig
+from audiolm_jax.model.sharding import check_sizes, make_mesh, on_mesh, shard_batch
+from audiolm_jax.model.spec import Spec, upgrade
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.training import chips, metrics, processes, workdir
-from audiolm_jax.training.optimizer import OptimizerConfig
-from audiolm_jax.training.step import SCRATCH, Adapter, TrainingConfig, TrainState, init_state, jitted, program
+from audiolm_jax.training import chips, metrics, processes
+from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
+from audiolm_jax.training.step import SCRATCH, Adapter, TrainState, init_state, jitted, program
+
+# Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
+MAY_CHANGE = ("sharding.", "training.checkpoint_every", "training.keep", "training.probe_every", "training.peak_tflops")
 
 # For an executable that runs once: random numbers take XLA far longer to optimise than to draw.
 _RUN_ONCE = {"xla_backend_optimization_level": 0}
@@ -89,7 +95,7 @@ def train(
             f"{jax.process_count()} processes"
         )
     sections = {name: dataclasses.asdict(getattr(run, name)) for name in ("sharding", "optimizer", "training")}
-    workdir.claim(folder, {**spec.to_json(), **sections, "seed": run.seed})
+    claim(folder, {**spec.to_json(), **sections, "seed": run.seed})
     with (
         jax.set_mesh(mesh),
         checkpoints.manager(folder, training.keep) as manager,
@@ -168,6 +174,32 @@ def train(
     if stop and step < training.steps:
         raise Interrupted(128 + stop[0])
     return state
+
+
+def claim(workdir: Path, config: dict[str, Any]) -> None:
+    """Makes `workdir` the folder of the run of `config`, or checks that it already is. Keys added since the run started
+    count as defaults.
+
+    Raises InputError naming every key that differs (but those of MAY_CHANGE), or that it cannot be written.
+    """
+    config = json.loads(json.dumps(config))
+    path = workdir / "config.json"
+    if path.exists():
+        ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(configs.defaults().to_dict())))
+        theirs = {key: value for key, value in defaults.items() if key in ours}
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        theirs |= configs.flat(upgrade(earlier, path))
+        different = [
+            f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key, "absent") != theirs.get(key, "absent") and not key.startswith(MAY_CHANGE)
+        ]
+        if different:
+            raise InputError(f"{workdir} is the run of another config: {'; '.join(different)}; name another folder")
+        return
+    if jax.process_index() == 0:
+        with files.writing(workdir):
+            files.write_json(path, config)
 
 
 def _merge(adapter: Adapter, frozen: dict) -> Callable[[dict], dict] | None:

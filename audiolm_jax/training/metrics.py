@@ -10,8 +10,8 @@ import numpy as np
 from absl import logging
 
 from audiolm_jax import files
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.losses import class_names
-from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import cost
 from audiolm_jax.serialization.vocab import Vocab
 

@@ -41,7 +41,7 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW with decoupled weight decay on matrices only."""
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     adamw = optax.adamw(

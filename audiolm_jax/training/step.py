@@ -12,11 +12,12 @@ import optax
 from flax import nnx
 
 from audiolm_jax.model import checkpoints, losses
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
-from audiolm_jax.model.transformer import Encoded, ModelConfig, Transformer
+from audiolm_jax.model.transformer import Encoded, Transformer
 from audiolm_jax.serialization.vocab import MASK, Vocab
-from audiolm_jax.training import optimizer as optimizers
-from audiolm_jax.training.config import TrainingConfig
+from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
+from audiolm_jax.training.optimizer import make_optimizer, schedule
 
 
 @jax.tree_util.register_dataclass
@@ -100,14 +101,14 @@ def program(
     model: ModelConfig,
     vocab: Vocab,
     rules: Rules,
-    optimizer: optimizers.OptimizerConfig,
+    optimizer: OptimizerConfig,
     training: TrainingConfig,
     adapter: Adapter = SCRATCH,
 ) -> Program:
     """The static part of a run's train step (a mesh is entered)."""
-    tx, schedule = optimizers.make(optimizer, training.steps), optimizers.schedule(optimizer, training.steps)
     graph = nnx.split(checkpoints.abstract_model(model, vocab, rules))[0]
-    return Program(model, vocab, rules, training, tx, schedule, graph, adapter)
+    tx, rate = make_optimizer(optimizer, training.steps), schedule(optimizer, training.steps)
+    return Program(model, vocab, rules, training, tx, rate, graph, adapter)
 
 
 def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainState:

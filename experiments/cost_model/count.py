@@ -21,13 +21,14 @@ from audiolm_jax import files, serialization
 from audiolm_jax.compare.report import charts
 from audiolm_jax.evaluation import speed
 from audiolm_jax.model import sharding
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.kernels import cpu, cpu_loss
-from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
+from audiolm_jax.model.transformer import Transformer, unstack
 from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
-from audiolm_jax.training import optimizer
-from audiolm_jax.training.step import Scratch, TrainingConfig, init_state, program, train_step
+from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
+from audiolm_jax.training.step import Scratch, init_state, program, train_step
 
 TEXT = 30  # ids; with BOS and <audio> a prompt of 32 positions, which is a bucket: nothing is padded
 SMALL = ModelConfig(layers=2, width=256, heads=4, kv_heads=2, head_width=64, ffn=704)
@@ -209,7 +210,7 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
             return nnx.split(unstack(Transformer(config, vocab.size, nnx.Rngs(0))))[1]
 
     rules = sharding.PRESETS["data"]
-    parts = program(config, vocab, rules, optimizer.OptimizerConfig(), TrainingConfig(), Unstacked())
+    parts = program(config, vocab, rules, OptimizerConfig(), TrainingConfig(), Unstacked())
     graph = nnx.split(nnx.eval_shape(lambda: unstack(Transformer(config, vocab.size, nnx.Rngs(0)))))[0]
     parts = dataclasses.replace(parts, graph=graph)
     batch = training_batch(grid, vocab, frames, kind)
@@ -218,7 +219,7 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     def step(state, batch):
         return train_step(state, batch, {}, parts)
 
-    with mock.patch.object(cpu, "applies", lambda: not dense):
+    with mock.patch.object(sharding, "on_one_cpu", lambda: not dense):
         flops = compiled(
             step, jax.eval_shape(lambda: init_state(parts, jax.random.key(0))), requests.place(batch), options=QUICK
         )[1]

@@ -26,12 +26,11 @@ from audiolm_jax.data.batches import training_batches
 from audiolm_jax.errors import InputError, exit_code
 from audiolm_jax.evaluation import likelihood
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.training import loop
-from audiolm_jax.training.optimizer import OptimizerConfig
-from audiolm_jax.training.step import TrainingConfig
+from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
 from experiments.entropy_floor import broken, floor, sampled, sources
 
 DATA = examples.DataConfig(sequence_length=128, max_frames=sources.MAX_FRAMES, drop_text=0.02)

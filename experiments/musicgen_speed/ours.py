@@ -11,7 +11,8 @@ from audiolm_jax import serialization
 from audiolm_jax.families import musicgen, table
 from audiolm_jax.hub.weights import Weights
 from audiolm_jax.model import sharding
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
 from audiolm_jax.sampling.requests import Request, place, steps_of
 from audiolm_jax.serialization import SerializationConfig

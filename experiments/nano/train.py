@@ -21,10 +21,12 @@ from flax import nnx
 
 from audiolm_jax import codecs, serialization
 from audiolm_jax.data import batches, corpora, tokens
-from audiolm_jax.data.examples import DataConfig, make_vocab
+from audiolm_jax.data.config import DataConfig
+from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.model import checkpoints, losses, sharding
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import CodecSpec, Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 
 # 1. The speech: strings of digits, spoken by espeak-ng. name="folder", path=... takes recordings of your own.
 CORPUS = corpora.CorpusConfig(name="synthetic", speakers=2, train=240, valid=8, test=8, unseen=0)

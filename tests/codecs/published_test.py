@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from audiolm_jax import codecs, serialization
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.weights import fold
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, generator
 from audiolm_jax.serialization.vocab import Vocab
 from tests.helpers.published_codecs import CONFIGS, sound, write

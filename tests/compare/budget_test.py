@@ -7,7 +7,7 @@ import pytest
 
 from audiolm_jax import config
 from audiolm_jax.compare import budget, cells
-from audiolm_jax.data.examples import DataConfig
+from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import STRATEGIES, bind
 from audiolm_jax.serialization.vocab import Vocab

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents, layout
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab

@@ -11,9 +11,10 @@ from flax import nnx
 from audiolm_jax import codecs, serialization
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import losses, sharding
-from audiolm_jax.model.sharding import PRESETS, ShardingConfig
+from audiolm_jax.model.config import ModelConfig, ShardingConfig, table_rows
+from audiolm_jax.model.sharding import PRESETS
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer, table_rows
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.plan import collectives
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator

@@ -172,7 +172,7 @@ def test_order_is_elementwise_in_traced_frames(grid):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_docstring_prints_the_layout_of_its_strategy(strategy):
     """The letters of its streams, which are lines such as `s=0  a  d  g  </audio>`, `.` where a stream is silent."""
-    doc = STRATEGIES[strategy].__doc__ or ""
+    doc = bind(SerializationConfig(strategy), 1).strategy.__doc__ or ""
     Q, streams = len(re.findall(r"^ *q=\d", doc, re.M)), re.findall(r"[sS]=\d +(.*)", doc)
     grid, vocab = bind(SerializationConfig(strategy), Q or 1), Vocab(Q or 1, 9, 8)
     if not streams:

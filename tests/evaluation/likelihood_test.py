@@ -10,7 +10,8 @@ from flax import nnx
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import likelihood as likelihoods
 from audiolm_jax.evaluation.likelihood import Scoring, likelihood, score
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents
 from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, TEXT_START, Vocab
 

@@ -12,8 +12,9 @@ from flax import nnx
 from audiolm_jax import codecs
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import speed
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import SerializationConfig

@@ -9,7 +9,8 @@ from flax import nnx
 
 from audiolm_jax import serialization
 from audiolm_jax.evaluation.likelihood import Scoring, likelihood
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization import SerializationConfig, layout, text
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab

@@ -29,8 +29,8 @@ from audiolm_jax.model import checkpoints, lora, sharding
 from audiolm_jax.sampling import SamplingConfig, requests
 from audiolm_jax.serialization import documents
 from audiolm_jax.serialization.vocab import HEAD_CODE
-from audiolm_jax.training import optimizer
-from audiolm_jax.training.step import TrainingConfig, init_state, program, train_step
+from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
+from audiolm_jax.training.step import init_state, program, train_step
 from experiments.colab import random_musicgen
 from tests.helpers.published_musicgen import reopened
 
@@ -121,7 +121,7 @@ def gradient(base, batch, config):
     model, rules = configs.section(config, "model"), sharding.PRESETS["data"]
     settings = TrainingConfig(steps=1)
     keep = optax.GradientTransformation(lambda p: p, lambda g, s, p: (jax.tree.map(jax.numpy.zeros_like, g), g))
-    parts = dataclasses.replace(program(model, base.vocab, rules, optimizer.OptimizerConfig(), settings, base), tx=keep)
+    parts = dataclasses.replace(program(model, base.vocab, rules, OptimizerConfig(), settings, base), tx=keep)
     weights, frozen = base.load(model, rules, resumed=False)
     batch = {name: x[None] for name, x in batch.items() if np.ndim(x)}
     state = init_state(parts, jax.random.key(0), weights)
@@ -324,7 +324,7 @@ def test_the_step_keeps_its_shardings(root, preset, rank):
     devices = np.array(jax.devices()).reshape(2, 2, 2)
     with jax.set_mesh(Mesh(devices, sharding.AXES, axis_types=(AxisType.Explicit,) * 3)):
         whole = checkpoints.abstract_model(model, base.vocab, rules)
-        parts = program(model, base.vocab, rules, optimizer.OptimizerConfig(), settings, base)
+        parts = program(model, base.vocab, rules, OptimizerConfig(), settings, base)
         params = nnx.to_pure_dict(nnx.split(whole)[1])
         state = jax.eval_shape(lambda weights: init_state(parts, jax.random.key(0), weights), params)
 

@@ -16,8 +16,7 @@ from audiolm_jax.cli import main
 from audiolm_jax.encoders import chroma
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
-from audiolm_jax.sampling import SamplingConfig
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling import SamplingConfig, requests
 from audiolm_jax.sampling.rules import guide
 from audiolm_jax.sampling.windows import Windows
 from tests.families.musicgen_test import TEXTS, delayed, logits_of, reference_codes, theirs_of, tokens_of
@@ -153,8 +152,8 @@ def test_logits_equal_the_reference(name, folders):
             )
     expected, cached = ([row[half] for half in (0, 1) for row in rows] for rows in (expected, cached))
 
-    requests = generator.requests(TEXTS, frames=frames, melodies=heard)
-    prompts = plan.prompts(requests, generator.grid, vocab, causal=True, guided=True)
+    asked = generator.requests(TEXTS, frames=frames, melodies=heard)
+    prompts = requests.prompts(asked, generator.grid, vocab, causal=True, guided=True)
     before_M = prompts.length_M - 1
     assert before_M.tolist() == [FRAMES + 2, FRAMES + 7] * 2
     width = int(before_M.max()) + L

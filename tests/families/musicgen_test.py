@@ -12,8 +12,7 @@ from audiolm_jax.cli import main
 from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
-from audiolm_jax.sampling import SamplingConfig
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling import SamplingConfig, requests
 from audiolm_jax.sampling.rules import guide
 from experiments.colab.random_musicgen import sound
 from tests.helpers.published_musicgen import SIZES, made, reopened
@@ -97,11 +96,11 @@ def compare_logits(generator, model, frames, prompt, atol=1e-4):
     cached = torch.stack(steps, 1).numpy().reshape(4, -1, len(steps), vocab.codebook_size).transpose(0, 2, 1, 3)
     np.testing.assert_allclose(cached, expected[:, prompt - 1 :], atol=atol)  # the reference with itself
 
-    requests = generator.requests(TEXTS, frames=frames)
+    asked = generator.requests(TEXTS, frames=frames)
     tokens = tokens_of(ids_BQL, vocab).astype(np.int32)
     positions = np.tile(np.arange(L, dtype=np.int32), (4, 1))
     with jax.set_mesh(generator.mesh):
-        encoded = plan.encoded(requests, network.config.cross_width, True)
+        encoded = requests.encoded(asked, network.config.cross_width, True)
         hidden = jax.jit(lambda n, e: n(tokens, positions, positions * 0 + 1, encoded=e))(network, encoded)
         got = logits_of(network, vocab, hidden)
         np.testing.assert_allclose(got, expected, atol=atol)
@@ -291,9 +290,9 @@ def test_the_published_small_decoder_equals_the_reference(tmp_path):
     gc.collect()  # before the second half a billion
     p = musicgen.read(tmp_path)
     states = t5.TextEncoder(p.encoder, tokenizer)(TEXTS)
-    requests = [plan.Request((), np.zeros((0, 4), np.int32), encoded_EW=row) for row in states]
+    asked = [requests.Request((), np.zeros((0, 4), np.int32), encoded_EW=row) for row in states]
     tokens, positions = tokens_of(codes, p.vocab).astype(np.int32), np.tile(np.arange(12, dtype=np.int32), (2, 1))
-    encoded = plan.encoded(requests, 768, False)
+    encoded = requests.encoded(asked, 768, False)
     hidden = jax.jit(lambda n, e: n(tokens, positions, positions * 0 + 1, encoded=e))(p.model, encoded)
     got = logits_of(p.model, p.vocab, hidden).transpose(0, 2, 1, 3)
     np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1e-4)

@@ -8,9 +8,10 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax import serialization
-from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
-from audiolm_jax.sampling import SamplingConfig, causal
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.transformer import Transformer, unstack
+from audiolm_jax.sampling import SamplingConfig, causal, requests
+from audiolm_jax.sampling.requests import Request, bucket, steps_of, unconditional
 from audiolm_jax.serialization import SerializationConfig, documents, text
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
@@ -52,7 +53,7 @@ def request(said="abc", prompt=0, Q=3, frames=None, seed=0, **options):
     options = {"chunk": 8, "max_frames": MOST, **options}
     codes_TQ = np.random.default_rng(prompt).integers(0, K, (prompt, Q)).astype(np.int32) % vocab_of(Q).codebook_sizes
     document = (("text", text.encode(said)),) if said else ()
-    return plan.Request(document, codes_TQ, frames, seed, SamplingConfig(**options))
+    return Request(document, codes_TQ, frames, seed, SamplingConfig(**options))
 
 
 def run(grid, requests, context=None):
@@ -78,7 +79,7 @@ def forward(Q, streams, length):
 
 def teacher_forced(Q, tokens_LS, ahead_L=None):
     """Logits [L, V] of a whole row in one uncached pass."""
-    length = plan.bucket(len(tokens_LS), 64)
+    length = bucket(len(tokens_LS), 64)
     pad = length - len(tokens_LS)
     ahead_L = np.zeros(len(tokens_LS), np.int32) if ahead_L is None else ahead_L
     padded = np.pad(tokens_LS, ((0, pad), (0, 0))), np.pad(ahead_L, (0, pad))
@@ -93,7 +94,7 @@ def logits_of(vocab, q, logits_V):
 
 
 @functools.partial(jax.jit, static_argnums=(2,))
-def noise(seed, step, shape, stage=plan.CAUSAL):
+def noise(seed, step, shape, stage=requests.CAUSAL):
     key = jax.random.wrap_key_data(jnp.stack([jnp.uint32(stage), seed.astype(jnp.uint32)]), impl="threefry2x32")
     return jax.random.gumbel(jax.random.fold_in(key, step), shape)
 
@@ -118,12 +119,12 @@ def reference(grid, wanted):
     T = wanted.frames or option.max_frames
     codes_TQ = np.full((T, Q), -1)
     codes_TQ[: len(wanted.prompt_TQ)] = wanted.prompt_TQ
-    seen = [wanted.document] + ([] if option.guidance == 1 else [plan.unconditional(wanted).document])
+    seen = [wanted.document] + ([] if option.guidance == 1 else [unconditional(wanted).document])
     rows = [documents.prompt_row(document, grid, vocab, True)["tokens"] for document in seen]
     step = 0
     while True:
         cells = [(t, q) for q in range(grid.causal_levels) for t in range(T + (q == 0)) if grid.order(t, q, T) == step]
-        if not cells and step >= plan.steps_of(T, grid):
+        if not cells and step >= steps_of(T, grid):
             return codes_TQ[:T]
         logits_V, *bare_V = (teacher_forced(Q, row)[-1] for row in rows)
         if bare_V:

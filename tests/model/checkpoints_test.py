@@ -8,9 +8,10 @@ from safetensors.numpy import load_file, save_file
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints
-from audiolm_jax.model.sharding import PRESETS, ShardingConfig, make_mesh
+from audiolm_jax.model.config import ModelConfig, ShardingConfig
+from audiolm_jax.model.sharding import PRESETS, make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 

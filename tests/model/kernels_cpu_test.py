@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax.model import attention
+from audiolm_jax.model import attention, sharding
 from audiolm_jax.model.kernels import cpu, cpu_loss
 
 
@@ -33,7 +33,7 @@ def test_attention_and_its_gradients_equal_the_dense_reference(small, monkeypatc
 
     used = run(attention.attend)  # takes the blocks on this mesh
     direct = run(cpu.attend)
-    monkeypatch.setattr(cpu, "applies", lambda: False)
+    monkeypatch.setattr(sharding, "on_one_cpu", lambda: False)
     dense = run(attention.attend)
     for a, b, c in zip(*map(jax.tree.leaves, (used, direct, dense)), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from audiolm_jax.model import attention, sharding
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.kernels import gpu
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 from tests.model.kernels_tpu_test import packed
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +41,7 @@ def test_it_and_its_gradients_are_as_near_to_float32_as_the_dense_reference(leng
         gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*inputs)
         return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
-    assert gpu.takes(jnp.asarray(q, jnp.bfloat16), jnp.asarray(k, jnp.bfloat16))
+    assert gpu.takes(jnp.asarray(q, jnp.bfloat16), jnp.asarray(k, jnp.bfloat16), visible)
     with jax.default_matmul_precision("highest"):
         expected = run(attention.dense, jnp.float32)
     found, dense = run(gpu.attend, jnp.bfloat16), run(attention.dense, jnp.bfloat16)

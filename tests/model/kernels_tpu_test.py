@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractDevice, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from audiolm_jax.model import attention, sharding
+from audiolm_jax.model.config import ModelConfig, ShardingConfig
 from audiolm_jax.model.kernels import tpu
-from audiolm_jax.model.sharding import PRESETS, ShardingConfig
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.sharding import AXES, PRESETS
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance
 
 
@@ -51,9 +52,9 @@ def test_it_and_its_gradients_equal_the_dense_reference(config, devices, length)
         kv = [place(keys, 2, length, h, k) for _ in range(2)]
         segments, ahead = (jax.device_put(x, jax.NamedSharding(mesh, rows)) for x in (segments, ahead))
         whole = jax.sharding.reshard(segments, jax.P(rows[0], None))
-        sight = tpu.Sight(segments, whole, jnp.arange(length, dtype=jnp.int32) + ahead)
+        sight = attention.Sight(segments, whole, jnp.arange(length, dtype=jnp.int32) + ahead)
         square = attention.sight(segments, ahead)
-        assert not isinstance(square, tpu.Sight)
+        assert not isinstance(square, attention.Sight)
 
         def run(attend):
             return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v) * weight), (0, 1, 2)))(q, *kv)
@@ -85,8 +86,7 @@ def test_blocks_that_nobody_sees_are_skipped_and_no_others():
 def test_a_described_platform_is_what_decides(platform, kernel, dtype):
     """Without such a device: a program compiled ahead of time is the one that will run."""
     device = AbstractDevice(device_kind=platform, num_cores=1, platform=platform)
-    described = sharding.abstract_mesh(data=2, context=2, tensor=1)
-    described = described.update(axis_types=(AxisType.Explicit,) * 3, abstract_device=device)
+    described = AbstractMesh((2, 2, 1), AXES, axis_types=(AxisType.Explicit,) * 3, abstract_device=device)
     config = ModelConfig(layers=1, width=16, heads=2, kv_heads=1, head_width=8, ffn=16)
 
     def hidden(tokens, segments):

@@ -13,7 +13,8 @@ from audiolm_jax import config as configs
 from audiolm_jax import runs
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import layers, sharding, transformer
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig, ShardingConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance
 from audiolm_jax.training import optimizer
 
@@ -170,7 +171,7 @@ def test_states_are_inputs_like_rows_of_the_table():
 @pytest.mark.parametrize("config", [MUSIC, OTHER, SOFT])
 def test_every_layout_is_traced(config, preset):
     rules = sharding.PRESETS[preset]
-    with jax.set_mesh(sharding.make_mesh(sharding.ShardingConfig("fsdp_tensor", 2), jax.devices()[:4])):
+    with jax.set_mesh(sharding.make_mesh(ShardingConfig("fsdp_tensor", 2), jax.devices()[:4])):
         network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), rules))
         _, _, whole = rows()
         states = encoded(config) if config.cross_width else None

@@ -6,6 +6,7 @@ import pytest
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import lora
+from audiolm_jax.model.config import LoraConfig
 from audiolm_jax.model.transformer import Transformer
 
 SHAPES = {
@@ -16,7 +17,7 @@ SHAPES = {
     "down_FD": (3, 8, 6),
     "norm": (3, 6),
 }
-ALL = lora.LoraConfig(rank=2, alpha=5.0, matrices=("attention", "cross", "ffn"))
+ALL = LoraConfig(rank=2, alpha=5.0, matrices=("attention", "cross", "ffn"))
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +50,22 @@ def test_what_is_added_is_alpha_over_rank_a_b_of_every_chosen_matrix(params):
 
 
 def test_only_what_is_chosen_has_an_a_and_a_b(params):
-    adapters = lora.init(lora.LoraConfig(rank=1, matrices=("cross",)), params, jax.random.key(0))["layers"]
+    adapters = lora.init(LoraConfig(rank=1, matrices=("cross",)), params, jax.random.key(0))["layers"]
     assert set(adapters) == {"cross"} and set(adapters["cross"]) == {"q_DHGK", "kv_DHCK", "out_HGKD"}
     assert adapters["cross"]["out_HGKD"]["a"].shape == (3, 2, 1, 4, 1)
     assert adapters["cross"]["out_HGKD"]["b"].shape == (3, 1, 6)
 
 
 def test_a_rank_that_a_matrix_cannot_have(params):
-    lora.check(lora.LoraConfig(rank=6), params)
+    lora.check(LoraConfig(rank=6), params)
     with pytest.raises(InputError, match=r"lora\.rank=7 is more than the rank of layers/qkv_DHAK can be, 6"):
-        lora.check(lora.LoraConfig(rank=7), params)
+        lora.check(LoraConfig(rank=7), params)
 
 
 @pytest.mark.parametrize("bad", [{"rank": -1}, {"alpha": 0.0}, {"matrices": ()}, {"matrices": ("heads",)}])
 def test_bad_values_are_named(bad):
     with pytest.raises(InputError, match=f"lora.{next(iter(bad))}"):
-        lora.LoraConfig(**bad)
+        LoraConfig(**bad)
 
 
 def test_every_stack_of_layers_that_the_model_names_takes_part(params, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax.model import losses, sharding
+from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.serialization.vocab import AUDIO, END_AUDIO, EOS, TEXT_START, Vocab
 
 VOCAB = Vocab(codebooks=4, codebook_size=16, max_frames=6)
@@ -148,7 +149,7 @@ def test_sharded_vocabulary_gives_the_same_loss_and_gradient(preset, tensor, chu
         return got["logprob_BLS"].sum()
 
     expected = jax.value_and_grad(loss, (0, 1))(hidden, out, sharding.PRESETS["data"])
-    config = sharding.ShardingConfig(preset, tensor)
+    config = ShardingConfig(preset, tensor)
     mesh = sharding.make_mesh(config, jax.devices()[: 4 * tensor])
     rules = config.rules
     with jax.set_mesh(mesh):

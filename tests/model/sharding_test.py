@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
-from audiolm_jax.model.sharding import Rules, ShardingConfig
+from audiolm_jax.model.config import ShardingConfig
+from audiolm_jax.model.sharding import AXES, Rules
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_the_mesh_must_divide():
 
 def test_gather_only_undoes_the_sharding_of_embed_and_its_gradient_is_stored_like_the_weight():
     rules = sharding.PRESETS["fsdp_tensor"]
-    mesh = sharding.abstract_mesh(data=64, tensor=4)
+    mesh = AbstractMesh((64, 1, 4), AXES, axis_types=(AxisType.Explicit,) * 3)
     with jax.sharding.use_abstract_mesh(mesh):
         stored = NamedSharding(mesh, rules.spec("embed", "ffn"))
         weight = jax.ShapeDtypeStruct((128, 16), jnp.float32, sharding=stored)

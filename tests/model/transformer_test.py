@@ -9,7 +9,8 @@ from flax import nnx
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import losses, sharding, transformer
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance
 from audiolm_jax.serialization.vocab import Vocab
 

@@ -13,9 +13,10 @@ from flax import nnx
 import audiolm_jax
 from audiolm_jax import serialization
 from audiolm_jax.model import sharding
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
-from audiolm_jax.sampling import requests as plan
+from audiolm_jax.sampling.requests import Request
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 from experiments.colab import random_musicgen
@@ -56,11 +57,11 @@ def test_every_stack_of_layers_that_the_model_names_is_unstacked_and_cast():
         np.testing.assert_array_equal(blocks[1].qkv_DHAK[...], stack.qkv_DHAK[1].astype("bfloat16"))
 
 
-def requests(rows: int, frames: int = 1500, chunk: int = STEPS) -> list[plan.Request]:
+def requests(rows: int, frames: int = 1500, chunk: int = STEPS) -> list[Request]:
     sampling = SamplingConfig(top_k=(5,), guidance=3.0, chunk=chunk)
     states = np.random.default_rng(0).standard_normal((7, CONFIG.cross_width)).astype(np.float32)
     nothing = np.zeros((0, VOCAB.codebooks), np.int32)
-    return [plan.Request((), nothing, frames, seed, sampling, states) for seed in range(rows)]
+    return [Request((), nothing, frames, seed, sampling, states) for seed in range(rows)]
 
 
 @functools.cache

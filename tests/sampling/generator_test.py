@@ -11,8 +11,9 @@ from audiolm_jax import codecs, loading
 from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import CodecSpec, Spec
-from audiolm_jax.model.transformer import ModelConfig, Transformer
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, causal, performance
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import STRATEGIES, SerializationConfig, cost, documents

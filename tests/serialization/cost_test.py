@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
-from audiolm_jax.model.transformer import ModelConfig, Transformer, unstack
+from audiolm_jax.model.transformer import Transformer, unstack
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, cost, documents, layout
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
 from experiments.cost_model import count

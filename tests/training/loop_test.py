@@ -8,14 +8,12 @@ import pytest
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, losses
-from audiolm_jax.model.sharding import ShardingConfig
+from audiolm_jax.model.config import ModelConfig, ShardingConfig
 from audiolm_jax.model.spec import CodecSpec, Spec
-from audiolm_jax.model.transformer import ModelConfig
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 from audiolm_jax.training import loop
-from audiolm_jax.training.optimizer import OptimizerConfig
-from audiolm_jax.training.step import TrainingConfig
+from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
 
 VOCAB = Vocab(codebooks=2, codebook_size=8, max_frames=16)
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, dropout=0.1)

@@ -6,7 +6,7 @@ import pytest
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.training import optimizer
-from audiolm_jax.training.optimizer import OptimizerConfig
+from audiolm_jax.training.config import OptimizerConfig
 
 PARAMS = {"layers": {"up_DCF": np.full((2, 3), 2.0), "norm": {"scale": np.ones((2, 3))}}, "embedding_VD": np.ones(4)}
 
@@ -45,7 +45,7 @@ def test_only_matrices_decay():
 
 def test_an_update_equals_adamw_written_out():
     config = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup=0, weight_decay=0.3, clip=1.0)
-    tx = optimizer.make(config, 10)
+    tx = optimizer.make_optimizer(config, 10)
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = tx.init(params)
     rng = np.random.default_rng(0)

@@ -20,7 +20,8 @@ from audiolm_jax import config as configs
 from audiolm_jax import runs
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
-from audiolm_jax.training import processes as distributed
+from audiolm_jax.model.config import ShardingConfig
+from audiolm_jax.training import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["corpus.train=24", "corpus.valid=2", "corpus.test=2", "corpus.unseen=1", "data.sequence_length=256"]
@@ -138,7 +139,7 @@ def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim
         wait_for_step(workdir, 11, processes)
         processes.all[victim].kill()
         codes = processes.codes(60)
-        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, distributed.LOST)
+        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, processes.LOST)
         said = re.split(r"[\r\n]", processes.errors[1 - victim].read_text())
         # Gloo's threads write lines that other threads tear apart; the others are of the progress bar.
         said = [line for line in said if line and not re.search(r"\[Gloo\]|peer ranks|/100000 \[", line)]
@@ -171,7 +172,7 @@ def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
             victim = chance.randrange(count)
             processes.all[victim].kill()
             codes = processes.codes(60)
-            assert codes.pop(victim) == -signal.SIGKILL and set(codes) == {distributed.LOST}
+            assert codes.pop(victim) == -signal.SIGKILL and set(codes) == {processes.LOST}
         seen = len((workdir / "metrics.jsonl").read_text().splitlines())
     finish(count, data, workdir, *overrides)
     assert same(workdir, tmp_path / "straight" / "run")
@@ -211,7 +212,7 @@ def test_two_processes_prepare_are_killed_and_go_on(data, tmp_path):
             time.sleep(0.01)
         processes.all[1].kill()
         codes = processes.codes(100)
-        assert codes[1] == -signal.SIGKILL and codes[0] in (0, distributed.LOST)
+        assert codes[1] == -signal.SIGKILL and codes[0] in (0, processes.LOST)
     with Processes(2, command, tmp_path, shards) as processes:
         assert processes.codes() == [0, 0], [path.read_text() for path in processes.errors]
     runs.prepare(configs.load("tiny", [*SIZES, shards]), tmp_path / "one", progress=False)
@@ -236,13 +237,13 @@ def test_two_processes_prepare_are_killed_and_go_on(data, tmp_path):
 def test_a_setting_that_does_not_fit_is_one_sentence(bad, sentence, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(InputError, match=re.escape(sentence)):
-        distributed.start(bad)
+        processes.start(bad)
 
 
 def test_a_coordinator_that_is_not_there_is_one_sentence():
     port = free_port()
     with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port} cannot be reached within 1 s"):
-        distributed.start(f"127.0.0.1:{port},2,1", timeout=1)
+        processes.start(f"127.0.0.1:{port},2,1", timeout=1)
 
 
 def test_others_that_do_not_come_are_one_sentence():
@@ -258,10 +259,10 @@ def test_others_that_do_not_come_are_one_sentence():
 
 def test_columns():
     rules = sharding.PRESETS["fsdp_tensor"]
-    mesh = sharding.make_mesh(sharding.ShardingConfig("fsdp_tensor", 2))
-    np.testing.assert_array_equal(distributed.columns(mesh, rules, 16, 2), np.arange(8))
-    assert distributed.shards_here(mesh, rules) == 4
+    mesh = sharding.make_mesh(ShardingConfig("fsdp_tensor", 2))
+    np.testing.assert_array_equal(processes.columns(mesh, rules, 16, 2), np.arange(8))
+    assert processes.shards_here(mesh, rules) == 4
     with pytest.raises(InputError, match=r"data\.batch_size=12 .* over 4 devices .* choose a multiple of 8"):
-        distributed.columns(mesh, rules, 12, 2)
+        processes.columns(mesh, rules, 12, 2)
     with pytest.raises(InputError, match=r"data\.lanes=3; choose a multiple of 24"):
-        distributed.columns(mesh, rules, 16, 2, lanes=3)
+        processes.columns(mesh, rules, 16, 2, lanes=3)

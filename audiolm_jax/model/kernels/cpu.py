@@ -1,8 +1,9 @@
-"""Attention for one CPU device: loops over blocks of queries and keys that skip what no query sees.
+"""Attention for one CPU device: loops over blocks of queries and keys that skip blocks without a visible pair.
 
-XLA on a CPU computes masked squares in full and moves them through memory. Here a block of queries meets only the
-blocks of keys between its first and last visible one (packed documents are a few blocks wide, whatever the row). Loop
-bounds depend on the data, so gradients are written by hand; shapes are static and everything compiles once.
+XLA on a CPU computes all scores, masked ones too, and moves them through memory. Here a block of queries reads only the
+blocks of keys between its first and last visible one (packed documents are a few blocks wide, whatever the length of
+the row). Loop bounds depend on the data, so gradients are written by hand; shapes are static and everything compiles
+once.
 
 Axes: I and J blocks of C queries and keys; the others as in `attention.py`. The algorithm is FlashAttention-2's (arXiv
 2307.08691), forward and backward.
@@ -14,17 +15,15 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
+from audiolm_jax.model.attention import MASKED
 
 QUERIES = 128  # of a block
 
-# Finite, so that a row without any visible key yields numbers instead of NaN; far enough below every real
-# score that its exponential is exactly zero beside one.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
-
-def applies() -> bool:
-    """Whether the current mesh is one CPU device."""
-    return jax.sharding.get_abstract_mesh().size == 1 and sharding.platform() == "cpu"
+def takes(q_BLHGK: jax.Array, k_BMHK: jax.Array, visible_BLM: jax.Array) -> bool:
+    """Whether there are several blocks, and as many keys as queries, on one device."""
+    length = q_BLHGK.shape[1]
+    return sharding.on_one_cpu() and length > QUERIES and length == k_BMHK.shape[1]
 
 
 def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from audiolm_jax.model.kernels.cpu import MASKED, unsharded
+from audiolm_jax.model.attention import MASKED
+from audiolm_jax.model.kernels.cpu import unsharded
 
 PREDICTIONS = 128  # of a block
 

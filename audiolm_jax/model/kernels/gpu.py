@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 
-def takes(q_BLHGK: jax.Array, k_BMHK: jax.Array) -> bool:
-    """Whether cuDNN has a kernel for arrays of these shapes and type, on the GPU that is here."""
+def takes(q_BLHGK: jax.Array, k_BMHK: jax.Array, visible_BLM: jax.Array) -> bool:
+    """Whether cuDNN has a kernel for arrays of these shapes and dtype, on the GPUs of this process."""
     length, width = q_BLHGK.shape[1], q_BLHGK.shape[-1]
     sixteen_bits = q_BLHGK.dtype in (jnp.bfloat16, jnp.float16)
     # With a mask, gradients need even lengths. Turing and older GPUs have no such kernel.
@@ -15,7 +15,7 @@ def takes(q_BLHGK: jax.Array, k_BMHK: jax.Array) -> bool:
 
 
 def _capability() -> float:
-    """Of the GPUs that are here; 0 without any: JAX compiles the kernel only where there is one."""
+    """Compute capability of the GPUs of this process; 0 without any: JAX compiles the kernel only where one is."""
     try:
         return min(float(device.compute_capability) for device in jax.local_devices(backend="gpu"))
     except RuntimeError:
@@ -23,7 +23,7 @@ def _capability() -> float:
 
 
 def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM: jax.Array) -> jax.Array:
-    """`attention.attend` -> out_BLHGK; queries, rows and heads may be sharded, keys whole."""
+    """`attention.attend` -> out_BLHGK; queries, rows and heads may be sharded, keys over rows and heads alone."""
     batch, length, heads, *_ = jax.typeof(q_BLHGK).sharding.spec
     queries, keys = P(batch, length, heads, None, None), P(batch, None, heads, None)
 

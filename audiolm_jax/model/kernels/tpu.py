@@ -1,17 +1,15 @@
 """Attention on a TPU: JAX's Pallas splash kernel, with visibility computed in the kernel instead of read from a square.
 
 The kernel masks by a function of a number per query and the key's position, by segments, and by a table of blocks to
-skip. The causal mask gives it the query's own position as that number; given `last`, the last key a query may see, the
-same kernel computes our visibility exactly, whatever mixture of causal and bidirectional documents is packed into a
-row. The tables of blocks are made from the data of each row, so packed documents do not meet in any block but those
-they share. Segments of a row lie side by side, padding (0) at the end, as `data/batches.py` packs them; otherwise
-blocks would be computed in vain, and the result would still be right.
+skip. The causal mask gives it the query's own position as that number; with `last`, the last key that a query sees,
+the same kernel computes our visibility exactly, whatever mixture of causal and bidirectional documents is packed into a
+row. The tables of blocks are made from the data of each row, so blocks of two different documents are skipped.
+Segments of a row are contiguous, padding (0) at the end, as `data/batches.py` packs them; in any other order more
+blocks would be computed, with the same result.
 
 Axes: I and J blocks of C queries and keys; the others as in `attention.py`. The kernel sees one row and local arrays,
 hence `jax.shard_map` over the mesh and `lax.map` over rows.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +17,23 @@ from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask_info
 from jax.sharding import PartitionSpec as P
 
-LANES = 128  # positions come in multiples of it
+from audiolm_jax.model.attention import LANES, Sight, Visibility
+
 BLOCKS = (512, 384, 256, 128)  # positions of a block, the largest that divides
 
 
-class Sight(NamedTuple):
-    """Query l sees key m iff their segments are equal and m <= last[l]. Every query must see a key."""
-
-    segments_BL: jax.Array
-    segments_BM: jax.Array
-    last_BL: jax.Array
+def takes(q_BLHGK: jax.Array, k_BMHK: jax.Array, sight: Visibility) -> bool:
+    """Whether the visibility is the description that the kernel reads: there are at least LANES queries."""
+    return isinstance(sight, Sight)
 
 
 def attend(
     q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, sight: Sight, interpret: bool = False
 ) -> jax.Array:
-    """`attention.attend` -> out_BLHGK; queries, rows and heads may be sharded, keys whole. interpret: on any device."""
+    """`attention.attend` -> out_BLHGK; queries, rows and heads may be sharded, keys over rows and heads alone.
+
+    interpret: run by Pallas' interpreter, on any device.
+    """
     batch, length, heads, *_ = jax.typeof(q_BLHGK).sharding.spec
     queries, keys = P(batch, length, heads, None, None), P(batch, None, heads, None)
 

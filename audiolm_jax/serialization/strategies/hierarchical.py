@@ -14,7 +14,7 @@ prompt can be continued; VALL-E keeps a prompt in every row.
 
 import numpy as np
 
-from audiolm_jax.serialization.views import LevelView
+from audiolm_jax.serialization import LevelView
 
 OPTIONS = ("prompt_fraction", "causal_fraction")
 

@@ -22,7 +22,7 @@ confidence, for which no likelihood is tractable.
 import numpy as np
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.serialization.views import LevelView
+from audiolm_jax.serialization import LevelView
 
 OPTIONS = ("iterations", "schedule", "prompt_fraction")
 GOLDEN = (np.sqrt(5) - 1) / 2
