@@ -13,21 +13,19 @@ from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, files
 from audiolm_jax import config as configs
-from audiolm_jax.data import batches as data
+from audiolm_jax.data import batches, tokens
 from audiolm_jax.data import prepare as recordings
-from audiolm_jax.data import tokens
 from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
-from audiolm_jax.families import finetune, musicgen
+from audiolm_jax.families import finetune
 from audiolm_jax.model.sharding import make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.sampling import generator as generate
-from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.training import loop, processes
 from audiolm_jax.training.step import SCRATCH
 
-SPOKEN = 2  # sentences in a probe
+PROBED = 2  # recordings whose texts a probe takes
 
 
 def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
@@ -40,17 +38,13 @@ def spec_of(config: ConfigDict, metadata: dict, base: finetune.Base | None = Non
     codec = CodecSpec(**{**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]})
     spec = Spec(
         configs.section(config, "model"),
-        vocabulary(config, metadata) if base is None else base.vocab,
+        make_vocab(metadata, configs.section(config, "data")) if base is None else base.vocab,
         configs.section(config, "serialization"),
         data=configs.section(config, "data"),
         codec=codec,
         tokens=metadata["fingerprint"],
     )
     return spec if base is None else base.describe(spec)
-
-
-def vocabulary(config: ConfigDict, metadata: dict) -> Vocab:
-    return make_vocab(metadata, configs.section(config, "data"))
 
 
 def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = True) -> None:
@@ -71,7 +65,6 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     codec = codecs.load(**config.codec)
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     spec = spec_of(config, source.metadata, base)
-    grid = spec.grid
     run = loop.Run(
         configs.section(config, "training"),
         configs.section(config, "optimizer"),
@@ -79,65 +72,44 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
         config.seed,
         source.metadata["frame_rate"],
     )
-    rows, accumulate, lanes = spec.data.batch_size, run.training.accumulate, spec.data.lanes
-    columns = processes.columns(make_mesh(run.sharding), run.sharding.rules, rows, accumulate, lanes)
+    accumulate, mesh, grid = run.training.accumulate, make_mesh(run.sharding), spec.grid
+    columns = processes.columns(mesh, run.sharding.rules, spec.data.batch_size, accumulate, spec.data.lanes)
     view = None if base is None else base.view(source, spec.data, grid, config.seed)
-    batches = data.training_batches(source, spec.data, grid, spec.vocab, config.seed, accumulate, columns, view)
-    probe = partial(speak, spec=spec) if base is None else partial(play, spec=spec, base=base)
-    with contextlib.closing(batches):
-        loop.train(
-            workdir,
-            batches,
-            spec,
-            run,
-            adapter=SCRATCH if base is None else base,
-            probe=partial(probe, config, directory, codec),
-            progress=progress,
-        )
+    rows = batches.training_batches(source, spec.data, grid, spec.vocab, config.seed, accumulate, columns, view)
+    probe, adapter = partial(sound, config, directory, codec, base, spec=spec), base or SCRATCH
+    with contextlib.closing(rows):
+        loop.train(workdir, rows, spec, run, adapter=adapter, probe=probe, progress=progress)
 
 
-def held_out(directory: Path, codec: Any) -> tokens.TokenSplit:
-    """What probes take their texts from: the split "valid" where there is one."""
-    splits = tokens.info(directory / "tokens")["splits"]
-    return tokens.open_split(directory / "tokens", "valid" if "valid" in splits else "train", codec.fingerprint)
-
-
-def speak(config: ConfigDict, directory: Path, codec: Any, step: int, model: Transformer, spec: Spec) -> dict:
-    """A probe of training: the first held-out sentences, spoken by the model as it is; name -> (samples, Hz).
-
-    A recording without text is continued from its first half.
-    """
-    source, sampling = held_out(directory, codec), configs.section(config, "sampling")
-    generator = generate.Generator(model, spec, codec, sampling, spec.data.sequence_length)
-    examples = data.evaluation_examples(source, spec.data, spec.vocab, SPOKEN)
-    texts = [example["text"] if spec.data.template else "" for example in examples]
-    results = generator.generate(
-        texts,
-        speakers=[example["speaker"] for example in examples],
-        prompts=[
-            None if text else example["codes"][: len(example["codes"]) // 2]
-            for text, example in zip(texts, examples, strict=True)
-        ],
-    )
-    return {f"speech/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}
-
-
-def play(
+def sound(
     config: ConfigDict,
     directory: Path,
     codec: Any,
+    base: finetune.Base | None,
     step: int,
     model: Transformer,
     spec: Spec,
-    base: finetune.Base,
 ) -> dict:
-    """A probe of fine-tuning: music for the texts of the first held-out recordings, as long as these, at most a row of
-    a batch."""
-    source, sampling = held_out(directory, codec), configs.section(config, "sampling")
-    conditioning = musicgen.Conditioning(base.text_encoder)
-    generator = generate.Generator(model, spec, codec, sampling, conditioning=conditioning)
-    heads = [source.head(index) for index in range(min(SPOKEN, len(source)))]
-    longest = min(spec.vocab.max_frames, spec.data.sequence_length)
-    frames = [min(head["frames"], longest) for head in heads]
-    results = generator.generate([head["text"] for head in heads], frames=frames)
-    return {f"music/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}
+    """A probe of training: audio for the first held-out texts, by the model as it is; name -> (samples, Hz).
+
+    A recording of speech without text is continued from its first half. Music, which has no end of its own, is as long
+    as the recording, at most a row of a batch.
+    """
+    splits = tokens.info(directory / "tokens")["splits"]
+    split = "valid" if "valid" in splits else "train"
+    source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
+    sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
+    if base is None:
+        generator, name = Generator(model, spec, codec, sampling, context), "speech"
+        examples = batches.evaluation_examples(source, spec.data, spec.vocab, PROBED)
+        texts = [example["text"] if spec.data.template else "" for example in examples]
+        halves = [example["codes"][: len(example["codes"]) // 2] for example in examples]
+        prompts = [None if text else half for text, half in zip(texts, halves, strict=True)]
+        options = {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
+    else:
+        generator, name = Generator(model, spec, codec, sampling, conditioning=base.conditioning), "music"
+        heads = [source.head(index) for index in range(min(PROBED, len(source)))]
+        texts = [head["text"] for head in heads]
+        options = {"frames": [min(head["frames"], spec.vocab.max_frames, context) for head in heads]}
+    results = generator.generate(texts, **options)
+    return {f"{name}/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}

@@ -29,13 +29,13 @@ def run(options: argparse.Namespace) -> None:
     if out.suffix not in ("", ".safetensors"):
         raise InputError(f"--out={out}: the name must end in .safetensors, or be a folder's")
     arguments.trained_run(options.workdir)
-    from audiolm_jax.families import musicgen
+    from audiolm_jax.families import published
     from audiolm_jax.model import checkpoints
 
     if not out.suffix:
         if options.dtype != "float32":
             raise InputError(f"--dtype={options.dtype} needs --out=FILE.safetensors; the published layout is float32")
-        musicgen.export_run(options.workdir, out, options.step)
+        published.export_run(options.workdir, out, options.step)
         print(f"{out}: config.json, model.safetensors and what goes with them")
         return
     arguments.writable(out.parent, "--out")

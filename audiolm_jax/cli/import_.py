@@ -22,9 +22,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     arguments.no_overrides(options, "a published checkpoint has its own configuration")
-    from audiolm_jax.families import musicgen
+    from audiolm_jax.families import published
 
-    source = musicgen.import_run(options.source, arguments.writable(options.workdir, "WORKDIR"))
+    source = published.import_run(options.source, arguments.writable(options.workdir, "WORKDIR"))
     print(
         f"imported {source}: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... "
         "--seconds 8 --out out.wav"

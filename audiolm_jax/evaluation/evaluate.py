@@ -17,7 +17,7 @@ from audiolm_jax.data import batches, corpora, encode, tokens
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, speed
 from audiolm_jax.evaluation.config import EvaluationConfig
-from audiolm_jax.families import musicgen
+from audiolm_jax.families import published
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.sampling import SamplingConfig
@@ -78,7 +78,7 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         documents, encoded = [example["document"] for example in examples], None
         if spec.conditioning.text_encoder:  # which the text goes to, instead of into the row
             documents = [document[-1:] for document in documents]
-            encoded = musicgen.of_run(run, model, spec).text_encoder([example["text"] for example in examples])
+            encoded = published.of_run(run, model, spec).text_encoder([example["text"] for example in examples])
         scored = likelihood.likelihood(
             model,
             grid,

@@ -1,1 +1,17 @@
-"""Published models, one file per family; fine-tuning."""
+"""Published models, one file per family: a weight table, a configuration, a prompt. Fine-tuning starts from them.
+
+A family is a module in `FAMILIES`, under the name that a run's `Spec.source.family` has, with
+
+    TYPES                            the values of "model_type" in config.json that it reads
+    TUNED                            those of TYPES that can be fine-tuned
+    FILES                            what it needs beside config.json and the weights
+    read(folder, dtype)              a folder in the Hugging Face layout -> a published model
+    save(workdir, published)         writes it as the workdir of a run
+    of_run(workdir, model, spec)     the weights of such a run -> a published model
+    write(folder, published)         the inverse of `read`
+
+A published model has `spec`, `generator(sampling)` and `text_encoder` (texts -> their states). published.py finds the
+family of a checkpoint or a run.
+"""
+
+FAMILIES = {"musicgen": "audiolm_jax.families.musicgen"}

@@ -1,4 +1,4 @@
-"""Rows for fine-tuning a model that attends to its text: a part of a recording, and tokens for the text encoder."""
+"""Training rows with a caption: a part of a recording, and the tokens of its text for the text encoder."""
 
 from collections.abc import Callable
 
@@ -14,19 +14,20 @@ from audiolm_jax.serialization.vocab import Vocab
 
 
 class Captioned:
-    """A `batches.View` of examples with one text each, as feature "text": its tokens, none with data.drop_text.
+    """A `batches.View`: one recording per row, with the tokens of its text (none with probability data.drop_text) as
+    the feature "text".
 
-    Of a recording longer than a row or than vocab.max_frames a part of that length, drawn uniformly. token_ids: text ->
-    its tokens, none of an empty one.
+    A recording longer than a row, or than vocab.max_frames, is cut to a window drawn uniformly. token_ids: text -> its
+    tokens, none of an empty one.
 
-    Raises InputError if no part fits into a row, or no recording has a text.
+    Raises InputError if a row holds no frame, or no recording has a text.
     """
 
     def __init__(
         self, source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab, seed: int, token_ids: Callable
     ):
         self._config, self._grid, self._vocab, self._seed, self._token_ids = config, grid, vocab, seed, token_ids
-        before = longest_row(0, 1, grid) - 2  # positions that are not one for a frame
+        before = longest_row(0, 1, grid) - 2  # positions beside one for every frame
         self._frames = min(vocab.max_frames, config.sequence_length - before)
         if self._frames < 1:
             raise InputError(

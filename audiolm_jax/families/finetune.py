@@ -1,18 +1,18 @@
-"""Fine-tuning: a run that begins with the weights of an imported checkpoint (musicgen.py) and trains them on own audio.
+"""Fine-tuning: a run that starts from the weights of an imported MusicGen and trains them on other recordings.
 
     audiolm import facebook/musicgen-small@main runs/base
     audiolm prepare --config finetune_musicgen --data data/mine --config.corpus.path=recordings
     audiolm train --config finetune_musicgen --data data/mine --workdir runs/tuned
 
-`finetune.base` names the imported run. Model, vocabulary, order, codec and sample rate are those of it (`configured`).
-All weights of the decoder are trained, or A and B of LoRA (lora.py); codec and text encoder stay as they are, and are
-copied into the new workdir, so that it is used like the imported one, and without it. Only training that goes on reads
-the imported run again, which must have the same weights then.
+`finetune.base` names the imported run, which decides model, vocabulary, order, codec and sample rate (`configured`).
+Trained are all weights of the decoder, or the A and B of LoRA (model/lora.py). Codec and text encoder stay as they are
+and are copied into the new workdir, which can then be used without the imported run; only resuming reads the imported
+run again, and checks that its weights are the same.
 
-The text of a recording reaches a batch as the ids of the tokenizer. The step computes the states of the text encoder
-from them: that costs little beside the decoder, needs no second data set that could be out of date, and keeps batches
-small. Its weights are an argument of the step, whole on every device. A row without text attends to nothing, as in the
-half of a guided batch that generation leads away from (`sampling.plan.encoded`).
+A batch holds the token ids of each recording's text, and the train step computes the states of the text encoder from
+them: that costs little beside the decoder, keeps batches small, and no second data set can be out of date. The text
+encoder's weights are an argument of the step, replicated on every device. A row without text attends to nothing, like
+the unconditional branch of classifier-free guidance (`sampling.requests.encoded`).
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ from audiolm_jax.model.transformer import Encoded
 from audiolm_jax.serialization import Grid
 from audiolm_jax.serialization.vocab import Vocab
 
-FREE = ("dtype", "remat", "dropout")  # keys of the section model that a run chooses by itself
+FREE = ("dtype", "remat", "dropout")  # keys of section model that the imported run does not decide
 
 
 def configured(config: ConfigDict) -> ConfigDict:
@@ -77,34 +77,37 @@ def configured(config: ConfigDict) -> ConfigDict:
         "data.text_weight": 0.0,
         "data.template": "{text}",
     }
-    made, defaults, wrong = ConfigDict(config.to_dict()), configs.flat(configs.defaults()), []
-    for key, value in decided.items():
-        section, _, name = key.partition(".")
-        given = config[section][name]
-        if given != value and given != defaults[key]:
-            wrong.append(f"{key} is {given!r} here and {value!r} there")
-        made[section][name] = value
+    settings, defaults = configs.flat(config), configs.flat(configs.defaults())
+    wrong = [
+        f"{key} is {settings[key]!r} here and {value!r} there"
+        for key, value in decided.items()
+        if settings[key] not in (value, defaults[key])
+    ]
     if wrong:
         raise InputError(
             f"finetune.base={base} is another model than the configuration says: {'; '.join(wrong)}; leave such keys "
             "at their defaults"
         )
-    return made.lock()
+    decided_config = ConfigDict(config.to_dict())
+    with decided_config.ignore_type():
+        decided_config.update_from_flattened_dict(decided)
+    return decided_config.lock()
 
 
 def imported(base: str | Path) -> Spec:
     """The Spec of an imported run. Raises InputError for any other folder."""
     base = Path(base)
-    given = base / musicgen.PUBLISHED_CONFIG
-    spec = checkpoints.read_spec(base) if given.is_file() else None
+    published = base / musicgen.PUBLISHED_CONFIG
+    spec = checkpoints.read_spec(base) if published.is_file() else None
     if spec is None or not spec.source.weights:
         raise InputError(
             f"finetune.base={base}: was not made by `audiolm import`; import a published checkpoint, or one that "
             "`audiolm export` wrote to a folder, and name that workdir"
         )
-    kind = json.loads(given.read_text()).get("model_type")
-    if kind != "musicgen":
-        raise InputError(f"finetune.base={base}: models of type {kind!r} cannot be fine-tuned; 'musicgen' can")
+    kind = json.loads(published.read_text()).get("model_type")
+    if kind not in musicgen.TUNED:
+        known = ", ".join(musicgen.TUNED)
+        raise InputError(f"finetune.base={base}: models of type {kind!r} cannot be fine-tuned; {known} can")
     return spec
 
 
@@ -131,7 +134,7 @@ class Base:
 
     @property
     def token_ids(self) -> Callable[[str], list[int]]:
-        """Text -> its tokens, none of an empty one; goes to the processes that make batches."""
+        """Text -> its tokens, none of an empty one. Can be pickled: the processes that make batches call it."""
         return functools.partial(t5.token_ids, self.tokenizer, self.encoder.config.vocab_size)
 
     def view(self, source: TokenSplit, config: DataConfig, grid: Grid, seed: int) -> Captioned:
@@ -139,9 +142,9 @@ class Base:
         return Captioned(source, config, grid, self.vocab, seed, self.token_ids)
 
     @property
-    def text_encoder(self) -> t5.TextEncoder:
-        """What generation encodes texts with."""
-        return t5.TextEncoder(self.encoder, self.tokenizer)
+    def conditioning(self) -> musicgen.Conditioning:
+        """For a Generator of the run."""
+        return musicgen.Conditioning(t5.TextEncoder(self.encoder, self.tokenizer))
 
     @property
     def partial(self) -> bool:
@@ -163,8 +166,8 @@ class Base:
                         shutil.copyfile(path, temporary)
 
     def load(self, model: ModelConfig, rules: Rules, resumed: bool) -> tuple[dict, dict]:
-        """(the weights of the decoder, shapes if they are not needed; {"text": the encoder's weights, "params": the
-        decoder's or {}})."""
+        """(the decoder's weights, or their shapes if a checkpoint replaces them; {"text": the text encoder's weights,
+        "params": the decoder's weights under LoRA, else {}})."""
         if resumed and not self.partial:
             shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, self.vocab, rules))[1])
             params = sharding.on_mesh(shapes, jax.sharding.get_mesh())
@@ -186,7 +189,7 @@ class Base:
         return lora.merged(self.lora, frozen["params"], trained) if self.partial else trained
 
     def encoded(self, frozen: dict, batch: dict[str, jax.Array], rules: Rules) -> Encoded:
-        """What the rows of a batch attend to: states_BEW of their texts, zero where there is no token, and valid_BE."""
+        """(states_BEW of the texts, zero where there is no token; valid_BE)."""
         graph = nnx.split(self.encoder)[0]
 
         def states(weights: Any, ids_BE: jax.Array, valid_BE: jax.Array) -> jax.Array:
@@ -200,9 +203,9 @@ class Base:
 
 
 def open_base(config: ConfigDict) -> Base | None:
-    """The imported run that a configuration (`configured`) starts from; None if it starts from random weights.
+    """The imported run that a configuration (`configured`) starts from; None: random weights.
 
-    Raises InputError for a codec or a rank that does not fit.
+    Raises InputError for a LoRA rank that does not fit.
     """
     if not config.finetune.base:
         return None

@@ -1,17 +1,17 @@
-"""MusicGen (arXiv 2306.05284): its published checkpoints in and out, without torch.
+"""MusicGen (arXiv 2306.05284): reads and writes its published checkpoints without torch.
 
-Reads and writes the Hugging Face layout of `facebook/musicgen-small`, `-medium`, `-large`, `-melody` and their stereo
-versions: `config.json`, `model.safetensors` (or shards), `tokenizer.json`. Nothing here is a network: the decoder is
-the Transformer of `model.py` with LayerNorm, exact GELU and sinusoidal positions, with the framing `bare` and the
-delay order; the text encoder is `t5.py`, the codec EnCodec at 32 kHz. The text is what its layers attend to;
-in `-melody` chroma (chroma.py) and text stand before the first token instead, causal like all else, at positions of
-their own. Without a melody every chroma frame is the first class; the unconditional half of guidance has that, and
-zeros in the text's place.
+The Hugging Face layout of `facebook/musicgen-small`, `-medium`, `-large`, `-melody` and their stereo versions:
+`config.json`, `model.safetensors` (or shards), `tokenizer.json`. The decoder is the Transformer of model/ with
+LayerNorm, exact GELU and sinusoidal positions, the framing `bare` and the delay order; the text encoder is T5
+(encoders/t5.py), the codec EnCodec at 32 kHz. The decoder cross-attends to the text. In `-melody` chroma
+(encoders/chroma.py) and text are segments of states before the audio instead, causal, at positions of their own;
+without a melody every chroma frame is the first class. The unconditional branch of guidance has no melody, and zeros
+in place of the text.
 
-    generator = musicgen.load("facebook/musicgen-small@main")
+    generator = audiolm_jax.load("facebook/musicgen-small@main")
     result = generator.generate("slow jazz with a loud piano", seconds=8)
 
-`import_run` makes a workdir of a checkpoint, with the text encoder and the codec as folders of their own:
+The workdir of an imported checkpoint holds the text encoder and the codec in folders of their own:
 
     WORKDIR/checkpoints/0       the decoder          WORKDIR/text_encoder    config.json, weights, tokenizer.json
     WORKDIR/published.json      its config.json      WORKDIR/codec           a path that --config.codec.path takes
@@ -36,7 +36,7 @@ from audiolm_jax.families.table import Entry, into_heads, layernorm, out_of_head
 from audiolm_jax.hub import files as huggingface
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ModelConfig, table_rows
-from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Source, Spec
+from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
@@ -47,7 +47,8 @@ from audiolm_jax.serialization.vocab import Vocab
 
 FRAMING = "bare"
 WHAT = "MusicGen"  # begins a message
-MELODY = "musicgen_melody"  # the type of model that has chroma and text before its tokens and attends to nothing else
+MELODY = "musicgen_melody"  # has segments of states before its audio and no cross-attention
+TYPES, TUNED, FILES = ("musicgen", MELODY), ("musicgen",), (t5.TOKENIZER,)
 CODEC, TEXT, PUBLISHED_CONFIG = "codec", "text_encoder", "published.json"  # in a workdir
 SECONDS = 30  # what the published models were trained on
 PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generates
@@ -55,14 +56,14 @@ GELU = {"gelu": "exact", "gelu_new": "plain", "gelu_pytorch_tanh": "plain"}
 
 
 def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
-    """Every parameter of the decoder, and the tensors that it comes from and goes to."""
+    """Every parameter of the decoder with the tensors it is read from and written to."""
     D, F, Q, V = c.width, c.ffn, vocab.codebooks, vocab.codebook_size
     layer, rows = "decoder.model.decoder.layers.{}", table_rows(vocab.size)
     code_ids = vocab.code_start + np.arange(Q * V)
     special_ids = vocab.extra_start + np.arange(Q)
 
     def pack_embedding(tables: list[np.ndarray]) -> np.ndarray:
-        """Q tables of V codes and the special token; the rows of ids that MusicGen has not are zero."""
+        """Q tables of V codes and the special token; the rows of ids that MusicGen lacks are zero."""
         embedding_VD = np.zeros((rows, D), np.float32)
         embedding_VD[code_ids] = np.concatenate([x[:V] for x in tables])
         embedding_VD[special_ids] = [x[V] for x in tables]
@@ -106,7 +107,7 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
             into_heads("layers/cross/kv_DHCK", [f"{layer}.encoder_attn.{part}_proj.weight" for part in "kv"], c),
             out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight", c),
         ]
-    # States of another width are projected: those of the text alone, or of chroma and text.
+    # States are projected unless they have the decoder's width: of the text alone, or of chroma and text.
     states = [("states", "enc_to_dec_proj", c.cross_width)]
     if c.state_widths:
         pairs = (("given0", "audio_enc_to_dec_proj"), ("given1", "enc_to_dec_proj"))
@@ -158,10 +159,9 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """Texts and melodies -> what a Generator conditions its requests on (`generator.Conditioning`).
+    """Texts and melodies -> the conditioning of requests (`generator.Conditioning`).
 
-    melody: an empty one if the model can follow melodies: chroma and text stand before the audio then, and zeros in the
-    text's place in the unconditional branch of guidance. Otherwise the layers attend to the text.
+    melody: makes chroma of recordings, for a model with segments of states; None: cross-attention to the text.
     """
 
     text_encoder: t5.TextEncoder
@@ -179,12 +179,12 @@ class Conditioning:
 
 
 def _before_audio(melody: chroma.Melody, text_EW: np.ndarray) -> dict[str, Any]:
-    """The fields of a Request that have chroma and text as segments of states."""
-    if not len(text_EW):  # a missing text has one position, as in the reference, where its end is masked
+    """The fields of a Request for chroma and text as segments of states."""
+    if not len(text_EW):  # one position of zeros, like the masked end-of-text of an empty text in the reference
         text_EW = np.zeros((1, text_EW.shape[1]), np.float32)
 
     def document(melody: chroma.Melody, text_EW: np.ndarray) -> Document:
-        # Each in its own columns of the states.
+        # The columns of the two are disjoint: each kind has a projection of its own.
         chroma_CW = np.pad(melody.chroma_CW, ((0, 0), (0, text_EW.shape[1])))
         return ("states", chroma_CW), ("states", np.pad(text_EW, ((0, 0), (melody.classes, 0))))
 
@@ -195,26 +195,13 @@ def _before_audio(melody: chroma.Melody, text_EW: np.ndarray) -> dict[str, Any]:
     }
 
 
-def load(source: str | Path, sampling: SamplingConfig | None = None, dtype: str = "auto") -> generate.Generator:
-    """The generator of a published checkpoint: a folder, or a repository owner/name or owner/name@revision.
-
-    dtype: as `model.dtype`. Raises InputError for what is neither, or does not fit.
-    """
-    return read(source, dtype).generator(sampling)
-
-
-def is_published(folder: Path) -> bool:
-    """Whether a folder looks like a checkpoint in the Hugging Face layout."""
-    return (folder / huggingface.CONFIG).is_file() and not (folder / checkpoints.FOLDER).is_dir()
-
-
-def read(source: str | Path, dtype: str = "auto") -> Published:
-    """Raises one InputError that names everything missing, unexpected or of a wrong shape."""
-    folder, repository = huggingface.folder(source, WHAT, (t5.TOKENIZER,))
-    config, weights = huggingface.read_folder(folder, ("musicgen", MELODY), WHAT)
+def read(folder: Path, dtype: str = "auto") -> Published:
+    """A checkpoint. dtype: as `model.dtype`. Raises one InputError that names everything missing, unexpected or of a
+    wrong shape."""
+    config, weights = huggingface.read_folder(folder, TYPES, WHAT)
     if not (folder / t5.TOKENIZER).is_file():
         weights.problems.append(f"the file {t5.TOKENIZER} is missing")
-    # A table that follows from its size, which older files hold.
+    # Sinusoidal positions, which older files hold.
     weights.ignore(r"^decoder\.model\.decoder\.embed_positions\.weights$")
     with weights.below("audio_encoder.") as part:
         codec = encodec.take(config.get("audio_encoder") or {}, part)
@@ -222,7 +209,6 @@ def read(source: str | Path, dtype: str = "auto") -> Published:
         text = huggingface.config_of(config.get("text_encoder") or {}, t5.T5Config, what=WHAT)
         encoder = t5.take(text, part)
     spec, codec = described(config, codec, text)
-    spec = dataclasses.replace(spec, source=Source("musicgen", repository))
     sizes = dataclasses.replace(spec.model, dtype=dtype)
     model = tables.fill(sizes, spec.vocab, table(sizes, spec.vocab), weights)
     weights.finish()
@@ -230,7 +216,7 @@ def read(source: str | Path, dtype: str = "auto") -> Published:
 
 
 def described(config: dict, codec: Any, text: t5.T5Config) -> tuple[Spec, Any]:
-    """(the model of a config.json, its codec, which may be stereo). Raises InputError for what does not fit."""
+    """(the Spec of a config.json, its codec, stereo if the decoder is). Raises InputError for what does not fit."""
     decoder = config.get("decoder") or {}
     needed = ("vocab_size", "num_hidden_layers", "ffn_dim", "num_attention_heads", "hidden_size", "num_codebooks")
     wrong = [name for name in needed if not isinstance(decoder.get(name), int)]
@@ -256,7 +242,7 @@ def described(config: dict, codec: Any, text: t5.T5Config) -> tuple[Spec, Any]:
             f"{WHAT}: the decoder has {codebooks} codebooks of {size} codes, its audio encoder {codec.codebooks} of "
             f"{codec.codebook_size}"
         )
-    # Left and right of a codebook are predicted at the same step.
+    # Left and right of a codebook share a step.
     delays = tuple(q // 2 for q in range(codec.codebooks)) if codec.channels == 2 else ()
     model = ModelConfig(
         layers=decoder["num_hidden_layers"],
@@ -277,15 +263,8 @@ def described(config: dict, codec: Any, text: t5.T5Config) -> tuple[Spec, Any]:
     return Spec(model, vocab, order, FRAMING, data), codec
 
 
-def import_run(source: str | Path, workdir: str | Path) -> str:
-    """A published checkpoint as the workdir of a run; returns what was imported, of a repository its commit.
-
-    Raises InputError if there is a run already.
-    """
-    workdir = Path(workdir)
-    if (workdir / checkpoints.FOLDER).is_dir():
-        raise InputError(f"{workdir}: there is a run already; give another folder")
-    p = read(source)
+def save(workdir: Path, p: Published) -> None:
+    """Writes a checkpoint as the workdir of a run."""
     encodec.save(workdir / CODEC, *mono(p.codec).config)
     t5.save(workdir / TEXT, p.encoder)
     files.write_text(workdir / TEXT / t5.TOKENIZER, p.tokenizer.read_text(encoding="utf-8"))
@@ -299,27 +278,17 @@ def import_run(source: str | Path, workdir: str | Path) -> str:
         source=dataclasses.replace(p.spec.source, weights=digest),
     )
     checkpoints.save_weights(workdir, params, spec)
-    return p.spec.source.repository or str(source)
 
 
 def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
-    """The weights of a run that began with `import_run`, and its codec and text encoder. Raises InputError for another
-    codec than that of the training."""
-    workdir = workdir if workdir.is_dir() else workdir.parent
+    """The weights of a run that began with `save`, with its codec and text encoder. Raises InputError for another codec
+    than that of the training."""
     config = json.loads((workdir / PUBLISHED_CONFIG).read_text())
     codec = codecs.load(spec.codec.name, workdir / spec.codec.path)
     if codec.fingerprint != spec.codec.fingerprint:
         raise InputError(f"{workdir / CODEC}: is not the codec that the model was trained with")
     text = workdir / spec.conditioning.text_encoder
     return Published(config, spec, model, codec, t5.load(text), text / t5.TOKENIZER)
-
-
-def export_run(workdir: str | Path, folder: str | Path, step: int | None = None) -> None:
-    """The weights of such a run in the layout that they were published in. Raises InputError for any other run."""
-    model, spec = checkpoints.restore_params(workdir, step)
-    if not spec.source.family:
-        raise InputError(f"{workdir}: was not imported from a published checkpoint; give a name ending in .safetensors")
-    write(folder, of_run(Path(workdir), model, spec))
 
 
 def mono(codec: Any) -> Any:

@@ -8,6 +8,7 @@ a year.
 
 import json
 import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,12 @@ def is_repository(source: str | Path) -> bool:
     return "@" in text or not path.parent.exists()
 
 
-def folder(source: str | Path, what: str, needed: tuple[str, ...] = ()) -> tuple[Path, str]:
+def folder(source: str | Path, what: str, needed: Callable[[Path], Sequence[str]]) -> tuple[Path, str]:
     """(the folder of a source, "" or owner/name@commit of a repository). The weights may be several files.
 
-    A repository is downloaded, with the files `needed`, at the commit of its revision (or of main). what: the key, flag
-    or argument that named the source; messages begin with it. Raises InputError for anything else, and for a failed
-    download.
+    A repository is downloaded at the commit of its revision (or of main). needed: the folder with its config.json ->
+    names of further files. what: the key, flag or argument that named the source; messages begin with it.
+    Raises InputError for anything else, and for a failed download.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -81,7 +82,7 @@ def folder(source: str | Path, what: str, needed: tuple[str, ...] = ()) -> tuple
     commit = f"{name}@{config.parent.name}"  # the library's cache has a folder per commit
     if not revision:
         logging.warning("%s: using its latest commit; %s names the same weights forever", source, commit)
-    _download(commit, needed, what)
+    _download(commit, needed(config.parent), what)
     try:
         _download(commit, (WEIGHTS,), what, absent=FileNotFoundError)
     except FileNotFoundError:
@@ -98,15 +99,24 @@ def shards(index: Path, what: str) -> tuple[str, ...]:
         raise InputError(f"{what}: {index} cannot be read as an index of weights ({error!r})") from None
 
 
-def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dict, Weights]:
-    """(config, weights) of a folder. Raises InputError unless its config.json has a "model_type" among `kinds`."""
-    config, weights, index = (directory / name for name in (CONFIG, WEIGHTS, INDEX))
-    if not config.is_file():
-        raise InputError(f"{what}: {config} does not exist; a model is {CONFIG} beside {WEIGHTS}")
-    fields = _json(config, what)
+def read_config(path: Path, kinds: Collection[str], what: str) -> dict:
+    """The fields of a config.json. Raises InputError unless its "model_type" is among `kinds`."""
+    if not path.is_file():
+        raise InputError(f"{what}: {path} does not exist; a model is {CONFIG} beside {WEIGHTS}")
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {path} cannot be read as JSON ({error})") from None
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     if kind not in kinds:
-        raise InputError(f"{what}: {config} describes a model of type {kind!r}; {' or '.join(kinds)} is needed")
+        raise InputError(f"{what}: {path} describes a model of type {kind!r}; {' or '.join(kinds)} is needed")
+    return fields
+
+
+def read_folder(directory: Path, kinds: Collection[str], what: str) -> tuple[dict, Weights]:
+    """(config, weights) of a folder. Raises InputError unless its config.json has a "model_type" among `kinds`."""
+    weights, index = directory / WEIGHTS, directory / INDEX
+    fields = read_config(directory / CONFIG, kinds, what)
     if weights.is_file() or not index.is_file():
         names, path = (WEIGHTS,), weights
     else:
@@ -118,13 +128,6 @@ def read_folder(directory: Path, kinds: tuple[str, ...], what: str) -> tuple[dic
     for name in names:
         tensors |= files.read_safetensors(directory / name, what)[0]
     return fields, Weights(path, tensors, what)
-
-
-def _json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what}: {path} cannot be read as JSON ({error})") from None
 
 
 def _download(source: str, names: tuple[str, ...], what: str, absent: type | None = None) -> list[Path]:
@@ -165,10 +168,7 @@ def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, Weig
             f"repository such as {example}@main"
         )
     config_path, weights_path = locate(source)
-    config = _json(config_path, "codec.path")
-    actual = config.get("model_type") if isinstance(config, dict) else None
-    if actual != kind:
-        raise InputError(f"codec.path: {config_path} describes a model of type {actual!r}; {kind!r} is needed")
+    config = read_config(config_path, (kind,), "codec.path")
     return config, Weights(weights_path, files.read_safetensors(weights_path, "codec.path")[0])
 
 

@@ -62,7 +62,7 @@ import audiolm_jax
 from audiolm_jax import config as configs
 from audiolm_jax import runs
 from audiolm_jax.evaluation import evaluate
-from audiolm_jax.families import musicgen
+from audiolm_jax.families import published
 
 print("JAX", jax.__version__, "on", jax.devices())
 
@@ -106,7 +106,7 @@ Audio(str(example))
 
 # %%
 if not Path("runs/base").exists():
-    musicgen.import_run(CHECKPOINT, "runs/base")
+    published.import_run(CHECKPOINT, "runs/base")
 
 
 def listen(workdir):
@@ -184,6 +184,6 @@ plt.show()
 # `transformers`. To keep it, download the folder, or copy it to a mounted drive.
 
 # %%
-musicgen.export_run("runs/tuned", "musicgen-tuned")
+published.export_run("runs/tuned", "musicgen-tuned")
 for path in sorted(Path("musicgen-tuned").iterdir()):
     print(f"{path.stat().st_size / 1e6:8.1f} MB  {path}")

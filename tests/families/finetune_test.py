@@ -24,7 +24,7 @@ from audiolm_jax.data import batches as data
 from audiolm_jax.data import corpora, tokens
 from audiolm_jax.data import encode as encoding
 from audiolm_jax.errors import InputError
-from audiolm_jax.families import finetune, musicgen
+from audiolm_jax.families import finetune, musicgen, published
 from audiolm_jax.model import checkpoints, lora, sharding
 from audiolm_jax.sampling import SamplingConfig, requests
 from audiolm_jax.serialization import documents
@@ -288,14 +288,14 @@ def test_a_run_is_used_like_the_imported_one_and_without_it(root, tuned, tmp_pat
         (root / "elsewhere").rename(root / "base")
     assert made.tolist() != before.codes_TQ.tolist()
     assert made.tolist() == audiolm_jax.load(out).generate("rock", frames=9).codes_TQ.tolist()
-    musicgen.import_run(out, tmp_path / "again")
+    published.import_run(out, tmp_path / "again")
     assert same(saved(run), saved(tmp_path / "again"))
 
 
 def test_what_is_exported_has_the_likelihood_that_the_reference_finds(root, tuned, tmp_path):
     pytest.importorskip("torch", reason="the reference needs torch: pip install 'audiolm-jax[parity]'")
     run, out = tuned[0], tmp_path / "out"
-    musicgen.export_run(run, out)
+    published.export_run(run, out)
     theirs = reopened(out)
     assert (
         main.main(["evaluate", "--workdir", str(run), "--data", str(root / "data"), "--config.evaluation.split=train"])
@@ -443,8 +443,8 @@ def test_tokens_without_texts_or_of_another_codec_are_refused(root, tmp_path):
 
 
 def test_another_base_is_another_run(root, tuned, tmp_path):
-    musicgen.export_run(tuned[0], tmp_path / "published")
-    musicgen.import_run(tmp_path / "published", tmp_path / "base")
+    published.export_run(tuned[0], tmp_path / "published")
+    published.import_run(tmp_path / "published", tmp_path / "base")
     with pytest.raises(InputError, match=r"source\.base is '\w+' there and '\w+' here"):
         train(root, tuned[0], f"finetune.base={tmp_path / 'base'}")
     with pytest.raises(InputError, match="was not made by `audiolm import`"):

@@ -11,7 +11,7 @@ from audiolm_jax import codecs
 from audiolm_jax.cli import main
 from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
-from audiolm_jax.families import musicgen
+from audiolm_jax.families import musicgen, published
 from audiolm_jax.model import checkpoints
 from experiments.colab import random_musicgen
 from experiments.colab.random_musicgen import small_decoder, tokenizer
@@ -119,7 +119,7 @@ def test_a_repository_without_a_revision_is_its_latest_commit(offline, folder, t
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).rename(cached / "snapshots" / commit / name)
     pinned = f"somebody/music@{commit}"
-    assert [musicgen.read(f"somebody/music{at}").spec.source.repository for at in ("", "@main", f"@{commit}")] == [
+    assert [published.read(f"somebody/music{at}").spec.source.repository for at in ("", "@main", f"@{commit}")] == [
         pinned
     ] * 3
     assert main.main(["import", "somebody/music", "run"]) == 0
@@ -161,7 +161,7 @@ def test_files_that_are_not_what_they_should_be(folder):
 
 
 def test_the_parts_of_a_workdir_are_models_by_themselves(tmp_path, folder):
-    musicgen.import_run(folder, tmp_path / "run")
+    published.import_run(folder, tmp_path / "run")
     assert t5.load(tmp_path / "run" / "text_encoder").config.d_model == 12
     assert codecs.load("encodec", tmp_path / "run" / "codec").codebooks == 4
     model, _ = checkpoints.restore_params(tmp_path / "run")
