@@ -34,7 +34,7 @@ from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import evaluate, speed
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.serialization import picture
-from audiolm_jax.training.workdir import claim
+from audiolm_jax.training.loop import claim
 
 
 @dataclasses.dataclass(frozen=True)
