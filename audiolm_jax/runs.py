@@ -7,7 +7,7 @@ RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, R
 import contextlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -17,7 +17,7 @@ from audiolm_jax.data import batches, tokens
 from audiolm_jax.data import prepare as recordings
 from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
-from audiolm_jax.families import finetune
+from audiolm_jax.families.config import configured
 from audiolm_jax.model.sharding import make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import Transformer
@@ -25,15 +25,18 @@ from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.training import loop, processes
 from audiolm_jax.training.step import SCRATCH
 
+if TYPE_CHECKING:
+    from audiolm_jax.families.finetune import Base
+
 PROBED = 2  # recordings whose texts a probe takes
 
 
 def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     """`data.prepare` of a configuration that may start from a published checkpoint, which then decides the codec."""
-    return recordings.prepare(finetune.configured(config), directory, progress)
+    return recordings.prepare(configured(config), directory, progress)
 
 
-def spec_of(config: ConfigDict, metadata: dict, base: finetune.Base | None = None) -> Spec:
+def spec_of(config: ConfigDict, metadata: dict, base: "Base | None" = None) -> Spec:
     """The model that `config` describes, on tokens with this `metadata` (`tokens.info`)."""
     codec = CodecSpec(**{**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]})
     spec = Spec(
@@ -52,10 +55,13 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
 
     Raises InputError if there are no tokens, or those of another codec, or `workdir` is another run.
     """
-    config = finetune.configured(config)
-    base = finetune.open_base(config)
-    if base is not None and files.remote(workdir):
-        raise InputError(f"--workdir={workdir}: a fine-tuned run keeps its codec beside it; name a local folder")
+    config, base = configured(config), None
+    if config.finetune.base:
+        from audiolm_jax.families import finetune  # late: other runs need no family
+
+        base = finetune.open_base(config)
+        if files.remote(workdir):
+            raise InputError(f"--workdir={workdir}: a fine-tuned run keeps its codec beside it; name a local folder")
     for name, off in (("cross_width", 0), ("state_widths", ())):
         if config.model[name] != off and base is None:
             raise InputError(
@@ -85,7 +91,7 @@ def sound(
     config: ConfigDict,
     directory: Path,
     codec: Any,
-    base: finetune.Base | None,
+    base: "Base | None",
     step: int,
     model: Transformer,
     spec: Spec,

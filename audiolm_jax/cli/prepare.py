@@ -28,11 +28,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     config = arguments.config(options)
     from audiolm_jax.data import prepare
+    from audiolm_jax.families.config import configured
 
-    if config.finetune.base or config.lora.rank:  # the checkpoint decides codec and sample rate
-        from audiolm_jax.families import finetune
-
-        config = finetune.configured(config)
+    config = configured(config)  # a run that training starts from decides codec and sample rate
     directory = arguments.writable(options.data, "--data")
     with arguments.processes(options) as primary:
         metadata = prepare.prepare(config, directory, progress=primary)

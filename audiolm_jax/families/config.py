@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from ml_collections import ConfigDict
+
 from audiolm_jax.config import key, validate
 
 
@@ -17,3 +19,12 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         validate(self, "finetune")
+
+
+def configured(config: ConfigDict) -> ConfigDict:
+    """The configuration with everything that a run it starts from decides (`finetune.configured`)."""
+    if not config.finetune.base and not config.lora.rank:
+        return config
+    from audiolm_jax.families import finetune  # late: other runs need no family
+
+    return finetune.configured(config)

@@ -51,16 +51,15 @@ FREE = ("dtype", "remat", "dropout")  # keys of section model that the imported 
 
 
 def configured(config: ConfigDict) -> ConfigDict:
-    """The configuration with everything that the checkpoint `finetune.base` decides; unchanged if there is none.
+    """The configuration with everything that the checkpoint `finetune.base` decides.
 
-    Raises InputError for a base that was not imported, or keys that were set to something else (all of them named).
+    Raises InputError without a base, for one that was not imported, and for keys that were set to something else (all
+    of them named).
     """
     if not config.finetune.base:
-        if config.lora.rank:
-            raise InputError(
-                f"lora.rank={config.lora.rank} needs weights to start from; name an imported run in finetune.base"
-            )
-        return config
+        raise InputError(
+            f"lora.rank={config.lora.rank} needs weights to start from; name an imported run in finetune.base"
+        )
     base, spec = Path(config.finetune.base), imported(config.finetune.base)
     path = base / spec.codec.path
     model, order = dataclasses.asdict(spec.model), dataclasses.asdict(spec.serialization)
@@ -202,13 +201,9 @@ class Base:
         return run(frozen["text"], ids_BE, valid_BE), valid_BE
 
 
-def open_base(config: ConfigDict) -> Base | None:
-    """The imported run that a configuration (`configured`) starts from; None: random weights.
-
-    Raises InputError for a LoRA rank that does not fit.
-    """
-    if not config.finetune.base:
-        return None
+def open_base(config: ConfigDict) -> Base:
+    """The imported run that a configuration (`configured`) starts from. Raises InputError for a LoRA rank that does not
+    fit."""
     folder, section = Path(config.finetune.base), configs.section(config, "lora")
     spec = imported(folder)
     with jax.set_mesh(sharding.single_device_mesh()):
