@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import itertools
+import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ def assemble(
         "schema": report.schema.VERSION,
         "title": "Orders on the codec grid, compared",
         "question": "In which order should a language model predict the codes of speech?",
-        "config": config.to_dict(),
+        "config": json.loads(json.dumps(config.to_dict())),  # tuples as lists
         "config_hash": digest(config.to_dict()),
         **shared,
         "equal": config.compare.equal,

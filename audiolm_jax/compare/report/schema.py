@@ -13,13 +13,11 @@ They can be computed again from `held_out` and the numbers of every seed:
 Version 2 has one entry of `strategies` for each strategy of each size, the mean over its seeds; version 1 had one run.
 """
 
-import contextlib
-import dataclasses
-import math
-import types
-import typing
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import pydantic
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
@@ -27,11 +25,13 @@ from audiolm_jax.errors import InputError
 VERSION = 2
 EQUAL = {"flops": "parameters and training FLOPs", "tokens": "parameters and frames of audio seen"}
 TIMES = frozenset({"speed", "training_seconds", "created", "hardware"})
-frozen = dataclasses.dataclass(frozen=True, kw_only=True)
 
 
-@frozen
-class ErrorRate:
+class Keys(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True):
+    """An object of results.json. Strict: an integer is a float too, a boolean or a numeral in quotes is no number."""
+
+
+class ErrorRate(Keys):
     value: float  # character error rate, all utterances together
     low: float  # its interval
     high: float
@@ -39,8 +39,7 @@ class ErrorRate:
     second_opinion: float | None  # CER by pocketsphinx; null where its grammar does not fit
 
 
-@frozen
-class Spread:
+class Spread(Keys):
     """Over seeds."""
 
     sd: float | None  # of the sample; null for one seed
@@ -48,14 +47,12 @@ class Spread:
     max: float
 
 
-@frozen
-class Spreads:
+class Spreads(Keys):
     bits_per_second: Spread
     cer: Spread
 
 
-@frozen
-class Sample:
+class Sample(Keys):
     sentence: int  # index into `sentences`
     file: str  # audio, relative to results.json
     transcript: str  # what the recogniser heard
@@ -63,32 +60,27 @@ class Sample:
     seconds: float  # length of the audio
 
 
-@frozen
-class Ceiling:
+class Ceiling(Keys):
     cer: ErrorRate
     samples: list[Sample]
 
 
-@frozen
-class Ceilings:
+class Ceilings(Keys):
     real: Ceiling
     codec: Ceiling
 
 
-@frozen
-class SeedSpeed:
+class SeedSpeed(Keys):
     rtf: float
     first_audio_seconds: float
 
 
-@frozen
-class Machine:
+class Machine(Keys):
     processor: str
     devices: str
 
 
-@frozen
-class Seed:
+class Seed(Keys):
     seed: int  # of initial weights, data order and training noise
     run: str  # the folder below runs/
     bits_per_second: float
@@ -103,16 +95,14 @@ class Seed:
     sentence_errors: list[int]  # wrong characters of every sentence, in the order of held_out.sentence_characters
 
 
-@frozen
-class Rate:
+class Rate(Keys):
     bits_per_second: float
     low: float
     high: float
     utterances: int
 
 
-@frozen
-class Cost:
+class Cost(Keys):
     frames: int  # of the utterance the passes are counted for
     predicted_passes: float  # sequential passes of the network for that utterance
     measured_passes: float
@@ -123,8 +113,7 @@ class Cost:
     kv_bytes: float = 0.0
 
 
-@frozen
-class Speed:
+class Speed(Keys):
     rtf: float  # seconds of work for one second of audio, one utterance at a time
     generation_seconds: float  # the sentences spoken with a clock, all together
     generation_predicted_seconds: float  # roofline of the network's passes on the rates of this machine
@@ -133,8 +122,10 @@ class Speed:
     training_steps_per_second: float = 0.0
 
 
-@frozen
-class Strategy:
+Point = Annotated[list[float], pydantic.Field(min_length=2, max_length=2)]  # [step, value]
+
+
+class Strategy(Keys):
     """From `cost` on, of the first seed."""
 
     name: str  # of this entry: the strategy, or strategy-size where there are several sizes
@@ -147,7 +138,7 @@ class Strategy:
     training_frames_predicted: float  # frames of audio that rows and steps were chosen to show
     training_seconds: float  # mean over seeds
     positions_per_second: float  # sequence positions that one second of audio takes
-    likelihood: str  # "exact", or "bound": an upper bound of the bits
+    likelihood: Literal["exact", "bound"]  # bound: an upper bound of the bits
     bits_per_second: float  # held-out speech, every code counted once, end and length apart; mean over seeds
     bits_per_second_low: float  # its interval
     bits_per_second_high: float
@@ -161,27 +152,25 @@ class Strategy:
     seeds: list[Seed]
     cost: Cost
     speed: Speed
-    training_curve: list[list[float]]  # [[step, bits per second of audio on training batches], ...]
-    validation_curve: list[list[float]] = dataclasses.field(default_factory=list)  # the same on held-out speech
+    training_curve: list[Point]  # bits per second of audio on training batches
+    validation_curve: list[Point] = []  # the same on held-out speech
     samples: list[Sample]
 
 
-@frozen
-class Difference:
+class Difference(Keys):
     a: str  # names of entries of one size
     b: str
     size: str
-    metric: str  # "bits_per_second" or "cer"
+    metric: Literal["bits_per_second", "cer"]
     difference: float  # a minus b, mean over seeds
     low: float  # its interval, paired over utterances and seeds
     high: float
     # null, or what a difference is where a side is an upper bound of its bits: "upper" (a is one; the true difference
     # is smaller), "lower" (b is one; it is larger), "both" (nothing is certain). The interval is that of the bounds.
-    bound: str | None
+    bound: Literal["upper", "lower", "both"] | None
 
 
-@frozen
-class Corpus:
+class Corpus(Keys):
     name: str
     speakers: int
     utterances: dict[str, int]  # per split
@@ -189,8 +178,7 @@ class Corpus:
     description: str = ""
 
 
-@frozen
-class Codec:
+class Codec(Keys):
     name: str
     fingerprint: str
     frame_rate: float
@@ -199,33 +187,28 @@ class Codec:
     sample_rate: int
 
 
-@frozen
-class Recogniser:
+class Recogniser(Keys):
     fingerprint: str
 
 
-@frozen
-class Baselines:
+class Baselines(Keys):
     uniform_bits_per_second: float
     unigram_bits_per_second: float  # unigram of the training codes, per codebook, on the held-out codes
     per_codebook_unigram_bits_per_second: list[float]
 
 
-@frozen
-class Sentence:
+class Sentence(Keys):
     text: str
     speaker: str
 
 
-@frozen
-class HeldOut:
+class HeldOut(Keys):
     utterance_seconds: list[float]  # of the utterances scored by likelihood
     sentence_characters: list[int]  # of the sentences that were spoken and heard
 
 
-@frozen
-class Results:
-    schema: int  # VERSION
+class Results(Keys):
+    version: Literal[2] = pydantic.Field(alias="schema")  # VERSION
     title: str
     question: str
     command: str
@@ -233,7 +216,7 @@ class Results:
     commit: str
     versions: dict[str, str]
     hardware: dict[str, str | float]
-    config: Any
+    config: pydantic.JsonValue
     config_hash: str
     corpus: Corpus
     codec: Codec
@@ -241,7 +224,7 @@ class Results:
     baselines: Baselines
     sentences: list[Sentence]  # those heard in the report
     ceilings: Ceilings
-    equal: str  # within a size; a key of EQUAL
+    equal: Literal["flops", "tokens"]  # within a size
     held_out: HeldOut
     strategies: list[Strategy]
     differences: list[Difference]  # of every pair of strategies of a size, for both metrics
@@ -250,27 +233,22 @@ class Results:
 
 def validate(results: dict) -> Results:
     """Raises InputError naming the first key of `results` that is missing, unknown, of a wrong type, or not finite."""
-    read = _read(results, Results, "results")
-    if read.schema != VERSION:
-        raise InputError(f"results.schema is {read.schema}; this version reads and writes {VERSION}")
+    try:
+        read = Results.model_validate(results)
+    except pydantic.ValidationError as error:
+        raise InputError(_sentence(error.errors()[0], results)) from None
     if not read.strategies:
         raise InputError("results.strategies is empty: there is nothing to report")
-    if read.equal not in EQUAL:
-        raise InputError(f"results.equal is {read.equal!r}, not one of {', '.join(EQUAL)}")
-    names = set()
+    names = [strategy.name for strategy in read.strategies]
     for index, strategy in enumerate(read.strategies):
         where = f"results.strategies[{index}]"
-        if strategy.name in names:
+        if strategy.name in names[:index]:
             raise InputError(f"{where}.name {strategy.name!r} appears twice")
-        names.add(strategy.name)
         _check_strategy(strategy, read, where)
     for index, pair in enumerate(read.differences):
-        where = f"results.differences[{index}]"
         for side, name in (("a", pair.a), ("b", pair.b)):
             if name not in names:
-                raise InputError(f"{where}.{side} is {name!r}, which is not in results.strategies")
-        if pair.metric not in ("bits_per_second", "cer") or pair.bound not in (None, "upper", "lower", "both"):
-            raise InputError(f"{where} has the metric {pair.metric!r} and the bound {pair.bound!r}")
+                raise InputError(f"results.differences[{index}].{side} is {name!r}, which is not in results.strategies")
     for name, samples in sample_lists(results).items():
         for sample in samples:
             if not 0 <= sample["sentence"] < len(read.sentences):
@@ -278,95 +256,42 @@ def validate(results: dict) -> Results:
     return read
 
 
+def _sentence(error: Any, value: Any) -> str:
+    """What is wrong with the results `value`, from one of `ValidationError.errors`."""
+    path = "results"
+    for step in error["loc"]:
+        if isinstance(value, dict) and (step in value or error["type"] == "missing"):
+            path, value = f"{path}.{step}", value.get(step)
+        elif isinstance(value, list) and isinstance(step, int):
+            path, value = f"{path}[{step}]", value[step]
+        # else it is the name of a member of a union
+    if error["type"] == "missing":
+        return f"{path} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{path} is not a key of the schema (compare/report/schema.py)"
+    return f"{path} is {reprlib.repr(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
 def _check_strategy(strategy: Strategy, results: Results, where: str) -> None:
-    if strategy.likelihood not in ("exact", "bound"):
-        raise InputError(f"{where}.likelihood is {strategy.likelihood!r}, not 'exact' or 'bound'")
     per_codebook, total = strategy.bits_per_second_per_codebook, strategy.bits_per_second
     if len(per_codebook) != results.codec.codebooks:
         raise InputError(f"{where} has bits of {len(per_codebook)} codebooks, the codec has {results.codec.codebooks}")
     if abs(sum(per_codebook) - total) > 1e-3 * max(1.0, abs(total)):
         raise InputError(f"{where}: bits per codebook sum to {sum(per_codebook)}, not {total}")
-    for key in ("training_curve", "validation_curve"):
-        if any(len(point) != 2 for point in getattr(strategy, key)):
-            raise InputError(f"{where}.{key} must hold [step, bits per second] pairs")
-    numbers = [one.seed for one in strategy.seeds]
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise InputError(f"{where}.seeds holds the seeds {numbers}; there must be at least one, each once")
-    for one in strategy.seeds:
-        for key, of in (("utterance_bits", "utterance_seconds"), ("sentence_errors", "sentence_characters")):
-            count, expected = len(getattr(one, key)), len(getattr(results.held_out, of))
+    seeds = [run.seed for run in strategy.seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"{where}.seeds holds the seeds {seeds}; there must be at least one, each once")
+    for run in strategy.seeds:
+        for key, base in (("utterance_bits", "utterance_seconds"), ("sentence_errors", "sentence_characters")):
+            count, expected = len(getattr(run, key)), len(getattr(results.held_out, base))
             if count != expected:
-                raise InputError(f"{where}: seed {one.seed} has {count} {key} for {expected} {of} in held_out")
+                raise InputError(f"{where}: seed {run.seed} has {count} {key} for {expected} {base} in held_out")
 
 
 def sample_lists(results: dict) -> dict[str, list[dict]]:
     """{"real": samples, "codec": samples, strategy name: samples, ...} in the order of the page."""
     lists = {name: results["ceilings"][name]["samples"] for name in ("real", "codec")}
     return lists | {strategy["name"]: strategy["samples"] for strategy in results["strategies"]}
-
-
-def _read(value: Any, kind: Any, where: str) -> Any:
-    """JSON values as `kind`: a dataclass of this file, a type, list[kind], dict[str, kind] or a union of kinds.
-
-    float takes integers too; a boolean is no number. Raises InputError naming `where`.
-    """
-    inner = typing.get_args(kind)
-    if kind is Any:
-        _check_json(value, where)
-    elif isinstance(kind, types.UnionType):
-        if value is None and types.NoneType in inner:
-            return None
-        *options, last = [option for option in inner if option is not types.NoneType]
-        for option in options:
-            with contextlib.suppress(InputError):
-                return _read(value, option, where)
-        return _read(value, last, where)
-    elif dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise InputError(f"{where} must be an object, got {type(value).__name__}")
-        if inner:
-            return {key: _read(item, inner[1], f"{where}.{key}") for key, item in value.items()}
-        return _read_object(value, kind, where)
-    elif typing.get_origin(kind) is list:
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{where} must be a list, got {type(value).__name__}")
-        return [_read(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value)]
-    elif kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{where} must be a number, got {value!r}")
-        if not math.isfinite(value):
-            raise InputError(f"{where} is {value}; only finite numbers are written")
-    elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{where} must be {kind.__name__}, got {value!r}")
-    return value
-
-
-def _read_object(value: dict, kind: type, where: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in value:
-        if key not in fields:
-            raise InputError(f"{where}.{key} is not a key of the schema; known are {', '.join(fields)}")
-    missing = dataclasses.MISSING
-    for key, field in fields.items():
-        if key not in value and field.default is missing and field.default_factory is missing:
-            raise InputError(f"{where}.{key} is missing")
-    return kind(**{key: _read(item, fields[key].type, f"{where}.{key}") for key, item in value.items()})
-
-
-def _check_json(value: Any, where: str) -> None:
-    """Raises InputError for what JSON cannot hold."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise InputError(f"{where}: {key!r} is not a string, so it cannot be a key")
-            _check_json(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_json(item, f"{where}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{where} is {value}; only finite numbers are written")
-    elif value is not None and not isinstance(value, str | int | float | bool):
-        raise InputError(f"{where} holds a {type(value).__name__}, which JSON has no form for")
 
 
 def strip_times(results: dict) -> dict:
