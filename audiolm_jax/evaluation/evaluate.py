@@ -5,6 +5,7 @@ Every function returns plain JSON values with the keys of `compare/report/schema
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,30 +74,21 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
     with jax.set_mesh(sharding.make_mesh(shards)):
         model, spec = checkpoints.restore_params(run)
         grid = spec.grid
-        source = tokens.open_split(directory / "tokens", evaluation.split, spec.codec.fingerprint)
-        examples = batches.evaluation_examples(source, spec.data, spec.vocab, evaluation.utterances)
+        examples = held_out(directory, evaluation, spec)
         documents, encoded = [example["document"] for example in examples], None
         if spec.conditioning.text_encoder:  # which the text goes to, instead of into the row
             documents = [document[-1:] for document in documents]
             encoded = published.of_run(run, model, spec).text_encoder([example["text"] for example in examples])
-        scored = likelihood.likelihood(
-            model,
-            grid,
-            spec.vocab,
-            documents,
-            source.metadata["frame_rate"],
-            likelihood.Scoring(evaluation.method, evaluation.draws),
-            encoded,
-        )
-    summary = scored.summary()
-    single = summary["utterances"] == 1  # which has no standard error over utterances
+        rate = tokens.info(directory / "tokens")["frame_rate"]
+        scoring = likelihood.Scoring(evaluation.method, evaluation.draws)
+        scored = likelihood.likelihood(model, grid, spec.vocab, documents, rate, scoring, encoded)
     return {
-        "likelihood": summary["tag"],
-        "bits_per_second": summary["bits_per_second"],
-        "bits_per_second_se": 0.0 if single else summary["standard_error"],
-        "bits_per_second_per_codebook": summary["bits_per_second_by_codebook"],
-        "end_bits_per_utterance": summary["end_bits_per_utterance"] if grid.causal_levels else None,
-        "length_bits_per_utterance": None if grid.causal_levels else summary["length_bits_per_utterance"],
+        "likelihood": scored.tag,
+        "bits_per_second": scored.bits_per_second,
+        "bits_per_second_se": scored.standard_error if len(examples) > 1 else 0.0,
+        "bits_per_second_per_codebook": scored.bits_per_second_Q.tolist(),
+        "end_bits_per_utterance": float(scored.end_bits_U.mean()) if grid.causal_levels else None,
+        "length_bits_per_utterance": None if grid.causal_levels else float(scored.length_bits_U.mean()),
         "utterance_bits": scored.code_bits_UQ.sum(axis=1).tolist(),
         "utterance_seconds": scored.seconds_U.tolist(),
     }
@@ -177,8 +169,9 @@ def timed(generator: Generator, examples: Sequence[dict], evaluation: Evaluation
     """{"cost", "speed"} of sentences spoken one at a time. The cost is that of the longest of them."""
     texts, speakers = ([example[key] for example in examples[: evaluation.timed]] for key in ("text", "speaker"))
     timings = speed.measure(generator, texts, speakers, evaluation.repeats)
-    total, longest = speed.summary(timings), max(timings, key=lambda timing: timing.frames)
+    longest = max(timings, key=lambda timing: timing.frames)
     predicted = longest.predicted
+    seconds = sum(timing.seconds for timing in timings)
     return {
         "cost": {
             "frames": longest.frames,
@@ -191,11 +184,11 @@ def timed(generator: Generator, examples: Sequence[dict], evaluation: Evaluation
             "kv_bytes": predicted.cache_bytes,
         },
         "speed": {
-            "rtf": total["real_time_factor"],
-            "generation_seconds": total["generation_seconds"],
-            "generation_predicted_seconds": total["predicted_seconds"],
-            "first_audio_seconds": total["first_audio_seconds"],
-            "first_audio_predicted_seconds": total["predicted_first_audio_seconds"],
+            "rtf": seconds / sum(timing.audio_seconds for timing in timings),
+            "generation_seconds": seconds,
+            "generation_predicted_seconds": sum(timing.predicted_seconds for timing in timings),
+            "first_audio_seconds": statistics.median(timing.first_audio_seconds for timing in timings),
+            "first_audio_predicted_seconds": statistics.median(t.predicted_first_audio_seconds for t in timings),
         },
     }
 

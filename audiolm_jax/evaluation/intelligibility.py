@@ -34,8 +34,7 @@ def normalise(text: str) -> str:
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Per utterance: (character errors int64 [B], reference characters int64 [B]), after `normalise`.
 
-    Raises:
-      InputError: unequal numbers of references and hypotheses.
+    Raises InputError for unequal numbers of references and hypotheses, and references without any character to find.
     """
     import jiwer
 
@@ -51,44 +50,31 @@ def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> tu
         else:
             counts = jiwer.process_characters(reference, hypothesis)
             errors_B[index] = counts.substitutions + counts.deletions + counts.insertions
+    if not lengths_B.any():
+        raise InputError("the references hold no letters or digits, so there is no error rate to give")
     return errors_B, lengths_B
 
 
 def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """CER over all utterances together, a fraction (0 is perfect).
-
-    Raises:
-      InputError: unequal numbers, or references without any character to find.
-    """
+    """CER over all utterances together, a fraction (0 is perfect). Raises InputError as `character_errors`."""
     errors_B, lengths_B = character_errors(references, hypotheses)
-    _require_characters(lengths_B)
     return float(errors_B.sum() / lengths_B.sum())
 
 
-def _require_characters(lengths_B: np.ndarray) -> None:
-    if lengths_B.sum() == 0:
-        raise InputError("the references hold no letters or digits, so there is no error rate to give")
-
-
 def measure(recogniser, references: Sequence[str], waveforms: Sequence[np.ndarray], sample_rate: int) -> dict:
-    """Listens to waveforms [samples] that should say `references`.
+    """Transcribes waveforms [samples] that should say `references`.
 
-    Returns:
-      {"value", "low", "high" (95 % over utterances), "utterances", "second_opinion" (CER of `second_opinion`, or
-      None)} of numbers, and, one of each per utterance and in order, "transcripts", what was heard, "errors" and
-      "characters", wrong ones and those of the reference.
-
-    Raises:
-      InputError: see `character_error_rate` and `Recogniser.transcribe`.
+    Returns {"value", "low", "high" (95 % over utterances), "utterances", "second_opinion" (CER of `second_opinion`, or
+    None)}, and in the order of the utterances "transcripts", "errors" (wrong characters) and "characters" (of the
+    reference). Raises InputError as `character_errors` and `Recogniser.transcribe`.
     """
     transcripts = recogniser.transcribe(waveforms, sample_rate)
-    heard = second_opinion(references, waveforms, sample_rate)
+    second = second_opinion(references, waveforms, sample_rate)
     errors_B, characters_B = character_errors(references, transcripts)
-    _require_characters(characters_B)
     return {
         **dataclasses.asdict(intervals.ratio(errors_B, characters_B)),
         "utterances": len(references),
-        "second_opinion": None if heard is None else character_error_rate(references, heard),
+        "second_opinion": None if second is None else character_error_rate(references, second),
         "transcripts": transcripts,
         "errors": errors_B.tolist(),
         "characters": characters_B.tolist(),
@@ -100,9 +86,7 @@ def second_opinion(references: Sequence[str], waveforms: Sequence[np.ndarray], s
 
     The grammar only ever hears digit words, so a string of wrong words of the right length already gets credit:
     noise scores near 0.8, not 1. An independent recogniser, trained on real speech; weak on formant synthesis.
-
-    Returns:
-      None where pocketsphinx is not installed (extra `eval`) or a reference holds a word outside the grammar.
+    None where pocketsphinx is not installed (extra `eval`) or a reference holds a word outside the grammar.
     """
     if not all(word in DIGITS for reference in references for word in normalise(reference).split()):
         return None

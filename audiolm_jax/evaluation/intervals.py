@@ -34,7 +34,7 @@ import numpy as np
 
 from audiolm_jax.errors import InputError
 
-RESAMPLES = 2000
+LEVEL, RESAMPLES = 0.95, 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Interval:
     high: float
 
 
-def ratio(
-    numerators: np.ndarray, denominators_U: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def ratio(numerators: np.ndarray, denominators_U: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The mean over seeds of sum(numerators) / sum(denominators), with its interval.
 
     Args:
@@ -60,16 +58,14 @@ def ratio(
 
     Raises InputError for shapes that do not fit, values that are not finite, or nothing to divide by.
     """
-    interval = _interval(numerators, denominators_U, level, resamples, seed)
+    interval = _interval(numerators, denominators_U, resamples, seed)
     if np.min(numerators) >= 0:  # few seeds: t reaches below what bits and errors can be
         return dataclasses.replace(interval, low=max(interval.low, 0.0))
     return interval
 
 
-def _interval(
-    numerators: np.ndarray, denominators_U: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """`ratio`, without regard to the sign of what is divided."""
+def _interval(numerators: np.ndarray, denominators_U: np.ndarray, resamples: int, seed: int) -> Interval:
+    """`ratio` whose ends may be negative."""
     numerators_SU, denominators_U = _checked(numerators, denominators_U)
     S, U = numerators_SU.shape
     rng = np.random.default_rng(seed)
@@ -81,11 +77,17 @@ def _interval(
     rates_S = rates(numerators_SU, denominators_U)
     if S > 1:
         means_R = means_R + rng.standard_t(S - 1, len(means_R)) * rates_S.std(ddof=1) / np.sqrt(S)
-    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(rates_S.mean()), float(low), float(high))
 
 
-def difference(numerators_a: np.ndarray, numerators_b: np.ndarray, denominators_U: np.ndarray, **options) -> Interval:
+def difference(
+    numerators_a: np.ndarray,
+    numerators_b: np.ndarray,
+    denominators_U: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
     """`ratio` of a minus that of b, paired over utterances and seeds: row s of both is of the same seed.
 
     Raises InputError if they are not of the same shape, and see `ratio`.
@@ -93,7 +95,7 @@ def difference(numerators_a: np.ndarray, numerators_b: np.ndarray, denominators_
     a, b = np.asarray(numerators_a, float), np.asarray(numerators_b, float)
     if a.shape != b.shape:
         raise InputError(f"numbers of shapes {a.shape} and {b.shape} cannot be paired; seeds and utterances must match")
-    return _interval(a - b, denominators_U, **options)
+    return _interval(a - b, denominators_U, resamples, seed)
 
 
 def rates(numerators: np.ndarray, denominators_U: np.ndarray) -> np.ndarray:

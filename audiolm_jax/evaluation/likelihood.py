@@ -70,34 +70,6 @@ class Likelihood:
         """Of `bits_per_second` over utterances, the draws' noise included; nan for one utterance."""
         return intervals.standard_error(self.code_bits_UQ.sum(axis=1), self.seconds_U)
 
-    @property
-    def draws_error(self) -> float:
-        """Standard error of `bits_per_second` that comes from the random subsets alone; 0 if exact."""
-        return float(np.sqrt(self.code_variance_UQ.sum()) / self.seconds_U.sum())
-
-    def interval(self, **options) -> intervals.Interval:
-        """Of `bits_per_second` over utterances; options: see `intervals.ratio`."""
-        return intervals.ratio(self.code_bits_UQ.sum(axis=1), self.seconds_U, **options)
-
-    def summary(self) -> dict:
-        """Plain numbers for a table or results.json; bits, seconds and their ratios."""
-        frames, interval = int(self.frames_U.sum()), self.interval()
-        return {
-            "tag": self.tag,
-            "utterances": len(self.frames_U),
-            "seconds": float(self.seconds_U.sum()),
-            "bits_per_second": self.bits_per_second,
-            "standard_error": self.standard_error,
-            "interval_95": [interval.low, interval.high],
-            "draws_error": self.draws_error,
-            "bits_per_second_by_codebook": self.bits_per_second_Q.tolist(),
-            "bits_per_code": float(self.code_bits_UQ.sum() / (frames * self.code_bits_UQ.shape[1])),
-            "bits_per_code_by_codebook": (self.code_bits_UQ.sum(axis=0) / frames).tolist(),
-            "end_bits_per_utterance": float(self.end_bits_U.mean()),
-            "length_bits_per_utterance": float(self.length_bits_U.mean()),
-            "text_bits_per_utterance": None if self.text_bits_U is None else float(self.text_bits_U.mean()),
-        }
-
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
@@ -118,10 +90,9 @@ class _Piece:
 class Scoring:
     """How utterances are scored. Raises InputError for an unknown method, no draws."""
 
-    method: str = (
-        "auto"  # of levels without a causal pass. "exact": the fixed order of the grid. "bound": the any-order
-    )
-    # bound. "auto": exact if each of these levels takes one pass, which leaves no order to choose; else the bound
+    # Of levels without a causal pass. "exact": the fixed order of the grid. "bound": the any-order bound. "auto": exact
+    # if each of these levels takes one pass, which leaves no order to choose; else the bound.
+    method: str = "auto"
     draws: int = 4  # random subsets per utterance and level, for "bound"
     seed: int = 0  # of the subsets
     text: bool = False  # also count the bits of the text (meaningful only if text was trained)

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import cost, documents
@@ -55,15 +55,14 @@ def measure(
     texts: Sequence[str],
     speakers: Sequence[str] | str = "",
     repeats: int = 3,
-    warmups: int = 1,
     rates: Rates | None = None,
     **options,
 ) -> list[Timing]:
     """One Timing per text, each spoken alone.
 
     Args:
-      repeats: timed runs of each text after `warmups` untimed ones, which compile. All have the same seed, so they
-        do the same work.
+      repeats: timed runs of each text after an untimed one, which compiles. All have the same seed, so they do the
+        same work.
       rates: of this machine (None: `probe()`).
       options: further arguments of `Generator.requests`, one value for all texts.
 
@@ -77,28 +76,22 @@ def measure(
     timings = []
     for text, speaker in zip(texts, speakers, strict=True):
         [request] = generator.requests([text], speakers=[speaker], **options)
-        for _ in range(warmups):
-            _stream(generator, request)
+        _stream(generator, request)
         runs = [_stream(generator, request) for _ in range(repeats)]
         result = runs[0][2]
         grid, config, vocab = generator.grid, generator.model.config, generator.vocab
         row = documents.prompt_row(request.document, grid, vocab, causal=grid.causal_levels > 0)
         prompt, frames = len(row["positions"]), len(result.codes_TQ)
         predicted = cost.cost(grid, frames, prompt, config, vocab, dtype.itemsize)
-        seconds_P = cost.seconds_of_passes(
-            cost.generation(grid, frames, prompt),
-            config,
-            vocab,
-            rates.flops_per_second,
-            rates.bytes_per_second,
-            dtype.itemsize,
-        )
+        passes = cost.generation(grid, frames, prompt)
+        peaks = rates.flops_per_second, rates.bytes_per_second
+        seconds_P = cost.seconds_of_passes(passes, config, vocab, *peaks, dtype.itemsize)
         timings.append(
             Timing(
                 frames=frames,
                 audio_seconds=len(result.waveform) / result.sample_rate,
-                seconds=float(np.median([total for total, _, _ in runs])),
-                first_audio_seconds=float(np.median([first for _, first, _ in runs])),
+                seconds=statistics.median(total for total, _, _ in runs),
+                first_audio_seconds=statistics.median(first for _, first, _ in runs),
                 passes=result.passes,
                 predicted=predicted,
                 predicted_seconds=float(seconds_P.sum()),
@@ -106,26 +99,6 @@ def measure(
             )
         )
     return timings
-
-
-def real_time_factor(timings: Sequence[Timing]) -> float:
-    """Seconds of work per second of audio, over all requests together; below 1 is faster than real time."""
-    return sum(one.seconds for one in timings) / sum(one.audio_seconds for one in timings)
-
-
-def summary(timings: Sequence[Timing]) -> dict:
-    """Plain numbers over all requests: totals, and medians where a request is what counts."""
-    return {
-        "requests": len(timings),
-        "real_time_factor": real_time_factor(timings),
-        "generation_seconds": sum(one.seconds for one in timings),
-        "audio_seconds": sum(one.audio_seconds for one in timings),
-        "first_audio_seconds": float(np.median([one.first_audio_seconds for one in timings])),
-        "passes": sum(one.passes for one in timings),
-        "predicted_passes": sum(one.predicted.passes for one in timings),
-        "predicted_seconds": sum(one.predicted_seconds for one in timings),
-        "predicted_first_audio_seconds": float(np.median([one.predicted_first_audio_seconds for one in timings])),
-    }
 
 
 def _stream(generator: "Generator", request) -> tuple[float, float, object]:
@@ -167,9 +140,9 @@ def hardware() -> dict[str, str | float]:
 
 
 def _processor() -> str:
-    listed = Path("/proc/cpuinfo")
-    if listed.exists():
-        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        for line in cpus.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

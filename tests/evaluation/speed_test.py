@@ -1,6 +1,5 @@
 """Times are those of real generation, and passes are counted as the order predicts."""
 
-import math
 import subprocess
 import sys
 import time
@@ -47,9 +46,6 @@ def test_passes_and_times_of_real_generation(options, passes):
         assert 0 < one.first_audio_seconds <= one.seconds
         assert one.passes == one.predicted.passes == passes
         assert 0 < one.predicted_first_audio_seconds <= one.predicted_seconds
-    found = speed.summary(timings)
-    assert found["real_time_factor"] == pytest.approx(sum(t.seconds for t in timings) / (2 * timings[0].audio_seconds))
-    assert all(math.isfinite(value) for value in found.values())
 
 
 def test_a_machine_has_rates_and_a_description():
