@@ -1,6 +1,7 @@
 """From the numbers of the cells to results.json (report/schema.py): means over seeds, intervals, differences, notes."""
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import itertools
@@ -20,6 +21,14 @@ from audiolm_jax.compare.stages import digest
 from audiolm_jax.evaluation import intervals, speed
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+# The likelihoods of a and b -> what the difference of their bits is: a bound on a is at least its bits, so the true
+# difference is smaller; with a bound on b it is larger.
+BOUNDS = {
+    ("exact", "exact"): None,
+    ("bound", "exact"): "upper",
+    ("exact", "bound"): "lower",
+    ("bound", "bound"): "both",
+}
 KEYS = {"bits_per_second": ("utterance_bits", "utterance_seconds"), "cer": ("sentence_errors", "sentence_characters")}
 
 
@@ -33,7 +42,9 @@ def assemble(
       shares: see `budget.equal_shares`.
       measured: name of a cell -> its numbers (`compare.measure`).
     """
-    groups = {entry: list(members) for entry, members in itertools.groupby(_by_entry(cells), lambda c: c.entry)}
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.entry, []).append(cell)
     strategies = [_entry(entry, members, shares, measured) for entry, members in groups.items()]
     first = measured[cells[0].name]
     return {
@@ -50,11 +61,6 @@ def assemble(
         "differences": differences(groups, measured),
         "notes": notes(config, strategies),
     }
-
-
-def _by_entry(cells: Sequence[Cell]) -> list[Cell]:
-    order = list(dict.fromkeys(cell.entry for cell in cells))
-    return sorted(cells, key=lambda cell: order.index(cell.entry))
 
 
 def _numbers(members: Sequence[Cell], measured: Mapping[str, dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -90,9 +96,7 @@ def _entry(entry: str, members: Sequence[Cell], shares: Mapping, measured: Mappi
         "end_bits_per_utterance": mean("end_bits_per_utterance"),
         "length_bits_per_utterance": mean("length_bits_per_utterance"),
         "cer": {
-            "value": cer.value,
-            "low": cer.low,
-            "high": cer.high,
+            **dataclasses.asdict(cer),
             "utterances": len(characters_U),
             "second_opinion": None if None in opinions else float(np.mean(opinions)),
         },
@@ -114,9 +118,7 @@ def _entry(entry: str, members: Sequence[Cell], shares: Mapping, measured: Mappi
                 "frames": run["cost"]["frames"],
                 "passes": run["cost"]["measured_passes"],
                 "speed": {key: run["speed"][key] for key in ("rtf", "first_audio_seconds")},
-                "hardware": run["hardware"],
-                "utterance_bits": run["utterance_bits"],
-                "sentence_errors": run["sentence_errors"],
+                **{key: run[key] for key in ("hardware", "utterance_bits", "sentence_errors")},
             }
             for cell, run in zip(members, runs, strict=True)
         ],
@@ -135,31 +137,17 @@ def _also(runs: Sequence[dict]) -> dict:
 def differences(groups: Mapping[str, Sequence[Cell]], measured: Mapping[str, dict]) -> list[dict]:
     """Every pair of strategies of one size, a minus b, paired over utterances and seeds."""
     pairs = []
-    for (a, of_a), (b, of_b) in itertools.combinations(groups.items(), 2):
-        if of_a[0].size != of_b[0].size:
+    for (a, a_cells), (b, b_cells) in itertools.combinations(groups.items(), 2):
+        if a_cells[0].size != b_cells[0].size:
             continue
         for metric in KEYS:
-            (above_a, below), (above_b, _) = (_numbers(members, measured, metric) for members in (of_a, of_b))
-            between = intervals.difference(above_a, above_b, below)
-            tags = tuple(measured[members[0].name]["likelihood"] for members in (of_a, of_b))
-            pairs.append(
-                {
-                    "a": a,
-                    "b": b,
-                    "size": of_a[0].size,
-                    "metric": metric,
-                    "difference": between.value,
-                    "low": between.low,
-                    "high": between.high,
-                    "bound": _bound(*tags) if metric == "bits_per_second" else None,
-                }
-            )
+            (above_a, below), (above_b, _) = (_numbers(members, measured, metric) for members in (a_cells, b_cells))
+            interval = intervals.difference(above_a, above_b, below)
+            tags = tuple(measured[members[0].name]["likelihood"] for members in (a_cells, b_cells))
+            pair = {"a": a, "b": b, "size": a_cells[0].size, "metric": metric, "difference": interval.value}
+            bound = BOUNDS[tags] if metric == "bits_per_second" else None
+            pairs.append(pair | {"low": interval.low, "high": interval.high, "bound": bound})
     return pairs
-
-
-def _bound(a: str, b: str) -> str | None:
-    """What a difference of bits is where a side is an upper bound: of a, the true one is smaller; of b, larger."""
-    return {("exact", "exact"): None, ("bound", "exact"): "upper", ("exact", "bound"): "lower"}.get((a, b), "both")
 
 
 def environment(command: str) -> dict[str, Any]:
@@ -213,16 +201,13 @@ def _unequal(strategies: Sequence[dict], tolerance: float) -> list[str]:
     """A sentence for each size whose strategies saw frames that differ by more than the tolerance."""
     sentences = []
     for size in dict.fromkeys(one["size"] for one in strategies):
-        seen = {
-            one["name"]: np.mean([run["training_frames"] for run in one["seeds"]])
-            for one in strategies
-            if one["size"] == size
-        }
-        low, high = min(seen, key=seen.get), max(seen, key=seen.get)
-        if seen[high] > (1 + tolerance) * seen[low]:
+        members = [one for one in strategies if one["size"] == size]
+        frames = {one["name"]: np.mean([run["training_frames"] for run in one["seeds"]]) for one in members}
+        low, high = min(frames, key=frames.get), max(frames, key=frames.get)
+        if frames[high] > (1 + tolerance) * frames[low]:
             sentences.append(
-                f"Not quite equal: {high} was in fact shown {seen[high]:.0f} frames and {low} {seen[low]:.0f}, which "
-                f"is more than the {tolerance:.0%} that compare.tolerance allows."
+                f"Not quite equal: {high} was in fact shown {frames[high]:.0f} frames and {low} {frames[low]:.0f}, "
+                f"which is more than the {tolerance:.0%} that compare.tolerance allows."
             )
     return sentences
 

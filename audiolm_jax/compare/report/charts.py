@@ -4,10 +4,10 @@ A series is {"name", "index" (of the strategy: decides colour and marker), "poin
 carry "hollow" and "interval", the ends of its bar. The numbers under the pointer are read off `data-points` by page.js.
 """
 
-import html
 import json
 import math
 from collections.abc import Sequence
+from html import escape
 
 WIDTH, HEIGHT = 520, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 46
@@ -80,10 +80,8 @@ class _Axes:
             self.y = _Scale(min(ys) - 0.08 * spread, max(ys) + 0.08 * spread)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        return (
-            round(_LEFT + self.x.share(x) * (WIDTH - _LEFT - _RIGHT), 1),
-            round(HEIGHT - _BOTTOM - self.y.share(y) * (HEIGHT - _TOP - _BOTTOM), 1),
-        )
+        right, up = self.x.share(x) * (WIDTH - _LEFT - _RIGHT), self.y.share(y) * (HEIGHT - _TOP - _BOTTOM)
+        return round(_LEFT + right, 1), round(HEIGHT - _BOTTOM - up, 1)
 
     def frame(self, x_label: str, y_label: str) -> str:
         parts = []
@@ -98,11 +96,11 @@ class _Axes:
             parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
         middle = (_LEFT + right) / 2
-        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{_e(x_label)}</text>')
+        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
         middle = (_TOP + bottom) / 2
         parts.append(
             f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
-            f"{_e(y_label)}</text>"
+            f"{escape(y_label)}</text>"
         )
         return "".join(parts)
 
@@ -189,7 +187,7 @@ def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]
         if inside and free:
             break
     taken.append((left, base, width))
-    return f'<text class="name" x="{left:.1f}" y="{base:.1f}">{_e(name)}</text>'
+    return f'<text class="name" x="{left:.1f}" y="{base:.1f}">{escape(name)}</text>'
 
 
 def _readout(one: dict, at: list[tuple[float, float]]) -> dict:
@@ -198,12 +196,8 @@ def _readout(one: dict, at: list[tuple[float, float]]) -> dict:
 
 
 def _svg(parts: list[str], readout: list[dict], title: str, x_label: str, y_label: str) -> str:
-    data = html.escape(json.dumps({"x": x_label, "y": y_label, "series": readout}), quote=True)
+    data = escape(json.dumps({"x": x_label, "y": y_label, "series": readout}))
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_e(title)}" '
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '
         f'data-points="{data}">{"".join(parts)}<g class="hover"></g></svg>'
     )
-
-
-def _e(text: str) -> str:
-    return html.escape(text, quote=True)

@@ -35,10 +35,9 @@ def listening(results: dict, directory: Path) -> tuple[list[Markup], int]:
         if cards and used > BUDGET_BYTES:
             break
         longest = max((sample["seconds"] for _, sample in clips), default=1) or 1
-        heard_clips = [
-            _clip(name, sample, sentence["text"], longest, symbols, directory, compressed) for name, sample in clips
-        ]
-        cards.append(parts.sentence(sentence["text"], sentence["speaker"], heard_clips))
+        text = sentence["text"]
+        drawn = [_clip(name, sample, text, longest, symbols, directory, compressed) for name, sample in clips]
+        cards.append(parts.sentence(text, sentence["speaker"], drawn))
     return cards, len(results["sentences"]) - len(cards)
 
 
@@ -63,11 +62,8 @@ def clip(
     compressed: see `media`.
     """
     who, what, under = texts
-    picture, audio = (
-        media.spectrogram_uri(waveform_N, sample_rate),
-        media.audio_uri(waveform_N, sample_rate, compressed),
-    )
-    return parts.clip(who, what, label, under, width, picture, audio)
+    picture = media.spectrogram_uri(waveform_N, sample_rate)
+    return parts.clip(who, what, label, under, width, picture, media.audio_uri(waveform_N, sample_rate, compressed))
 
 
 def heard(reference: str, transcript: str) -> Markup:
@@ -80,13 +76,9 @@ def heard(reference: str, transcript: str) -> Markup:
     if not reference:
         return parts.heard([("insert", "", transcript)])
     aligned = jiwer.process_words(reference, transcript)
-    return parts.heard(
-        [
-            (
-                chunk.type,
-                " ".join(aligned.references[0][chunk.ref_start_idx : chunk.ref_end_idx]),
-                " ".join(aligned.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]),
-            )
-            for chunk in aligned.alignments[0]
-        ]
-    )
+    chunks = []
+    for chunk in aligned.alignments[0]:
+        expected = aligned.references[0][chunk.ref_start_idx : chunk.ref_end_idx]
+        words = aligned.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]
+        chunks.append((chunk.type, " ".join(expected), " ".join(words)))
+    return parts.heard(chunks)

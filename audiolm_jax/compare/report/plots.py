@@ -49,36 +49,26 @@ def trade_offs(results: dict) -> list[Markup]:
     rate = results["codec"]["frame_rate"]
     axes = (
         ("training compute, TFLOP", "training compute", lambda one: one["training_flops"] / 1e12),
-        ("sequential passes per second of audio", "sequential passes", lambda one: _passes(one, rate)),
+        (
+            "sequential passes per second of audio",
+            "sequential passes",
+            lambda one: max(one["cost"]["measured_passes"], 1) * rate / one["cost"]["frames"],
+        ),
         ("seconds of work per second of audio", "seconds", lambda one: max(one["speed"]["rtf"], 1e-6)),
     )
-    cards = []
+    metrics = (
+        ("Bits", _BITS, lambda one: [one[f"bits_per_second{end}"] for end in ("", "_low", "_high")]),
+        ("Character errors", _CER, lambda one: [100 * one["cer"][end] for end in ("value", "low", "high")]),
+    )
+    numbers, cards = colours(results), []
     for label, short, x in axes:
-        for metric, y_label in (("Bits", _BITS), ("Character errors", _CER)):
-            series = _series(results, x, metric == "Bits")
+        for metric, y_label, values in metrics:
+            series = []
+            for one in results["strategies"]:
+                y, *ends = values(one)
+                hollow = metric == "Bits" and one["likelihood"] == "bound"
+                point = {"name": one["name"], "index": numbers[one["name"]], "points": [(x(one), y)]}
+                series.append(point | {"interval": ends, "hollow": hollow})
             chart = charts.scatter_chart(series, label, y_label, f"{metric} against {short}")
             cards.append(parts.chart(f"{metric} against {short}", chart))
     return cards
-
-
-def _passes(one: dict, frame_rate: float) -> float:
-    return max(one["cost"]["measured_passes"], 1) * frame_rate / one["cost"]["frames"]
-
-
-def _series(results: dict, x, bits: bool) -> list[dict]:
-    numbers, series = colours(results), []
-    for one in results["strategies"]:
-        if bits:
-            y, ends = one["bits_per_second"], (one["bits_per_second_low"], one["bits_per_second_high"])
-        else:
-            y, ends = 100 * one["cer"]["value"], (100 * one["cer"]["low"], 100 * one["cer"]["high"])
-        series.append(
-            {
-                "name": one["name"],
-                "index": numbers[one["name"]],
-                "points": [(x(one), y)],
-                "interval": ends,
-                "hollow": bits and one["likelihood"] == "bound",
-            }
-        )
-    return series

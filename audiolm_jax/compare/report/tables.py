@@ -1,6 +1,8 @@
 """The numbers of the page: the tables of results and speed, and the bits of every codebook."""
 
+import functools
 import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
@@ -26,8 +28,12 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
 
 
-def seconds(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+def seconds(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
+
+
+def optional(value: float | None, text: Callable[[float], str] = "{:.2f}".format) -> str:
+    return NONE if value is None else text(value)
 
 
 def colours(results: dict) -> dict[str, int]:
@@ -36,132 +42,126 @@ def colours(results: dict) -> dict[str, int]:
     return {one["name"]: numbers[one["strategy"]] for one in results["strategies"]}
 
 
-def _cer(cer: dict, is_best: bool = False) -> Markup:
-    return parts.interval(percent(cer["value"]), percent(cer["low"]), percent(cer["high"]), is_best)
-
-
-def _opinion(cer: dict) -> str:
-    return NONE if cer["second_opinion"] is None else percent(cer["second_opinion"])
-
-
-def _columns(seeds: bool) -> tuple:
-    """Of the results table; spread over seeds only where there are several."""
-    over = (("Seeds", "s.d., range"),) if seeds else ()
-    return (
-        ("Bits on held-out speech", (
-            ("Codes", "bits/s, 95 % interval"), *over, ("Below", "unigram, %"), ("End", "bits/utt."),
-            ("Length", "bits/utt."))),
-        ("Character errors", (("CER", "%, 95 % interval"), *over, ("2nd opinion", "%"))),
-    )  # fmt: skip
-
-
-_TRAINING = (
-    ("Model", (("Parameters", ""),)),
-    ("Training", (("Compute", ""), ("Steps", ""), ("Rows", "of a batch"), ("Audio", "hours"), ("Seconds", "mean"))),
-)
-_SPEED = (
-    ("Generation", (("RTF", "s per s of audio"), ("Positions", "per s of audio"))),
-    ("Sequential passes", (("Frames", ""), ("Predicted", ""), ("Measured", ""))),
-    ("First audio", (("Look-ahead", "frames"), ("Passes", "predicted"), ("Predicted", "s"), ("Measured", "s"))),
-)
-
-
-def results_table(results: dict) -> str:
-    """Likelihood and intelligibility: one row per strategy, then the baselines and the ceilings."""
-    strategies, base = results["strategies"], results["baselines"]
-    uniform, unigram = base["uniform_bits_per_second"], base["unigram_bits_per_second"]
-    best_bits = min(s["bits_per_second"] for s in strategies)
-    best_cer = min(s["cer"]["value"] for s in strategies)
-    seeds = any(len(s["seeds"]) > 1 for s in strategies)
-    numbers, rows = colours(results), []
-    for one in strategies:
-        bits = one["bits_per_second"]
-        cells = [
-            _bits(one, bits == best_bits),
-            *([_spread(one["spread"]["bits_per_second"], 1)] if seeds else []),
-            percent(1 - bits / unigram),
-            NONE if one["end_bits_per_utterance"] is None else f"{one['end_bits_per_utterance']:.2f}",
-            NONE if one["length_bits_per_utterance"] is None else f"{one['length_bits_per_utterance']:.2f}",
-            _cer(one["cer"], one["cer"]["value"] == best_cer),
-            *([_spread(one["spread"]["cer"], 100)] if seeds else []),
-            _opinion(one["cer"]),
-        ]
-        rows.append((parts.named(numbers[one["name"]], one), cells, False))
-    for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
-        below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
-        rows.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (4 + seeds), True))
-    for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
-        cer = results["ceilings"][ceiling]["cer"]
-        rows.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)], True))
-    return table(_columns(seeds), rows, "Likelihood and intelligibility")
-
-
-def also_table(results: dict) -> str:
-    """Likelihood on the further splits, "" if there are none."""
-    strategies, numbers, rows = results["strategies"], colours(results), []
-    splits = list(strategies[0]["also"])
-    if not splits:
-        return ""
-    for one in strategies:
-        rates = [one["also"][split] for split in splits]
-        cells = [
-            parts.interval(*(f"{rate[end]:.1f}" for end in ("bits_per_second", "low", "high")), tag=one["likelihood"])
-            for rate in rates
-        ]
-        rows.append((parts.named(numbers[one["name"]], one), cells, False))
-    columns = tuple((split, "bits/s, 95 % interval") for split in splits)
-    return table((("Bits on other held-out speech", columns),), rows, "Other held-out speech")
-
-
-def training_table(results: dict) -> str:
-    """The budget of every strategy, of which one part is equal, and the time that training took."""
-    numbers, rows = colours(results), []
-    for one in results["strategies"]:
-        shown = [run["training_frames"] for run in one["seeds"]]
-        cells = [
-            count(one["parameters"]),
-            flops(one["training_flops"]),
-            f"{one['training_steps']:,}",
-            f"{one['rows_per_step']:,}",
-            f"{sum(shown) / len(shown) / results['codec']['frame_rate'] / 3600:.3g}",
-            f"{one['training_seconds']:,.0f}",
-        ]
-        rows.append((parts.named(numbers[one["name"]], one), cells, False))
-    return table(_TRAINING, rows, "Training")
-
-
-def speed_table(results: dict) -> str:
-    """What generating takes: real-time factor, sequential passes and time to first audio, predicted and measured."""
-    strategies = results["strategies"]
-    best_rtf = min(s["speed"]["rtf"] for s in strategies)
-    best_first = min(s["speed"]["first_audio_seconds"] for s in strategies)
-    numbers, rows = colours(results), []
-    for one in strategies:
-        speed, cost = one["speed"], one["cost"]
-        cells = [
-            parts.best(f"{speed['rtf']:.3f}", speed["rtf"] == best_rtf),
-            f"{one['positions_per_second']:.4g}",
-            f"{cost['frames']}",
-            f"{cost['predicted_passes']:.5g}",
-            f"{cost['measured_passes']:.5g}",
-            f"{cost['lookahead_frames']:.4g}",
-            f"{cost['first_audio_passes']:.4g}",
-            seconds(speed["first_audio_predicted_seconds"]),
-            parts.best(seconds(speed["first_audio_seconds"]), speed["first_audio_seconds"] == best_first),
-        ]
-        rows.append((parts.named(numbers[one["name"]], one), cells, False))
-    return table(_SPEED, rows, "Speed")
+def _interval(values: Iterable[float], scale: float = 1, is_best: bool = False, tag: str = "") -> Markup:
+    """A value and the ends of its interval, times `scale`."""
+    return parts.interval(*(f"{scale * value:.1f}" for value in values), is_best, tag)
 
 
 def _bits(one: dict, is_best: bool) -> Markup:
-    ends = (f"{one[key]:.1f}" for key in ("bits_per_second", "bits_per_second_low", "bits_per_second_high"))
-    return parts.interval(*ends, is_best, one["likelihood"])
+    ends = (one[key] for key in ("bits_per_second", "bits_per_second_low", "bits_per_second_high"))
+    return _interval(ends, 1, is_best, one["likelihood"])
+
+
+def _cer(cer: dict, is_best: bool = False) -> Markup:
+    return _interval((cer[key] for key in ("value", "low", "high")), 100, is_best)
+
+
+def _opinion(cer: dict) -> str:
+    return optional(cer["second_opinion"], percent)
 
 
 def _spread(spread: dict, scale: float) -> Markup:
-    if spread["sd"] is None:
-        return NONE
-    return parts.interval(*(f"{scale * spread[key]:.1f}" for key in ("sd", "min", "max")))
+    return NONE if spread["sd"] is None else _interval((spread[key] for key in ("sd", "min", "max")), scale)
+
+
+def results_table(results: dict) -> Markup:
+    """Likelihood and intelligibility: one row per strategy, then the baselines and the ceilings."""
+    strategies, base = results["strategies"], results["baselines"]
+    uniform, unigram = base["uniform_bits_per_second"], base["unigram_bits_per_second"]
+    best_bits = min(one["bits_per_second"] for one in strategies)
+    best_cer = min(one["cer"]["value"] for one in strategies)
+    seeds = any(len(one["seeds"]) > 1 for one in strategies)
+
+    def over_seeds(metric: str, scale: float) -> tuple:
+        return (("Seeds", "s.d., range", lambda one: _spread(one["spread"][metric], scale)),) if seeds else ()
+
+    groups = (
+        ("Bits on held-out speech", (
+            ("Codes", "bits/s, 95 % interval", lambda one: _bits(one, one["bits_per_second"] == best_bits)),
+            *over_seeds("bits_per_second", 1),
+            ("Below", "unigram, %", lambda one: percent(1 - one["bits_per_second"] / unigram)),
+            ("End", "bits/utt.", lambda one: optional(one["end_bits_per_utterance"])),
+            ("Length", "bits/utt.", lambda one: optional(one["length_bits_per_utterance"])))),
+        ("Character errors", (
+            ("CER", "%, 95 % interval", lambda one: _cer(one["cer"], one["cer"]["value"] == best_cer)),
+            *over_seeds("cer", 100),
+            ("2nd opinion", "%", lambda one: _opinion(one["cer"])))),
+    )  # fmt: skip
+    references = []
+    for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
+        below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
+        references.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (4 + seeds), True))
+    for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
+        cer = results["ceilings"][ceiling]["cer"]
+        references.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)], True))
+    return _strategies(results, groups, "Likelihood and intelligibility", references)
+
+
+def also_table(results: dict) -> Markup | str:
+    """Likelihood on the further splits, "" if there are none."""
+
+    def cell(one: dict, split: str) -> Markup:
+        ends = (one["also"][split][key] for key in ("bits_per_second", "low", "high"))
+        return _interval(ends, tag=one["likelihood"])
+
+    splits = list(results["strategies"][0]["also"])
+    columns = [(split, "bits/s, 95 % interval", functools.partial(cell, split=split)) for split in splits]
+    return _strategies(results, [("Bits on other held-out speech", columns)], "Other held-out speech") if splits else ""
+
+
+def training_table(results: dict) -> Markup:
+    """The budget of every strategy, of which one part is equal, and the time that training took."""
+
+    def hours(one: dict) -> float:
+        frames = [run["training_frames"] for run in one["seeds"]]
+        return sum(frames) / len(frames) / results["codec"]["frame_rate"] / 3600
+
+    groups = (
+        ("Model", (("Parameters", "", lambda one: count(one["parameters"])),)),
+        ("Training", (
+            ("Compute", "", lambda one: flops(one["training_flops"])),
+            ("Steps", "", lambda one: f"{one['training_steps']:,}"),
+            ("Rows", "of a batch", lambda one: f"{one['rows_per_step']:,}"),
+            ("Audio", "hours", lambda one: f"{hours(one):.3g}"),
+            ("Seconds", "mean", lambda one: f"{one['training_seconds']:,.0f}"))),
+    )  # fmt: skip
+    return _strategies(results, groups, "Training")
+
+
+def speed_table(results: dict) -> Markup:
+    """What generating takes: real-time factor, sequential passes and time to first audio, predicted and measured."""
+
+    def measured(one: dict, key: str, text: Callable[[float], str]) -> Markup:
+        """One of the measured times, marked if it is the least of all strategies."""
+        value = one["speed"][key]
+        return parts.best(text(value), value == min(other["speed"][key] for other in results["strategies"]))
+
+    groups = (
+        ("Generation", (
+            ("RTF", "s per s of audio", lambda one: measured(one, "rtf", "{:.3f}".format)),
+            ("Positions", "per s of audio", lambda one: f"{one['positions_per_second']:.4g}"))),
+        ("Sequential passes", (
+            ("Frames", "", lambda one: f"{one['cost']['frames']}"),
+            ("Predicted", "", lambda one: f"{one['cost']['predicted_passes']:.5g}"),
+            ("Measured", "", lambda one: f"{one['cost']['measured_passes']:.5g}"))),
+        ("First audio", (
+            ("Look-ahead", "frames", lambda one: f"{one['cost']['lookahead_frames']:.4g}"),
+            ("Passes", "predicted", lambda one: f"{one['cost']['first_audio_passes']:.4g}"),
+            ("Predicted", "s", lambda one: optional(one["speed"]["first_audio_predicted_seconds"], seconds)),
+            ("Measured", "s", lambda one: measured(one, "first_audio_seconds", seconds)))),
+    )  # fmt: skip
+    return _strategies(results, groups, "Speed")
+
+
+def _strategies(results: dict, groups: Sequence, label: str, references: Sequence = ()) -> Markup:
+    """A row per strategy, then `references`. groups: (name, columns), a column (title, unit, cell of a strategy)."""
+    numbers = colours(results)
+    rows = [
+        (parts.named(numbers[one["name"]], one), [cell(one) for _, columns in groups for *_, cell in columns], False)
+        for one in results["strategies"]
+    ]
+    heads = tuple((name, [column[:2] for column in columns]) for name, columns in groups)
+    return table(heads, [*rows, *references], label)
 
 
 def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, of: str = "Strategy") -> Markup:
