@@ -166,23 +166,19 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _parse(text: str, kind: Any) -> Any:
+    """What `text` writes of the annotation `kind`, for `_convert`; else an exception (see `Key.parse`)."""
     form, item = _parts(kind)
     if form is tuple:
-        return _tuple(text)
+        with contextlib.suppress(ValueError, SyntaxError):
+            return ast.literal_eval(text)
+        if any(mark in text for mark in "()[]'\""):
+            raise ValueError(text)
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     if form is None and text == "None":
         return None
     if item is bool:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     return item(text) if item in (int, float, str) else ast.literal_eval(text)
-
-
-def _tuple(text: str) -> tuple:
-    with contextlib.suppress(ValueError, SyntaxError):
-        value = ast.literal_eval(text)
-        return tuple(value) if isinstance(value, tuple | list) else (value,)
-    if any(mark in text for mark in "()[]'\""):
-        raise ValueError(text)
-    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 @functools.cache

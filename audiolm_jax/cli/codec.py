@@ -46,9 +46,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints what a codec and files are, or runs over the files.
+    """Describes a codec and files, or encodes or decodes the files.
 
-    Raises InputError if no file is named, or naming every file that could not be done.
+    Raises InputError if no file is named, or naming every file that failed.
     """
     arguments.no_overrides(options, "audiolm codec takes no configuration; see its --help")
     out = options.out and arguments.writable(options.out, "--out")
@@ -60,8 +60,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if not options.files:
         raise InputError(f"codec {options.action}: name at least one file")
-    source = {"name": options.codec, "path": options.path, "codebooks": options.codebooks}
-    problems = convert(options.action, options.files, out, source)
+    problems = convert(options, out)
     if problems:
         done = len(options.files) - len(problems)
         raise InputError(f"{done} of {len(options.files)} files are done; {'; '.join(problems)}")
@@ -73,16 +72,16 @@ def load_codes(path: str | Path) -> dict[str, Any]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             content = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else "not an npz file"
-        raise InputError(f"{path}: {said}; give what `audiolm codec encode` wrote") from None
+        reason = getattr(error, "strerror", None) or "not an npz file"
+        raise InputError(f"{path}: {reason}; give what `audiolm codec encode` wrote") from None
     missing = {"codes", "codec", "fingerprint", "sample_rate", "channels", "frame_rate", "samples"} - content.keys()
     if missing:
         raise InputError(f"{path}: holds no {', '.join(sorted(missing))}; give what `audiolm codec encode` wrote")
     return {name: value.item() if value.ndim == 0 else value for name, value in content.items()}
 
 
-def encode(path: Path, out: Path, codec, source: dict, progress: Callable[[float], None]) -> dict:
-    """Encodes one recording into the file `out`; returns what it wrote. source: the codec's name, path, codebooks.
+def encode(path: Path, out: Path, codec, weights: str | None, progress: Callable[[float], None]) -> None:
+    """Encodes one recording into the file `out`. weights: what `codecs.load` took as `path`.
 
     progress: called with the seconds of audio that were encoded. Raises InputError for a recording that cannot be used.
     """
@@ -102,7 +101,7 @@ def encode(path: Path, out: Path, codec, source: dict, progress: Callable[[float
     content = {
         "codes": np.concatenate(pieces, axis=1)[0].astype(np.uint16),
         "codec": codec.name,
-        "path": str(source.get("path") or ""),
+        "path": weights or "",
         "codebooks": codec.codebooks,
         "fingerprint": codec.fingerprint,
         "sample_rate": codec.sample_rate,
@@ -114,7 +113,6 @@ def encode(path: Path, out: Path, codec, source: dict, progress: Callable[[float
         content["scales"] = np.concatenate(state["scales"], axis=1)[0]
     with files.replacing(out) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **content)
-    return content
 
 
 def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[float], None]) -> None:
@@ -149,7 +147,7 @@ def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[floa
 
 
 def shaped(waveform_BCN: np.ndarray, codec) -> np.ndarray:
-    """As the codec takes it."""
+    """The waveform as the codec takes it: [B, N] of a mono codec, [B, C, N] of a stereo one."""
     return waveform_BCN[:, 0] if codec.channels == 1 else waveform_BCN
 
 
@@ -230,14 +228,14 @@ def summary(codec) -> str:
     return "\n".join(f"{name:12s} {value}" for name, value in lines.items())
 
 
-def convert(action: str, paths: list[Path], out: Path | None, source: dict) -> list[str]:
+def convert(options: argparse.Namespace, out: Path | None) -> list[str]:
     """Encodes or decodes files into the folder `out`. Returns one sentence for every file that could not be used.
 
-    source: name, path and codebooks of the codec; for decoding, a file names its own where these are None.
+    For decoding, a file names its codec, weights and codebooks itself where the options do not.
     """
     import tqdm
 
-    problems, codec, opened = [], None, None
+    action, paths, problems, codec, loaded = options.action, options.files, [], None, None
     suffix = ".npz" if action == "encode" else ".wav"
     targets = [(out or path.parent) / f"{path.stem}{suffix}" for path in paths]
     same = [str(path) for path, target in zip(paths, targets, strict=True) if targets.count(target) > 1]
@@ -249,15 +247,13 @@ def convert(action: str, paths: list[Path], out: Path | None, source: dict) -> l
                 if target.resolve() == path.resolve():
                     raise InputError(f"{path}: would be overwritten; give another folder with --out")
                 content = load_codes(path) if action == "decode" else {}
-                wanted = {
-                    "name": source["name"] or content.get("codec") or "default",
-                    "path": source["path"] or content.get("path") or None,
-                    "codebooks": source["codebooks"] or content.get("codebooks"),
-                }
-                if wanted != opened:
-                    codec, opened = codecs.load(**wanted), wanted
+                name = options.codec or content.get("codec") or "default"
+                weights = options.path or content.get("path") or None
+                codebooks = options.codebooks or content.get("codebooks")
+                if loaded != (name, weights, codebooks):
+                    codec, loaded = codecs.load(name, weights, codebooks), (name, weights, codebooks)
                 if action == "encode":
-                    encode(path, target, codec, wanted, bar.update)
+                    encode(path, target, codec, weights, bar.update)
                 else:
                     decode(path, target, codec, content, bar.update)
             except InputError as error:

@@ -63,12 +63,6 @@ def variants(config: ConfigDict, codebooks: int) -> dict[tuple[str, str], Config
     return parts
 
 
-def entry_name(config: ConfigDict, size: str, strategy: str) -> str:
-    """The name of a strategy of one size in folders and the report: with its size where there are several."""
-    name = serialization.label(strategy, tuple(config.compare.strategies))
-    return f"{name}-{size}" if len(config.compare.sizes) > 1 else name
-
-
 def schedule(config: ConfigDict, parts: Mapping[tuple[str, str], ConfigDict], shares: Mapping) -> list[Cell]:
     """The cells in the order in which they are trained, each with its seed, rows and steps.
 
@@ -82,6 +76,8 @@ def schedule(config: ConfigDict, parts: Mapping[tuple[str, str], ConfigDict], sh
             own.seed = seed
             own.data.batch_size = shares[size, strategy]["rows_per_step"]
             own.training.steps = shares[size, strategy]["training_steps"]
-            entry = entry_name(config, size, strategy)
+            entry = serialization.label(strategy, tuple(config.compare.strategies))
+            if len(config.compare.sizes) > 1:
+                entry = f"{entry}-{size}"
             cells.append(Cell(f"{entry}-{seed}" if len(seeds) > 1 else entry, entry, strategy, size, seed, own))
     return cells

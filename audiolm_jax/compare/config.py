@@ -40,9 +40,7 @@ class CompareConfig:
     )
     flops: float = key(0.0, "equal=flops: training FLOPs of every run; 0: what training.steps steps take.", at_least=0)
     tolerance: float = key(
-        0.05,
-        "Largest difference of parameters, and of what is equal, between strategies, as a fraction.",
-        at_least=0,
+        0.05, "Largest difference of parameters, and of what is equal, between strategies, as a fraction.", at_least=0
     )
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from audiolm_jax.compare import report
 from audiolm_jax.compare.cells import Cell
-from audiolm_jax.compare.stages import digest
 from audiolm_jax.evaluation import intervals, speed
+from audiolm_jax.files import digest
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 # The likelihoods of a and b -> what the difference of their bits is: a bound on a is at least its bits, so the true

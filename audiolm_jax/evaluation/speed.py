@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -141,8 +142,6 @@ def hardware() -> dict[str, str | float]:
 
 def _processor() -> str:
     cpus = Path("/proc/cpuinfo")
-    if cpus.exists():
-        for line in cpus.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    text = cpus.read_text(encoding="utf-8", errors="replace") if cpus.exists() else ""
+    name = re.search(r"^model name[^:]*:(.*)$", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()

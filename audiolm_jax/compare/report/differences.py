@@ -5,10 +5,7 @@ from markupsafe import Markup
 from audiolm_jax.compare.report.tables import colours
 from audiolm_jax.compare.report.templates import parts
 
-_METRICS = (
-    ("bits_per_second", "Bits per second of audio", 1, "{:.1f}"),
-    ("cer", "Character error rate, points", 100, "{:.1f}"),
-)
+_METRICS = (("bits_per_second", "Bits per second of audio", 1), ("cer", "Character error rate, points", 100))
 _SIGN = {None: "", "upper": "≤ ", "lower": "≥ ", "both": "~ "}
 _TURNED = {None: None, "upper": "lower", "lower": "upper", "both": "both"}
 
@@ -31,9 +28,9 @@ def sign(pair: dict) -> int:
     return 1 if pair["low"] > 0 and pair["bound"] in (None, "lower") else 0
 
 
-def signed(value: float, form: str = "{:.1f}") -> str:
-    """With a real minus sign."""
-    return form.format(value).replace("-", "−")
+def signed(value: float) -> str:
+    """One decimal, with a typographic minus sign."""
+    return f"{value:.1f}".replace("-", "−")
 
 
 def matrices(results: dict) -> list[Markup]:
@@ -41,27 +38,23 @@ def matrices(results: dict) -> list[Markup]:
     result, numbers = [], colours(results)
     for size in dict.fromkeys(one["size"] for one in results["strategies"]):
         members = [one for one in results["strategies"] if one["size"] == size]
-        for metric, title, scale, form in _METRICS if len(members) > 1 else ():
-            rows = [
-                (
-                    one,
-                    metric == "bits_per_second" and one["likelihood"] == "bound",
-                    [_cell(results, (one["name"], other["name"], metric), scale, form) for other in members],
-                )
-                for one in members
-            ]
+        for metric, title, scale in _METRICS if len(members) > 1 else ():
+            rows = []
+            for one in members:
+                cells = [_cell(results, one["name"], other["name"], metric, scale) for other in members]
+                rows.append((one, metric == "bits_per_second" and one["likelihood"] == "bound", cells))
             result.append(parts.matrix(title, numbers, members, rows))
     return result
 
 
-def _cell(results: dict, names: tuple[str, str, str], scale: float, form: str) -> dict[str, str]:
-    """{} on the diagonal. names: of the row, of the column, of the metric."""
-    if names[0] == names[1]:
+def _cell(results: dict, row: str, column: str, metric: str, scale: float) -> dict[str, str]:
+    """Row minus column; {} on the diagonal."""
+    if row == column:
         return {}
-    pair = between(results, *names)
+    pair = between(results, row, column, metric)
     return {
         "kind": {-1: "less", 0: "", 1: "more"}[sign(pair)],
-        "value": _SIGN[pair["bound"]] + signed(scale * pair["difference"], form),
-        "low": signed(scale * pair["low"], form),
-        "high": signed(scale * pair["high"], form),
+        "value": _SIGN[pair["bound"]] + signed(scale * pair["difference"]),
+        "low": signed(scale * pair["low"]),
+        "high": signed(scale * pair["high"]),
     }

@@ -19,8 +19,7 @@ def write_report(results: dict, directory: str | Path, pictures: dict[str, str] 
       results: see `report.schema`; the audio files of its samples are read from below `directory`.
       pictures: {strategy: an <svg> of its order on the grid}; put into the page as they are.
 
-    Raises:
-      InputError: the results do not follow the schema, or an audio file cannot be read.
+    Raises InputError for results that do not follow the schema, and an audio file that cannot be read.
     """
     directory = Path(directory)
     write_results(results, directory)

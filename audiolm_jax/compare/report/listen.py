@@ -20,8 +20,7 @@ _TITLES = {"real": "real speech", "codec": "through the codec"}
 def listening(results: dict, directory: Path) -> tuple[list[Markup], int]:
     """(cards, one per sentence, as many as the size of the page allows; number of sentences left out).
 
-    Raises:
-      InputError: an audio file named in the results cannot be read.
+    Raises InputError for an audio file that cannot be read.
     """
     sources, numbers, rate = sample_lists(results), colours(results), results["codec"]["sample_rate"]
     symbols = {s["name"]: key(numbers[s["name"]], s["likelihood"] == "bound") for s in results["strategies"]}
@@ -36,21 +35,15 @@ def listening(results: dict, directory: Path) -> tuple[list[Markup], int]:
             break
         longest = max((sample["seconds"] for _, sample in clips), default=1) or 1
         text = sentence["text"]
-        drawn = [_clip(name, sample, text, longest, symbols, directory, compressed) for name, sample in clips]
+        drawn = []
+        for name, sample in clips:
+            waveform_N, sample_rate = media.read(directory / sample["file"])
+            title, caption = _TITLES.get(name, name), f"{sample['seconds']:.2f} s · CER {percent(sample['cer'], 0)} %"
+            texts = symbols.get(name, Markup("")) + title, caption, heard(text, sample["transcript"])
+            width = 100 * sample["seconds"] / longest
+            drawn.append(clip(texts, f"{title}: {text}", waveform_N, sample_rate, width, compressed))
         cards.append(parts.sentence(text, sentence["speaker"], drawn))
     return cards, len(results["sentences"]) - len(cards)
-
-
-def _clip(
-    name: str, sample: dict, text: str, longest: float, symbols: dict, directory: Path, compressed: bool
-) -> Markup:
-    waveform, sample_rate = media.read(directory / sample["file"])
-    title = _TITLES.get(name, name)
-    who = symbols.get(name, Markup("")) + title
-    what = f"{sample['seconds']:.2f} s · CER {percent(sample['cer'], 0)} %"
-    width = 100 * sample["seconds"] / longest
-    under = heard(text, sample["transcript"])
-    return clip((who, what, under), f"{title}: {text}", waveform, sample_rate, width, compressed)
 
 
 def clip(
@@ -58,8 +51,8 @@ def clip(
 ) -> Markup:
     """A spectrogram that plays when it is pressed.
 
-    texts: two above it, and one below. label: for those who cannot see it. width: of the spectrogram, in percent.
-    compressed: see `media`.
+    texts: two above it, and one below. label: for screen readers. width: of the spectrogram, in percent. compressed:
+    see `media.audio_uri`.
     """
     who, what, under = texts
     picture = media.spectrogram_uri(waveform_N, sample_rate)

@@ -19,11 +19,7 @@ def data_uri(kind: str, content: bytes) -> str:
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:
-    """Waveform float32 [samples] (the mean of the channels) and sample rate of an audio file.
-
-    Raises:
-      InputError: the file is missing or no audio.
-    """
+    """Waveform float32 [samples] (the mean of the channels) and sample rate of an audio file. Raises InputError."""
     import soundfile
 
     try:

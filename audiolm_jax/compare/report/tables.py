@@ -8,20 +8,13 @@ from markupsafe import Markup
 
 from audiolm_jax.compare.report.templates import NONE, parts
 
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
-def count(value: float) -> str:
+
+def prefixed(value: float, unit: str = "") -> str:
     """1234567 -> "1.23 M"; below a thousand as it is."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}" if value != int(value) else f"{int(value)}"
-
-
-def flops(value: float) -> str:
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}FLOP"
-    return f"{value:.3g} FLOP"
+    scale, prefix = next((row for row in _PREFIXES if value >= row[0]), (1, ""))
+    return f"{value / scale:.3g} {prefix}{unit}".rstrip()
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -117,9 +110,9 @@ def training_table(results: dict) -> Markup:
         return sum(frames) / len(frames) / results["codec"]["frame_rate"] / 3600
 
     groups = (
-        ("Model", (("Parameters", "", lambda one: count(one["parameters"])),)),
+        ("Model", (("Parameters", "", lambda one: prefixed(one["parameters"])),)),
         ("Training", (
-            ("Compute", "", lambda one: flops(one["training_flops"])),
+            ("Compute", "", lambda one: prefixed(one["training_flops"], "FLOP")),
             ("Steps", "", lambda one: f"{one['training_steps']:,}"),
             ("Rows", "of a batch", lambda one: f"{one['rows_per_step']:,}"),
             ("Audio", "hours", lambda one: f"{hours(one):.3g}"),
