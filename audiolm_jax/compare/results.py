@@ -169,7 +169,7 @@ def environment(command: str) -> dict[str, Any]:
 
 
 def notes(config: ConfigDict, strategies: Sequence[dict]) -> list[str]:
-    """What a reader must know to read the numbers."""
+    """Caveats of the numbers."""
     sentences = []
     if config.compare.equal == "flops":
         sentences.append(
@@ -187,7 +187,7 @@ def notes(config: ConfigDict, strategies: Sequence[dict]) -> list[str]:
             "Synthetic speech is far easier than recordings of people: the numbers compare strategies under equal "
             "conditions and say nothing about quality in the wild."
         )
-    if any(one["likelihood"] == "bound" for one in strategies):
+    if any(strategy["likelihood"] == "bound" for strategy in strategies):
         sentences.append(
             "The likelihood of masked is an upper bound on its bits (any order of the cells within a codebook), with "
             "its standard error: sampling by confidence has no likelihood that can be computed."
@@ -200,9 +200,11 @@ def notes(config: ConfigDict, strategies: Sequence[dict]) -> list[str]:
 def _unequal(strategies: Sequence[dict], tolerance: float) -> list[str]:
     """A sentence for each size whose strategies saw frames that differ by more than the tolerance."""
     sentences = []
-    for size in dict.fromkeys(one["size"] for one in strategies):
-        members = [one for one in strategies if one["size"] == size]
-        frames = {one["name"]: np.mean([run["training_frames"] for run in one["seeds"]]) for one in members}
+    for size in dict.fromkeys(strategy["size"] for strategy in strategies):
+        frames = {}
+        for strategy in strategies:
+            if strategy["size"] == size:
+                frames[strategy["name"]] = np.mean([run["training_frames"] for run in strategy["seeds"]])
         low, high = min(frames, key=frames.get), max(frames, key=frames.get)
         if frames[high] > (1 + tolerance) * frames[low]:
             sentences.append(
@@ -229,13 +231,13 @@ def table(results: dict) -> str:
     """The main numbers as text."""
     ceilings, rows = results["ceilings"], []
     head = ("strategy", "bits per second (95 %)", "CER", "RTF", "passes", "first s")
-    for one in results["strategies"]:
-        sign = "<=" if one["likelihood"] == "bound" else "  "
-        interval = f"{one['bits_per_second_low']:.1f} .. {one['bits_per_second_high']:.1f}"
+    for strategy in results["strategies"]:
+        sign = "<=" if strategy["likelihood"] == "bound" else "  "
+        interval = f"{strategy['bits_per_second_low']:.1f} .. {strategy['bits_per_second_high']:.1f}"
+        times, passes = strategy["speed"], strategy["cost"]["measured_passes"]
         rows.append(
-            f"   {one['name']:22s} {sign}{one['bits_per_second']:7.1f} ({interval})".ljust(58)
-            + f" {one['cer']['value']:8.3f} {one['speed']['rtf']:8.3f} {one['cost']['measured_passes']:8d}"
-            + f" {one['speed']['first_audio_seconds']:10.3f}"
+            f"   {strategy['name']:22s} {sign}{strategy['bits_per_second']:7.1f} ({interval})".ljust(58)
+            + f" {strategy['cer']['value']:8.3f} {times['rtf']:8.3f} {passes:8d} {times['first_audio_seconds']:10.3f}"
         )
     return "\n".join(
         [

@@ -128,19 +128,18 @@ def marker(index: int, x: float, y: float, size: float = 5, hollow: bool = False
 
 def line_chart(series: list[dict], x_label: str, y_label: str, title: str) -> str:
     """Lines over a linear x axis; a title for screen readers. "" where there is nothing to draw."""
-    series = [one for one in series if len(one["points"]) > 1]
+    series = [line for line in series if len(line["points"]) > 1]
     if not series:
         return ""
-    ys = [y for one in series for _, y in one["points"]]
-    axes = _Axes([x for one in series for x, _ in one["points"]], ys)
+    ys = [y for line in series for _, y in line["points"]]
+    axes = _Axes([x for line in series for x, _ in line["points"]], ys)
     parts, readout = [axes.frame(x_label, y_label)], []
-    for one in series:
-        at = [axes.at(x, y) for x, y in one["points"]]
+    for line in series:
+        at = [axes.at(x, y) for x, y in line["points"]]
         path = "M" + "L".join(f"{x},{y}" for x, y in at)
-        dashed = " dashed" if one.get("dashed") else ""
-        parts.append(f'<path class="line s{one["index"] % 7}{dashed}" d="{path}"/>')
-        parts.append(marker(one["index"], *at[-1], size=4))
-        readout.append(_readout(one, at))
+        parts.append(f'<path class="line s{line["index"] % 7}" d="{path}"/>')
+        parts.append(marker(line["index"], *at[-1], size=4))
+        readout.append(_readout(line, at))
     return _svg(parts, readout, title, x_label, y_label)
 
 
@@ -152,8 +151,8 @@ def scatter_chart(series: list[dict], x_label: str, y_label: str, title: str, di
     """
     if not series:
         return ""
-    points = [one["points"][0] for one in series]
-    ys = [y for one, (_, middle) in zip(series, points) for y in (middle, *one.get("interval", ()))]
+    points = [item["points"][0] for item in series]
+    ys = [y for item, (_, middle) in zip(series, points) for y in (middle, *item.get("interval", ()))]
     axes = _Axes([x for x, _ in points], ys, log_x=True, log_y=diagonal)
     parts, readout = [axes.frame(x_label, y_label)], []
     if diagonal:
@@ -164,35 +163,35 @@ def scatter_chart(series: list[dict], x_label: str, y_label: str, title: str, di
     if len(front) > 1:
         path = "M" + "L".join("{},{}".format(*axes.at(*p)) for p in front)
         parts.append(f'<path class="front" d="{path}"/>')
-    taken = [(x - 8, y + 5, 16) for x, y in (axes.at(*p) for p in points)]  # no name covers a marker
-    for one, (px, py) in zip(series, points):
+    labels = [(x - 8, y + 5, 16) for x, y in (axes.at(*p) for p in points)]  # no name covers a marker
+    for item, (px, py) in zip(series, points):
         x, y = axes.at(px, py)
-        if "interval" in one:
-            low, top = (axes.at(px, end)[1] for end in one["interval"])
-            parts.append(f'<line class="error s{one["index"] % 7}" x1="{x}" x2="{x}" y1="{top}" y2="{low}"/>')
-        parts.append(marker(one["index"], x, y, 6, one.get("hollow", False)))
-        parts.append(_label(one["name"], x, y, taken))
-        readout.append(_readout(one, [(x, y)]))
+        if "interval" in item:
+            low, top = (axes.at(px, end)[1] for end in item["interval"])
+            parts.append(f'<line class="error s{item["index"] % 7}" x1="{x}" x2="{x}" y1="{top}" y2="{low}"/>')
+        parts.append(marker(item["index"], x, y, 6, item.get("hollow", False)))
+        parts.append(_label(item["name"], x, y, labels))
+        readout.append(_readout(item, [(x, y)]))
     return _svg(parts, readout, title, x_label, y_label)
 
 
-def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
+def _label(name: str, x: float, y: float, labels: list[tuple[float, float, float]]) -> str:
     """A name beside its point, on the first of six places that no other label covers."""
     width = 7.2 * len(name)
     places = [(11, 4), (-11 - width, 4), (-width / 2, -13), (-width / 2, 22), (11, -12), (11, 20)]
     for dx, dy in places:
         left, base = x + dx, y + dy
         inside = left > _LEFT and left + width < WIDTH and _TOP < base < HEIGHT - _BOTTOM
-        free = all(abs(base - b) > 14 or left + width < l or left > l + w for l, b, w in taken)
+        free = all(abs(base - b) > 14 or left + width < l or left > l + w for l, b, w in labels)
         if inside and free:
             break
-    taken.append((left, base, width))
+    labels.append((left, base, width))
     return f'<text class="name" x="{left:.1f}" y="{base:.1f}">{escape(name)}</text>'
 
 
-def _readout(one: dict, at: list[tuple[float, float]]) -> dict:
-    rows = [[x, y, number(px), number(py)] for (x, y), (px, py) in zip(at, one["points"])]
-    return {"name": one["name"], "index": one["index"] % 7, "at": rows}
+def _readout(item: dict, at: list[tuple[float, float]]) -> dict:
+    rows = [[x, y, number(px), number(py)] for (x, y), (px, py) in zip(at, item["points"])]
+    return {"name": item["name"], "index": item["index"] % 7, "at": rows}
 
 
 def _svg(parts: list[str], readout: list[dict], title: str, x_label: str, y_label: str) -> str:

@@ -36,13 +36,13 @@ def signed(value: float) -> str:
 def matrices(results: dict) -> list[Markup]:
     """For every size with at least two strategies, one matrix per metric."""
     result, numbers = [], colours(results)
-    for size in dict.fromkeys(one["size"] for one in results["strategies"]):
-        members = [one for one in results["strategies"] if one["size"] == size]
+    for size in dict.fromkeys(entry["size"] for entry in results["strategies"]):
+        members = [entry for entry in results["strategies"] if entry["size"] == size]
         for metric, title, scale in _METRICS if len(members) > 1 else ():
             rows = []
-            for one in members:
-                cells = [_cell(results, one["name"], other["name"], metric, scale) for other in members]
-                rows.append((one, metric == "bits_per_second" and one["likelihood"] == "bound", cells))
+            for entry in members:
+                cells = [_cell(results, entry["name"], other["name"], metric, scale) for other in members]
+                rows.append((entry, metric == "bits_per_second" and entry["likelihood"] == "bound", cells))
             result.append(parts.matrix(title, numbers, members, rows))
     return result
 

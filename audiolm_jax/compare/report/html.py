@@ -31,16 +31,16 @@ def write_report(results: dict, directory: str | Path, pictures: dict[str, str] 
 def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
     """The page as text."""
     numbers, strategies = colours(results), results["strategies"]
-    first = {one["strategy"]: one for one in reversed(strategies)}  # an order is drawn once, whatever its sizes
-    drawn = [one for one in strategies if one is first[one["strategy"]] and one["strategy"] in pictures]
-    shown = [tables.results_table, tables.also_table, tables.training_table, tables.speed_table]
+    first = {entry["strategy"]: entry for entry in reversed(strategies)}  # an order is drawn once, whatever its sizes
+    pictured = [entry for entry in strategies if entry is first[entry["strategy"]] and entry["strategy"] in pictures]
+    functions = [tables.results_table, tables.also_table, tables.training_table, tables.speed_table]
     contents = [
-        ("results", "Results", sections.numbers(results, [table(results) for table in shown])),
+        ("results", "Results", sections.numbers(results, [table(results) for table in functions])),
         ("differences", "Differences", sections.differences(differences.matrices(results))),
         ("trade-offs", "What it costs", sections.trade_offs(plots.trade_offs(results))),
         ("training", "Training and time", sections.training(plots.training(results))),
         ("codebooks", "Bits of every codebook", sections.codebooks(tables.codebook_bars(results))),
-        ("orders", "The orders", sections.orders(numbers, drawn, pictures)),
+        ("orders", "The orders", sections.orders(numbers, pictured, pictures)),
         ("listen", "Listen", sections.listen(*listening(results, directory))),
         ("notes", "How to read this", sections.notes(results)),
         ("run", "The run", sections.run(results["command"], _blocks(results), _settings(results["config"]))),
@@ -55,7 +55,7 @@ def _blocks(results: dict) -> list[tuple[str, dict[str, str]]]:
     hours = {
         split: f"{n:,} utterances, {corpus['hours'].get(split, 0):.2f} h" for split, n in corpus["utterances"].items()
     }
-    seeds = sorted({run["seed"] for one in results["strategies"] for run in one["seeds"]})
+    seeds = sorted({run["seed"] for entry in results["strategies"] for run in entry["seeds"]})
     blocks = [
         ("Equal", {"is": EQUAL[results["equal"]], "seeds": seeds}),
         ("Corpus", {"name": corpus["name"], "speakers": corpus["speakers"], **hours}),

@@ -12,16 +12,16 @@ _BITS, _CER = "bits per second of audio", "character errors, %"
 def training(results: dict) -> list[Markup]:
     """Bits while training, and generation time against what the cost model predicts."""
     numbers, curves, times = colours(results), [], []
-    for one in results["strategies"]:
-        scale = one["training_flops"] / max(one["training_steps"], 1) / 1e12
-        curve = [(step * scale, bits) for step, bits in one.get("validation_curve") or one["training_curve"]]
+    for entry in results["strategies"]:
+        scale = entry["training_flops"] / max(entry["training_steps"], 1) / 1e12
+        curve = [(step * scale, bits) for step, bits in entry.get("validation_curve") or entry["training_curve"]]
         if len(curve) > 12:  # the first steps fall so far that nothing else would be seen
             curve = [point for point in curve if point[0] >= 0.05 * curve[-1][0]]
-        look = {"name": one["name"], "index": numbers[one["name"]]}
-        curves.append({**look, "points": curve})
-        speed = one["speed"]
+        style = {"name": entry["name"], "index": numbers[entry["name"]]}
+        curves.append({**style, "points": curve})
+        speed = entry["speed"]
         seconds = max(speed["generation_predicted_seconds"], 1e-9), max(speed["generation_seconds"], 1e-9)
-        times.append({**look, "points": [seconds]})
+        times.append({**style, "points": [seconds]})
     kind = "held-out" if all(s.get("validation_curve") for s in results["strategies"]) else "training"
     lines = charts.line_chart(
         curves, "training compute, TFLOP", _BITS, f"Bits per second on {kind} speech over compute"
@@ -48,26 +48,26 @@ def trade_offs(results: dict) -> list[Markup]:
     """Bits and character errors against training compute, sequential passes and seconds of work."""
     rate = results["codec"]["frame_rate"]
     axes = (
-        ("training compute, TFLOP", "training compute", lambda one: one["training_flops"] / 1e12),
+        ("training compute, TFLOP", "training compute", lambda entry: entry["training_flops"] / 1e12),
         (
             "sequential passes per second of audio",
             "sequential passes",
-            lambda one: max(one["cost"]["measured_passes"], 1) * rate / one["cost"]["frames"],
+            lambda entry: max(entry["cost"]["measured_passes"], 1) * rate / entry["cost"]["frames"],
         ),
-        ("seconds of work per second of audio", "seconds", lambda one: max(one["speed"]["rtf"], 1e-6)),
+        ("seconds of work per second of audio", "seconds", lambda entry: max(entry["speed"]["rtf"], 1e-6)),
     )
     metrics = (
-        ("Bits", _BITS, lambda one: [one[f"bits_per_second{end}"] for end in ("", "_low", "_high")]),
-        ("Character errors", _CER, lambda one: [100 * one["cer"][end] for end in ("value", "low", "high")]),
+        ("Bits", _BITS, lambda entry: [entry[f"bits_per_second{end}"] for end in ("", "_low", "_high")]),
+        ("Character errors", _CER, lambda entry: [100 * entry["cer"][end] for end in ("value", "low", "high")]),
     )
     numbers, cards = colours(results), []
     for label, short, x in axes:
         for metric, y_label, values in metrics:
             series = []
-            for one in results["strategies"]:
-                y, *ends = values(one)
-                hollow = metric == "Bits" and one["likelihood"] == "bound"
-                point = {"name": one["name"], "index": numbers[one["name"]], "points": [(x(one), y)]}
+            for entry in results["strategies"]:
+                y, *ends = values(entry)
+                hollow = metric == "Bits" and entry["likelihood"] == "bound"
+                point = {"name": entry["name"], "index": numbers[entry["name"]], "points": [(x(entry), y)]}
                 series.append(point | {"interval": ends, "hollow": hollow})
             chart = charts.scatter_chart(series, label, y_label, f"{metric} against {short}")
             cards.append(parts.chart(f"{metric} against {short}", chart))

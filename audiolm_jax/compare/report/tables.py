@@ -31,8 +31,8 @@ def optional(value: float | None, text: Callable[[float], str] = "{:.2f}".format
 
 def colours(results: dict) -> dict[str, int]:
     """Name of an entry -> number of its strategy, which is its colour and marker in every size."""
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(one["strategy"] for one in results["strategies"]))}
-    return {one["name"]: numbers[one["strategy"]] for one in results["strategies"]}
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(entry["strategy"] for entry in results["strategies"]))}
+    return {entry["name"]: numbers[entry["strategy"]] for entry in results["strategies"]}
 
 
 def _interval(values: Iterable[float], scale: float = 1, is_best: bool = False, tag: str = "") -> Markup:
@@ -40,9 +40,9 @@ def _interval(values: Iterable[float], scale: float = 1, is_best: bool = False, 
     return parts.interval(*(f"{scale * value:.1f}" for value in values), is_best, tag)
 
 
-def _bits(one: dict, is_best: bool) -> Markup:
-    ends = (one[key] for key in ("bits_per_second", "bits_per_second_low", "bits_per_second_high"))
-    return _interval(ends, 1, is_best, one["likelihood"])
+def _bits(entry: dict, is_best: bool) -> Markup:
+    ends = (entry[key] for key in ("bits_per_second", "bits_per_second_low", "bits_per_second_high"))
+    return _interval(ends, 1, is_best, entry["likelihood"])
 
 
 def _cer(cer: dict, is_best: bool = False) -> Markup:
@@ -61,24 +61,24 @@ def results_table(results: dict) -> Markup:
     """Likelihood and intelligibility: one row per strategy, then the baselines and the ceilings."""
     strategies, base = results["strategies"], results["baselines"]
     uniform, unigram = base["uniform_bits_per_second"], base["unigram_bits_per_second"]
-    best_bits = min(one["bits_per_second"] for one in strategies)
-    best_cer = min(one["cer"]["value"] for one in strategies)
-    seeds = any(len(one["seeds"]) > 1 for one in strategies)
+    best_bits = min(entry["bits_per_second"] for entry in strategies)
+    best_cer = min(entry["cer"]["value"] for entry in strategies)
+    seeds = any(len(entry["seeds"]) > 1 for entry in strategies)
 
     def over_seeds(metric: str, scale: float) -> tuple:
-        return (("Seeds", "s.d., range", lambda one: _spread(one["spread"][metric], scale)),) if seeds else ()
+        return (("Seeds", "s.d., range", lambda entry: _spread(entry["spread"][metric], scale)),) if seeds else ()
 
     groups = (
         ("Bits on held-out speech", (
-            ("Codes", "bits/s, 95 % interval", lambda one: _bits(one, one["bits_per_second"] == best_bits)),
+            ("Codes", "bits/s, 95 % interval", lambda entry: _bits(entry, entry["bits_per_second"] == best_bits)),
             *over_seeds("bits_per_second", 1),
-            ("Below", "unigram, %", lambda one: percent(1 - one["bits_per_second"] / unigram)),
-            ("End", "bits/utt.", lambda one: optional(one["end_bits_per_utterance"])),
-            ("Length", "bits/utt.", lambda one: optional(one["length_bits_per_utterance"])))),
+            ("Below", "unigram, %", lambda entry: percent(1 - entry["bits_per_second"] / unigram)),
+            ("End", "bits/utt.", lambda entry: optional(entry["end_bits_per_utterance"])),
+            ("Length", "bits/utt.", lambda entry: optional(entry["length_bits_per_utterance"])))),
         ("Character errors", (
-            ("CER", "%, 95 % interval", lambda one: _cer(one["cer"], one["cer"]["value"] == best_cer)),
+            ("CER", "%, 95 % interval", lambda entry: _cer(entry["cer"], entry["cer"]["value"] == best_cer)),
             *over_seeds("cer", 100),
-            ("2nd opinion", "%", lambda one: _opinion(one["cer"])))),
+            ("2nd opinion", "%", lambda entry: _opinion(entry["cer"])))),
     )  # fmt: skip
     references = []
     for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
@@ -93,9 +93,9 @@ def results_table(results: dict) -> Markup:
 def also_table(results: dict) -> Markup | str:
     """Likelihood on the further splits, "" if there are none."""
 
-    def cell(one: dict, split: str) -> Markup:
-        ends = (one["also"][split][key] for key in ("bits_per_second", "low", "high"))
-        return _interval(ends, tag=one["likelihood"])
+    def cell(entry: dict, split: str) -> Markup:
+        ends = (entry["also"][split][key] for key in ("bits_per_second", "low", "high"))
+        return _interval(ends, tag=entry["likelihood"])
 
     splits = list(results["strategies"][0]["also"])
     columns = [(split, "bits/s, 95 % interval", functools.partial(cell, split=split)) for split in splits]
@@ -105,18 +105,18 @@ def also_table(results: dict) -> Markup | str:
 def training_table(results: dict) -> Markup:
     """The budget of every strategy, of which one part is equal, and the time that training took."""
 
-    def hours(one: dict) -> float:
-        frames = [run["training_frames"] for run in one["seeds"]]
+    def hours(entry: dict) -> float:
+        frames = [run["training_frames"] for run in entry["seeds"]]
         return sum(frames) / len(frames) / results["codec"]["frame_rate"] / 3600
 
     groups = (
-        ("Model", (("Parameters", "", lambda one: prefixed(one["parameters"])),)),
+        ("Model", (("Parameters", "", lambda entry: prefixed(entry["parameters"])),)),
         ("Training", (
-            ("Compute", "", lambda one: prefixed(one["training_flops"], "FLOP")),
-            ("Steps", "", lambda one: f"{one['training_steps']:,}"),
-            ("Rows", "of a batch", lambda one: f"{one['rows_per_step']:,}"),
-            ("Audio", "hours", lambda one: f"{hours(one):.3g}"),
-            ("Seconds", "mean", lambda one: f"{one['training_seconds']:,.0f}"))),
+            ("Compute", "", lambda entry: prefixed(entry["training_flops"], "FLOP")),
+            ("Steps", "", lambda entry: f"{entry['training_steps']:,}"),
+            ("Rows", "of a batch", lambda entry: f"{entry['rows_per_step']:,}"),
+            ("Audio", "hours", lambda entry: f"{hours(entry):.3g}"),
+            ("Seconds", "mean", lambda entry: f"{entry['training_seconds']:,.0f}"))),
     )  # fmt: skip
     return _strategies(results, groups, "Training")
 
@@ -124,54 +124,52 @@ def training_table(results: dict) -> Markup:
 def speed_table(results: dict) -> Markup:
     """What generating takes: real-time factor, sequential passes and time to first audio, predicted and measured."""
 
-    def measured(one: dict, key: str, text: Callable[[float], str]) -> Markup:
+    def measured(entry: dict, key: str, text: Callable[[float], str]) -> Markup:
         """One of the measured times, marked if it is the least of all strategies."""
-        value = one["speed"][key]
+        value = entry["speed"][key]
         return parts.best(text(value), value == min(other["speed"][key] for other in results["strategies"]))
 
     groups = (
         ("Generation", (
-            ("RTF", "s per s of audio", lambda one: measured(one, "rtf", "{:.3f}".format)),
-            ("Positions", "per s of audio", lambda one: f"{one['positions_per_second']:.4g}"))),
+            ("RTF", "s per s of audio", lambda entry: measured(entry, "rtf", "{:.3f}".format)),
+            ("Positions", "per s of audio", lambda entry: f"{entry['positions_per_second']:.4g}"))),
         ("Sequential passes", (
-            ("Frames", "", lambda one: f"{one['cost']['frames']}"),
-            ("Predicted", "", lambda one: f"{one['cost']['predicted_passes']:.5g}"),
-            ("Measured", "", lambda one: f"{one['cost']['measured_passes']:.5g}"))),
+            ("Frames", "", lambda entry: f"{entry['cost']['frames']}"),
+            ("Predicted", "", lambda entry: f"{entry['cost']['predicted_passes']:.5g}"),
+            ("Measured", "", lambda entry: f"{entry['cost']['measured_passes']:.5g}"))),
         ("First audio", (
-            ("Look-ahead", "frames", lambda one: f"{one['cost']['lookahead_frames']:.4g}"),
-            ("Passes", "predicted", lambda one: f"{one['cost']['first_audio_passes']:.4g}"),
-            ("Predicted", "s", lambda one: optional(one["speed"]["first_audio_predicted_seconds"], seconds)),
-            ("Measured", "s", lambda one: measured(one, "first_audio_seconds", seconds)))),
+            ("Look-ahead", "frames", lambda entry: f"{entry['cost']['lookahead_frames']:.4g}"),
+            ("Passes", "predicted", lambda entry: f"{entry['cost']['first_audio_passes']:.4g}"),
+            ("Predicted", "s", lambda entry: optional(entry["speed"]["first_audio_predicted_seconds"], seconds)),
+            ("Measured", "s", lambda entry: measured(entry, "first_audio_seconds", seconds)))),
     )  # fmt: skip
     return _strategies(results, groups, "Speed")
 
 
 def _strategies(results: dict, groups: Sequence, label: str, references: Sequence = ()) -> Markup:
     """A row per strategy, then `references`. groups: (name, columns), a column (title, unit, cell of a strategy)."""
-    numbers = colours(results)
-    rows = [
-        (parts.named(numbers[one["name"]], one), [cell(one) for _, columns in groups for *_, cell in columns], False)
-        for one in results["strategies"]
-    ]
+    numbers, rows = colours(results), []
+    for entry in results["strategies"]:
+        cells = [cell(entry) for _, columns in groups for *_, cell in columns]
+        rows.append((parts.named(numbers[entry["name"]], entry), cells, False))
     heads = tuple((name, [column[:2] for column in columns]) for name, columns in groups)
     return table(heads, [*rows, *references], label)
 
 
-def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, of: str = "Strategy") -> Markup:
-    """`groups` of columns (name, unit); rows of (title, cells, whether it is only there to compare with).
+def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, kind: str = "Strategy") -> Markup:
+    """`groups` of columns (name, unit); rows of (title, cells, whether it is a reference).
 
-    label: for those who cannot see it. of: what a row is. Titles and cells that are HTML are `Markup`.
+    label: for screen readers. kind: what a row is. Titles and cells that are HTML are `Markup`.
     """
     starts = list(itertools.accumulate((len(columns) for _, columns in groups), initial=0))
-    return parts.table(groups, rows, starts, label, of)
+    return parts.table(groups, rows, starts, label, kind)
 
 
 def codebook_bars(results: dict) -> Markup:
     """Bits per second of every codebook, one bar per strategy, all on the scale of the unigram baseline."""
-    numbers = colours(results)
-    rows = [
-        (one["name"], f"s{numbers[one['name']] % 7}", one["bits_per_second_per_codebook"], one["likelihood"] == "bound")
-        for one in results["strategies"]
-    ]
+    numbers, rows = colours(results), []
+    for entry in results["strategies"]:
+        name, bound = entry["name"], entry["likelihood"] == "bound"
+        rows.append((name, f"s{numbers[name] % 7}", entry["bits_per_second_per_codebook"], bound))
     rows.append(("unigram", "reference", results["baselines"]["per_codebook_unigram_bits_per_second"], False))
     return parts.bars(rows, max(sum(values) for _, _, values, _ in rows))

@@ -1,4 +1,4 @@
-"""The comparison in a sentence and in four numbers. What ranks strategies carries its interval."""
+"""The comparison in a few sentences and in four numbers. A ranking comes with the interval of its difference."""
 
 from audiolm_jax.compare.report.differences import between, sign, signed
 from audiolm_jax.compare.report.tables import percent
@@ -7,7 +7,7 @@ from audiolm_jax.compare.report.tables import percent
 def verdict(results: dict) -> str:
     """Plain text: fewest bits and by how much, best understood, least work, and what the intervals cover."""
     sentences = [_bits(results), _understood(results), _work(results)]
-    if all(len(one["seeds"]) == 1 for one in results["strategies"]):
+    if all(len(entry["seeds"]) == 1 for entry in results["strategies"]):
         sentences.append("One seed each: the intervals are over utterances alone, and say nothing about other runs")
     return ". ".join(sentences) + "."
 
@@ -22,7 +22,7 @@ def _bits(results: dict) -> str:
         f"{first['name']} needs the fewest bits: {first['bits_per_second']:.0f} per second of audio "
         f"({kind}{interval}), {abs(share):.0f}\u00a0% {'below' if share >= 0 else 'above'} the unigram baseline"
     )
-    return text + _ahead(results, first, others, "bits_per_second", "{:.1f}")
+    return text + _lead(results, first, others, "bits_per_second", "{:.1f}")
 
 
 def _understood(results: dict) -> str:
@@ -32,43 +32,45 @@ def _understood(results: dict) -> str:
     wrong += f"; real speech {percent(results['ceilings']['real']['cer']['value'])}\u00a0%)"
     if cer["value"] >= 0.5:
         return f"None can be understood yet, the closest is {first['name']} with {wrong}"
-    return f"{first['name']} is understood best, {wrong}" + _ahead(results, first, others, "cer", "{:.1f} points", 100)
+    return f"{first['name']} is understood best, {wrong}" + _lead(results, first, others, "cer", "{:.1f} points", 100)
 
 
-def _ahead(results: dict, first: dict, others: list[dict], metric: str, form: str, scale: float = 1) -> str:
+def _lead(results: dict, first: dict, others: list[dict], metric: str, form: str, scale: float = 1) -> str:
     """How far the first is ahead of the next one of its size, with the interval of the difference."""
-    beside = [one for one in others if one["size"] == first["size"]]
-    if not beside:
+    rivals = [entry for entry in others if entry["size"] == first["size"]]
+    if not rivals:
         return ""
-    pair = between(results, first["name"], beside[0]["name"], metric)
+    pair = between(results, first["name"], rivals[0]["name"], metric)
     low, high = -scale * pair["high"], -scale * pair["low"]
     by = form.format(-scale * pair["difference"])
-    name = beside[0]["name"]
+    name = rivals[0]["name"]
     if pair["low"] <= 0 <= pair["high"]:
         return f", within the noise of {name} ({by}, {signed(low)} to {signed(high)})"
-    unsure = "" if sign(pair) else "; the number of one that is a bound may be smaller in truth"
-    return f", ahead of {name} by {by} ({signed(low)} to {signed(high)}{unsure})"
+    caveat = "" if sign(pair) else "; the number of one that is a bound may be smaller in truth"
+    return f", ahead of {name} by {by} ({signed(low)} to {signed(high)}{caveat})"
 
 
 def _work(results: dict) -> str:
-    fast = min(results["strategies"], key=lambda s: s["speed"]["rtf"])
-    over = [seed["speed"]["rtf"] for seed in fast["seeds"]]
-    seeds = f" ({min(over):.2f}–{max(over):.2f} over seeds)" if len(over) > 1 else " (one measurement)"
-    return f"The least work was measured for {fast['name']}, {fast['speed']['rtf']:.2f} s for a second of audio{seeds}"
+    fastest = min(results["strategies"], key=lambda s: s["speed"]["rtf"])
+    name, factor = fastest["name"], fastest["speed"]["rtf"]
+    factors = [seed["speed"]["rtf"] for seed in fastest["seeds"]]
+    seeds = f" ({min(factors):.2f}–{max(factors):.2f} over seeds)" if len(factors) > 1 else " (one measurement)"
+    return f"The least work was measured for {name}, {factor:.2f} s for a second of audio{seeds}"
 
 
 def facts(results: dict) -> list[tuple[str, str]]:
     """The four numbers to take home, and what they mean."""
     strategies = results["strategies"]
     bits = min(strategies, key=lambda s: s["bits_per_second"])
-    heard = min(strategies, key=lambda s: s["cer"]["value"])
-    fast = min(strategies, key=lambda s: s["speed"]["rtf"])
-    soon = min(strategies, key=lambda s: s["speed"]["first_audio_seconds"])
+    clearest = min(strategies, key=lambda s: s["cer"]["value"])
+    fastest = min(strategies, key=lambda s: s["speed"]["rtf"])
+    soonest = min(strategies, key=lambda s: s["speed"]["first_audio_seconds"])
     unigram = results["baselines"]["unigram_bits_per_second"]
     codec = results["ceilings"]["codec"]["cer"]["value"]
+    milliseconds = 1000 * soonest["speed"]["first_audio_seconds"]
     return [
         (f"{bits['bits_per_second']:.0f} bits/s", f"{bits['name']}: fewest bits; unigram {unigram:.0f}"),
-        (f"{percent(heard['cer']['value'])} % CER", f"{heard['name']}: fewest errors; codec {percent(codec)} %"),
-        (f"{fast['speed']['rtf']:.2f} × real time", f"{fast['name']}: least work; below 1 keeps up with playing"),
-        (f"{1000 * soon['speed']['first_audio_seconds']:.0f} ms to audio", f"{soon['name']}: first sound soonest"),
+        (f"{percent(clearest['cer']['value'])} % CER", f"{clearest['name']}: fewest errors; codec {percent(codec)} %"),
+        (f"{fastest['speed']['rtf']:.2f} × real time", f"{fastest['name']}: least work; below 1 keeps up with playing"),
+        (f"{milliseconds:.0f} ms to audio", f"{soonest['name']}: first sound soonest"),
     ]
