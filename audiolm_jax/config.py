@@ -149,7 +149,7 @@ def _convert(value: Any, kind: Any) -> Any:
     """`value` if it is of the annotation `kind`, lists as tuples; else ValueError."""
     form, item = _parts(kind)
     if form is tuple:
-        return tuple(_convert(one, item) for one in (value if isinstance(value, tuple | list) else (value,)))
+        return tuple(_convert(part, item) for part in (value if isinstance(value, tuple | list) else (value,)))
     if form is None and value is None:
         return None
     if item is Mapping:

@@ -34,25 +34,25 @@ def disk_sentence(where: Any, reason: str) -> str:
     return f"{at}{reason}; what was finished is kept: fix this and run the same command again"
 
 
-def of_the_disk(error: BaseException) -> str | None:
+def disk_error(error: BaseException) -> str | None:
     """The sentence for an error of the disk, however deep a library has wrapped it; None for any other error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in ENVIRONMENT:
             return disk_sentence(cause.filename, cause.strerror)
-        if reason := _full(str(cause)):
+        if reason := _disk_reason(str(cause)):
             return disk_sentence("", reason)
         cause = cause.__cause__ or cause.__context__
     return None
 
 
-def _full(text: str) -> str | None:
+def _disk_reason(text: str) -> str | None:
     """Which of the operating system's words for a disk that takes no more a text holds."""
     reasons = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
     return next((reason for reason in reasons if reason.lower() in text.lower()), None)
 
 
-def not_of_checkpoints(record: logging.LogRecord) -> bool:
+def drop_checkpoint_logs(record: logging.LogRecord) -> bool:
     """A filter for the loggers of absl and asyncio: drops what orbax logs, and asyncio about a full disk.
 
     Both are raised as well, and end in one sentence. Seen without it when the disk was full while a checkpoint was
@@ -60,10 +60,10 @@ def not_of_checkpoints(record: logging.LogRecord) -> bool:
     thread; asyncio logs every further write that failed when its future is collected.
     """
     error = str(record.exc_info[1]) if record.exc_info else ""
-    return "orbax" not in record.pathname and not _full(f"{record.getMessage()} {error}")
+    return "orbax" not in record.pathname and not _disk_reason(f"{record.getMessage()} {error}")
 
 
-def not_after_the_first(unraisable: Any) -> None:
+def hide_closed_event_loop(unraisable: Any) -> None:
     """A `sys.unraisablehook` without the RuntimeError of an event loop that is closed.
 
     Seen without it when the disk was full while a checkpoint was written: the first write that fails is raised and

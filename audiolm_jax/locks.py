@@ -54,8 +54,8 @@ def share(tasks: dict[str, Path], work: Callable[[str], None], pause: float = PA
     remaining, printed = list(tasks), ""
     while remaining:
         for name in remaining:
-            with claim(tasks[name]) as mine:
-                if mine:
+            with claim(tasks[name]) as held:
+                if held:
                     work(name)
                     remaining.remove(name)
                     break

@@ -105,25 +105,25 @@ def test_a_key_that_is_added_to_a_dataclass_is_accepted_at_once(monkeypatch, tmp
 
     accepts = config.accepts
     monkeypatch.setattr(config, "accepts", lambda name: Longer if name == "optimizer" else accepts(name))
-    mine = tmp_path / "mine.py"
-    mine.write_text(
+    path = tmp_path / "mine.py"
+    path.write_text(
         "from configs import default\ndef get_config():\n    c = default.get_config()\n    c.optimizer.momentum = 0.5\n"
         "    return c\n"
     )
     assert config.load("tiny").optimizer.momentum == 0.25
-    assert config.section(config.load(str(mine)), "optimizer").momentum == 0.5
+    assert config.section(config.load(str(path)), "optimizer").momentum == 0.5
     assert config.load("tiny", ["optimizer.momentum=1"]).optimizer.momentum == 1.0
     with pytest.raises(InputError, match=r"optimizer.momentum=-1.0 must be a number >= 0"):
         config.check(config.load("tiny", ["optimizer.momentum=-1"]))
 
 
 def test_a_file_may_leave_out_keys_and_sections(tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
+    path = tmp_path / "mine.py"
+    path.write_text(
         "from ml_collections import ConfigDict\ndef get_config():\n"
         "    return ConfigDict({'model': {'layers': 3}, 'sampling': {'top_k': [5]}})\n"
     )
-    loaded = config.load(str(mine), ["model.width=32"])
+    loaded = config.load(str(path), ["model.width=32"])
     config.check(loaded)
     expected = config.defaults()
     expected.model.update({"layers": 3, "width": 32})
@@ -143,12 +143,12 @@ def test_a_file_may_leave_out_keys_and_sections(tmp_path):
     ],
 )
 def test_a_wrong_value_in_a_file_is_named_by_check(line, expected, tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
+    path = tmp_path / "mine.py"
+    path.write_text(
         f"from configs import default\ndef get_config():\n    c = default.get_config()\n    {line}\n    return c\n"
     )
     with pytest.raises(InputError, match=expected):
-        config.check(config.load(str(mine)))
+        config.check(config.load(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_overrides_that_do_not_fit_are_one_sentence(text, expected):
 def test_overrides_know_the_type_of_a_key_that_is_none_and_of_keys_of_sizes(tmp_path):
     assert config.load("default", ["codec.path=7"]).codec.path == "7"
     assert config.load("tiny", ["codec.codebooks=None"]).codec.codebooks is None
-    mine = tmp_path / "mine.py"
-    mine.write_text(
+    path = tmp_path / "mine.py"
+    path.write_text(
         "from configs import default\ndef get_config():\n    c = default.get_config()\n"
         "    c.compare.sizes = {'small': {'layers': 2}}\n    return c\n"
     )
-    assert config.load(str(mine), ["compare.sizes.small.layers=3"]).compare.sizes.small.layers == 3
+    assert config.load(str(path), ["compare.sizes.small.layers=3"]).compare.sizes.small.layers == 3
     with pytest.raises(InputError, match=r"compare.sizes.small.layers=x must be an integer, as in"):
-        config.load(str(mine), ["compare.sizes.small.layers=x"])
+        config.load(str(path), ["compare.sizes.small.layers=x"])
 
 
 def test_checking_a_configuration_imports_no_network():

@@ -44,7 +44,7 @@ def test_two_processes_do_every_task_once(tmp_path):
     both = [start(tmp_path, 1.0), start(tmp_path, 0.1)]  # the fast one waits at the end
     outputs = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted(name for what, name, _ in log(tmp_path) if what == "begin") == list("abcdef")
+    assert sorted(name for event, name, _ in log(tmp_path) if event == "begin") == list("abcdef")
     assert len({process for *_, process in log(tmp_path)}) == 2, "one process did everything"
     assert all(locks.holder(tmp_path / name / "lock") == "nobody" for name in "abcdef")
     assert sum("waiting for" in output for output in outputs) >= 1
@@ -67,19 +67,19 @@ def test_what_a_killed_process_had_begun_is_taken_over(tmp_path):
     output, _ = other.communicate(timeout=60)
     assert other.returncode == 0
     assert f"process {killed.pid})" in output and output.count("waiting for") == 1, output
-    ended = [(name, int(process)) for what, name, process in log(tmp_path) if what == "end"]
+    ended = [(name, int(process)) for event, name, process in log(tmp_path) if event == "end"]
     assert sorted(ended) == [(name, other.pid) for name in "abcdef"]
 
 
 def test_a_claim_is_exclusive_and_ends_with_an_error(tmp_path):
     path = tmp_path / "lock"
-    with locks.claim(path) as mine, locks.claim(path) as again:
-        assert (mine, again) == (True, False)
+    with locks.claim(path) as held, locks.claim(path) as again:
+        assert (held, again) == (True, False)
         assert locks.holder(path).endswith(f"process {os.getpid()}")
     with pytest.raises(ZeroDivisionError):
         locks.share({"x": path}, lambda name: 1 / 0)
-    with locks.claim(path) as mine:
-        assert mine
+    with locks.claim(path) as held:
+        assert held
 
 
 def test_tasks_are_done_in_order(tmp_path):

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiolm_jax import config as configs
 from audiolm_jax import files
+from audiolm_jax.config import check, load
 from audiolm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def config(options: argparse.Namespace, only: Sequence[str] = ()) -> "ConfigDict
                 f"--config.{override}: a trained run keeps its configuration; {options.command} takes only keys of "
                 f"{' and '.join(only)}"
             )
-    values = configs.load("default" if only else options.config, options.overrides)
-    configs.check(values)
+    values = load("default" if only else options.config, options.overrides)
+    check(values)
     return values
 
 

@@ -86,18 +86,18 @@ def encode(path: Path, out: Path, codec, weights: str | None, progress: Callable
     progress: called with the seconds of audio that were encoded. Raises InputError for a recording that cannot be used.
     """
     state, pieces, samples = codec.encode_init(1), [], 0
-    waiting = np.zeros((1, codec.channels, 0), np.float32)
+    pending = np.zeros((1, codec.channels, 0), np.float32)
     for piece_CN in read(path, codec.sample_rate, codec.channels):
         samples += piece_CN.shape[1]
-        waiting = np.concatenate([waiting, piece_CN[None]], axis=2)
-        count = waiting.shape[2] // codec.hop * codec.hop
+        pending = np.concatenate([pending, piece_CN[None]], axis=2)
+        count = pending.shape[2] // codec.hop * codec.hop
         if count:
-            codes, state = codec.encode_step(state, shaped(waiting[..., :count], codec))
+            codes, state = codec.encode_step(state, shaped(pending[..., :count], codec))
             pieces.append(codes)
-            waiting = waiting[..., count:]
+            pending = pending[..., count:]
         progress(piece_CN.shape[1] / codec.sample_rate)
-    rest = codec.encode_end(state, shaped(waiting, codec) if waiting.shape[2] else None)
-    pieces += [] if rest is None else [rest]
+    tail = codec.encode_end(state, shaped(pending, codec) if pending.shape[2] else None)
+    pieces += [] if tail is None else [tail]
     content = {
         "codes": np.concatenate(pieces, axis=1)[0].astype(np.uint16),
         "codec": codec.name,

@@ -2,9 +2,9 @@
 
 import argparse
 
-from audiolm_jax import config as configs
 from audiolm_jax import files
 from audiolm_jax.cli import arguments
+from audiolm_jax.config import section
 
 HELP = """
 examples:
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     arguments.trained_run(options.workdir)
     from audiolm_jax.evaluation import evaluate
 
-    sections = [configs.section(config, name) for name in ("evaluation", "sampling")]
+    sections = [section(config, name) for name in ("evaluation", "sampling")]
     result = evaluate.evaluate(options.workdir, arguments.data_folder(options), *sections)
     path = options.workdir / "evaluation.json"
     files.write_json(path, result)

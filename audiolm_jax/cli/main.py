@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from audiolm_jax.cli import allocator
-from audiolm_jax.errors import InputError, not_after_the_first, not_of_checkpoints, of_the_disk
+from audiolm_jax.errors import InputError, disk_error, drop_checkpoint_logs, hide_closed_event_loop
 from audiolm_jax.plan import libtpu
 
 # Command -> its summary. `import`, a keyword of Python, is in import_.py.
@@ -142,7 +142,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
         if type(error).__name__ == "Diverged":  # of training/loop.py, not imported for its name alone
             complain(f"training stopped: {error}")
             return 1
-        sentence = of_the_disk(error)
+        sentence = disk_error(error)
         if sentence is None:
             raise
         return complain(sentence)
@@ -154,7 +154,7 @@ def quiet_checkpoints() -> None:
 
     # Not by name: a record has the file that logs in it only if absl created the logger.
     for logger in (absl.get_absl_logger(), logging.getLogger("asyncio")):
-        logger.addFilter(not_of_checkpoints)
+        logger.addFilter(drop_checkpoint_logs)
 
 
 def complain(sentence: str) -> int:
@@ -164,7 +164,7 @@ def complain(sentence: str) -> int:
 
 def run() -> None:
     """Entry point of the console script."""
-    sys.unraisablehook = not_after_the_first
+    sys.unraisablehook = hide_closed_event_loop
     allocator.keep_memory()
     libtpu.quiet_without_chips()
     sys.exit(main(sys.argv[1:], keep_executables=True))

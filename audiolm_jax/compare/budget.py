@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from audiolm_jax import config as configs
 from audiolm_jax import serialization
+from audiolm_jax.config import section
 from audiolm_jax.data import examples
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
@@ -54,18 +54,18 @@ def equal_shares(
 
     Raises InputError if it is not, or parameters are not.
     """
-    compare, shares, targets = configs.section(config, "compare"), {}, {}
+    compare, shares, targets = section(config, "compare"), {}, {}
     for (size, strategy), part in parts.items():
-        model, section, steps = configs.section(part, "model"), configs.section(part, "data"), part.training.steps
-        grid = serialization.bind(configs.section(part, "serialization"), vocab.codebooks)
-        stream = list(itertools.islice(training_views(grid, section, documents_N2), 2 * DOCUMENTS))
-        rows = section.batch_size
+        model, data, steps = section(part, "model"), section(part, "data"), part.training.steps
+        grid = serialization.bind(section(part, "serialization"), vocab.codebooks)
+        stream = list(itertools.islice(training_views(grid, data, documents_N2), 2 * DOCUMENTS))
+        rows = data.batch_size
         if compare.equal == "tokens":
-            unit = part.training.accumulate * sharding.make_mesh(configs.section(part, "sharding")).shape["data"]
-            target = targets.setdefault(size, frames_per_step(stream, section, rows))
-            rows = rows_for(target, stream, section, unit)
-            steps = max(1, round(steps * target / frames_per_step(stream, section, rows)))
-        flops = cost.training_flops_per_step(model, vocab, rows, section.sequence_length)
+            unit = part.training.accumulate * sharding.make_mesh(section(part, "sharding")).shape["data"]
+            target = targets.setdefault(size, frames_per_step(stream, data, rows))
+            rows = rows_for(target, stream, data, unit)
+            steps = max(1, round(steps * target / frames_per_step(stream, data, rows)))
+        flops = cost.training_flops_per_step(model, vocab, rows, data.sequence_length)
         if compare.flops:
             steps = max(1, round(compare.flops / flops))
         shares[size, strategy] = {
@@ -73,13 +73,13 @@ def equal_shares(
             "rows_per_step": rows,
             "training_steps": steps,
             "training_flops": float(steps * flops),
-            "training_frames_predicted": float(steps * frames_per_step(stream, section, rows)),
+            "training_frames_predicted": float(steps * frames_per_step(stream, data, rows)),
             "positions_per_second": positions_per_second(grid, frame_rate),
         }
     same = {"flops": "training_flops", "tokens": "training_frames_predicted"}[compare.equal]
     for size in dict.fromkeys(size for size, _ in parts):
         for key in ("parameters", same):
-            values = {strategy: share[key] for (of, strategy), share in shares.items() if of == size}
+            values = {strategy: share[key] for (share_size, strategy), share in shares.items() if share_size == size}
             require_equal(values, key, compare.tolerance)
     return shares
 
@@ -96,12 +96,12 @@ def require_equal(values: Mapping[str, float], key: str, tolerance: float) -> No
 
 def training_views(grid: Grid, config: DataConfig, documents_N2: np.ndarray) -> Iterator[tuple[int, int]]:
     """(positions, frames) of an endless stream of training views in shuffled epochs, as the strategy draws them."""
-    rng, of_audio = np.random.default_rng(0), functools.cache(functools.partial(cost.training_rows, grid, prompt=0))
+    rng, rows_of = np.random.default_rng(0), functools.cache(functools.partial(cost.training_rows, grid, prompt=0))
     while True:
         for words, frames in rng.permutation(documents_N2).tolist():
             prompt = 2 + (0 if rng.random() < config.drop_text else words)  # with BOS and <audio>
             kind = "causal" if grid.draw(rng, frames) is None else "level"
-            yield prompt + of_audio(frames)[kind].positions, frames
+            yield prompt + rows_of(frames)[kind].positions, frames
 
 
 def frames_per_step(stream: Sequence[tuple[int, int]], config: DataConfig, rows: int) -> float:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from audiolm_jax import config as configs
 from audiolm_jax import serialization
+from audiolm_jax.config import section
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import SerializationConfig
 
@@ -58,7 +58,7 @@ def variants(config: ConfigDict, codebooks: int) -> dict[tuple[str, str], Config
             part = config.copy_and_resolve_references()
             part.serialization.update(order)
             part.model.update(changes)
-            configs.section(part, "model")
+            section(part, "model")
             parts[size, strategy] = part
     return parts
 

@@ -24,10 +24,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, loading, locks, runs, serialization
-from audiolm_jax import config as configs
 from audiolm_jax.compare import budget, cells, report, results
 from audiolm_jax.compare.cells import Cell
 from audiolm_jax.compare.stages import Stages, timetable
+from audiolm_jax.config import section
 from audiolm_jax.data import tokens
 from audiolm_jax.data.prepare import utterances
 from audiolm_jax.encoders import recogniser
@@ -51,8 +51,8 @@ class Comparison:
     def data(self) -> Path:
         return self.workdir / "data"
 
-    def used(self, *names: str) -> list[Any]:
-        """Sections as plain values: the inputs of stages."""
+    def sections(self, *names: str) -> list[Any]:
+        """Sections of the configuration as plain values, for the inputs of stages."""
         return [self.config[name].to_dict() for name in names]
 
     @functools.cached_property
@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
     Raises InputError for a workdir of another configuration, strategies that cannot have equal shares, and for
     whatever the stages refuse.
     """
-    judge = evaluate.load_judge(configs.section(config, "evaluation"))  # before the training: its file may be missing
+    judge = evaluate.load_judge(section(config, "evaluation"))  # before the training: its file may be missing
     comparison = Comparison(config, workdir, judge, Stages(workdir / "stages"), progress)
     folder = workdir / "locks"
     locks.share({"config": folder / "config"}, lambda _: claim(workdir, config.to_dict()))
@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
     schedule = cells.schedule(config, parts, shares)
     print(results.budget_table(schedule, shares, config.compare.equal, rate), flush=True)
 
-    evaluation = configs.section(config, "evaluation")
+    evaluation = section(config, "evaluation")
     examples = evaluate.held_out(comparison.data, evaluation, spec, evaluation.sentences)
     by_name = {cell.name: cell for cell in schedule}
     measured: dict[str, dict] = {}
@@ -97,7 +97,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
 
     shared = shared_results(comparison, metadata, spec, examples)
     numbers = results.assemble(config, command, shared, schedule, shares, measured)
-    grids = {cell.strategy: configs.section(cell.config, "serialization") for cell in schedule}
+    grids = {cell.strategy: section(cell.config, "serialization") for cell in schedule}
     pictures = {name: picture.svg(serialization.bind(grid, spec.vocab.codebooks)) for name, grid in grids.items()}
     locks.share({"results": folder / "results"}, lambda _: report.write_report(numbers, workdir, pictures))
     path = workdir / "report.html"
@@ -109,9 +109,9 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
 def prepare_data(comparison: Comparison) -> None:
     """Corpus and tokens."""
     config, stages = comparison.config, comparison.stages
-    stages.run("corpus", lambda: describe_corpus(comparison.recordings), *comparison.used("corpus"))
+    stages.run("corpus", lambda: describe_corpus(comparison.recordings), *comparison.sections("corpus"))
     prepare = partial(runs.prepare, config, comparison.data, comparison.progress)
-    stages.run("tokens", prepare, *comparison.used("codec", "tokens"), after=["corpus"])
+    stages.run("tokens", prepare, *comparison.sections("codec", "tokens"), after=["corpus"])
 
 
 def describe_corpus(utterances: list) -> dict:
@@ -121,7 +121,7 @@ def describe_corpus(utterances: list) -> dict:
 def references(comparison: Comparison, examples: Sequence[dict], spec: Spec) -> None:
     """What models are compared with: codes without a network, recordings, recordings after the codec."""
     config, stages, judge = comparison.config, comparison.stages, comparison.judge
-    evaluation, inputs = configs.section(config, "evaluation"), comparison.used("evaluation", "data")
+    evaluation, inputs = section(config, "evaluation"), comparison.sections("evaluation", "data")
     count = partial(evaluate.unigram, comparison.data, evaluation, spec)
     stages.run("baselines", count, *inputs, after=["tokens"])
 
@@ -135,28 +135,28 @@ def references(comparison: Comparison, examples: Sequence[dict], spec: Spec) -> 
 def measure(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tuple[dict, float]:
     """Trains and measures one cell, as far as that is not done: all its numbers, and the seconds that it took."""
     config, judge, workdir = comparison.config, comparison.judge, comparison.workdir
-    folder, evaluation = workdir / "runs" / cell.name, configs.section(config, "evaluation")
+    folder, evaluation = workdir / "runs" / cell.name, section(config, "evaluation")
     stages = Stages(folder / "stages", f"{cell.name}/")
-    load = functools.cache(partial(loading.load, folder, configs.section(config, "sampling")))
+    load = functools.cache(partial(loading.load, folder, section(config, "sampling")))
     parts = [cell.config.to_dict()[k] for k in ("data", "serialization", "model", "optimizer", "training", "seed")]
     parts.append(comparison.stages.done["tokens"]["digest"])
-    scored = comparison.used("evaluation", "data")
-    spoken = [*scored, *comparison.used("sampling"), judge.fingerprint]
+    inputs = comparison.sections("evaluation", "data")
+    audio_inputs = [*inputs, *comparison.sections("sampling"), judge.fingerprint]
 
     def bits(split: str) -> dict:
-        section = dataclasses.replace(evaluation, split=split)
-        return evaluate.bits(folder, comparison.data, section, configs.section(config, "sharding"))
+        options = dataclasses.replace(evaluation, split=split)
+        return evaluate.bits(folder, comparison.data, options, section(config, "sharding"))
 
     def speak() -> dict:
         return evaluate.speech(load(), examples, judge, evaluation, workdir / "speech" / cell.name)
 
     train = partial(train_run, cell.config, comparison.data, folder, comparison.progress)
     numbers = stages.run("train", train, *parts)
-    numbers |= stages.run("likelihood", partial(bits, evaluation.split), *scored, after=["train"])
-    numbers |= stages.run("speech", speak, *spoken, after=["train"])
-    numbers |= stages.run("speed", lambda: evaluate.timed(load(), examples, evaluation), *spoken, after=["train"])
+    numbers |= stages.run("likelihood", partial(bits, evaluation.split), *inputs, after=["train"])
+    numbers |= stages.run("speech", speak, *audio_inputs, after=["train"])
+    numbers |= stages.run("speed", lambda: evaluate.timed(load(), examples, evaluation), *audio_inputs, after=["train"])
     numbers["also"] = {
-        split: stages.run(f"likelihood-{split}", partial(bits, split), *scored, after=["train"])
+        split: stages.run(f"likelihood-{split}", partial(bits, split), *inputs, after=["train"])
         for split in evaluation.also
     }
     return numbers, sum(stages.seconds().values())
@@ -177,11 +177,11 @@ def train_run(config: ConfigDict, folder: Path, workdir: Path, progress: bool) -
 def shared_results(comparison: Comparison, metadata: dict, spec: Spec, examples: Sequence[dict]) -> dict:
     """The parts of the results that all cells share."""
     config, splits = comparison.config, metadata["splits"].items()
-    done = {name: stage["result"] for name, stage in comparison.stages.done.items()}
+    stages = {name: stage["result"] for name, stage in comparison.stages.done.items()}
     return {
         "corpus": {
             "name": config.corpus.name,
-            "speakers": done["corpus"]["speakers"],
+            "speakers": stages["corpus"]["speakers"],
             "utterances": {name: split["utterances"] for name, split in splits},
             "hours": {name: split["seconds"] / 3600 for name, split in splits},
         },
@@ -194,9 +194,9 @@ def shared_results(comparison: Comparison, metadata: dict, spec: Spec, examples:
             "sample_rate": metadata["sample_rate"],
         },
         "recogniser": {"fingerprint": comparison.judge.fingerprint},
-        "baselines": done["baselines"],
+        "baselines": stages["baselines"],
         "sentences": [
             {key: example[key] for key in ("text", "speaker")} for example in examples[: config.evaluation.heard]
         ],
-        "ceilings": {name: {key: one[key] for key in ("cer", "samples")} for name, one in done["ceilings"].items()},
+        "ceilings": {name: {key: part[key] for key in ("cer", "samples")} for name, part in stages["ceilings"].items()},
     }

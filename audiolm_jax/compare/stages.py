@@ -57,4 +57,4 @@ class Stages:
 def timetable(seconds: dict[str, float]) -> str:
     """Seconds of every stage and their sum, as lines of text."""
     rows = {**seconds, "all stages": sum(seconds.values())}
-    return "\n".join(f"   {name:24s} {taken:8.1f} s" for name, taken in rows.items())
+    return "\n".join(f"   {name:24s} {duration:8.1f} s" for name, duration in rows.items())

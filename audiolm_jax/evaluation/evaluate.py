@@ -31,16 +31,16 @@ def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling:
     generator, spec = loading.load(run, sampling), checkpoints.read_spec(run)
     music = generator.conditioning is not None
     judge = None if music else load_judge(evaluation)  # before the work: its file may be missing
-    coded = (
+    numbers = (
         {"split": evaluation.split}
         | unigram(directory, evaluation, spec)
         | bits(run, directory, evaluation, sharding.ShardingConfig())
     )
     if music:
-        return coded
+        return numbers
     examples = held_out(directory, evaluation, spec, evaluation.sentences)
     return (
-        coded
+        numbers
         | speech(generator, examples, judge, evaluation, run / "speech" / evaluation.split)
         | timed(generator, examples, evaluation)
     )
@@ -54,13 +54,13 @@ def unigram(directory: Path, evaluation: EvaluationConfig, spec: Spec) -> dict:
     """Bits per second of the held-out codes without a network (evaluation/baselines.py)."""
     train = tokens.open_split(directory / "tokens", "train", spec.codec.fingerprint)
     vocab, rate = spec.vocab, train.metadata["frame_rate"]
-    counted = [np.asarray(train[index]["codes"])[:, : vocab.codebooks] for index in range(len(train))]
-    scored = [example["codes"] for example in held_out(directory, evaluation, spec)]
-    bits = baselines.unigram(counted, scored, vocab.codebook_size, rate)
+    train_codes = [np.asarray(train[index]["codes"])[:, : vocab.codebooks] for index in range(len(train))]
+    held_out_codes = [example["codes"] for example in held_out(directory, evaluation, spec)]
+    result = baselines.unigram(train_codes, held_out_codes, vocab.codebook_size, rate)
     return {
         "uniform_bits_per_second": baselines.uniform_bits_per_second(vocab.codebooks, vocab.codebook_size, rate),
-        "unigram_bits_per_second": bits.bits_per_second,
-        "per_codebook_unigram_bits_per_second": bits.bits_per_second_Q.tolist(),
+        "unigram_bits_per_second": result.bits_per_second,
+        "per_codebook_unigram_bits_per_second": result.bits_per_second_Q.tolist(),
     }
 
 
@@ -82,16 +82,16 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
             encoded = published.of_run(run, model, spec).text_encoder([example["text"] for example in examples])
         rate = tokens.info(directory / "tokens")["frame_rate"]
         scoring = likelihood.Scoring(evaluation.method, evaluation.draws)
-        scored = likelihood.likelihood(model, grid, spec.vocab, documents, rate, scoring, encoded)
+        result = likelihood.likelihood(model, grid, spec.vocab, documents, rate, scoring, encoded)
     return {
-        "likelihood": scored.tag,
-        "bits_per_second": scored.bits_per_second,
-        "bits_per_second_se": scored.standard_error if len(examples) > 1 else 0.0,
-        "bits_per_second_per_codebook": scored.bits_per_second_Q.tolist(),
-        "end_bits_per_utterance": float(scored.end_bits_U.mean()) if grid.causal_levels else None,
-        "length_bits_per_utterance": None if grid.causal_levels else float(scored.length_bits_U.mean()),
-        "utterance_bits": scored.code_bits_UQ.sum(axis=1).tolist(),
-        "utterance_seconds": scored.seconds_U.tolist(),
+        "likelihood": result.tag,
+        "bits_per_second": result.bits_per_second,
+        "bits_per_second_se": result.standard_error if len(examples) > 1 else 0.0,
+        "bits_per_second_per_codebook": result.bits_per_second_Q.tolist(),
+        "end_bits_per_utterance": float(result.end_bits_U.mean()) if grid.causal_levels else None,
+        "length_bits_per_utterance": None if grid.causal_levels else float(result.length_bits_U.mean()),
+        "utterance_bits": result.code_bits_UQ.sum(axis=1).tolist(),
+        "utterance_seconds": result.seconds_U.tolist(),
     }
 
 
@@ -122,10 +122,10 @@ def ceilings(
     folder: Path,
 ) -> dict:
     """What the recogniser hears in the recordings themselves, and in the same after the codec."""
-    recorded = {(item.split, item.key): item for item in utterances}
+    recordings = {(item.split, item.key): item for item in utterances}
     real = []
     for example in examples:
-        waveform_N, rate = recorded[evaluation.split, example["key"]].load()
+        waveform_N, rate = recordings[evaluation.split, example["key"]].load()
         real.append(resample(waveform_N, rate, codec.sample_rate))
     coded = [codec.decode(example["codes"]) for example in examples]
     return {

@@ -183,12 +183,12 @@ def _pieces(
         rng = np.random.default_rng([scoring.seed, number, target])
         views = _subsets(len(codes_TQ), grid, draws, rng) if draws else _passes(len(codes_TQ), grid)
         # The length is predicted at <audio>, which sees no frame: every row of the segment predicts the same.
-        length_too = (length,) if grid.causal_levels == 0 else ()
+        length_class = (length,) if grid.causal_levels == 0 else ()
         for level, hidden_T, scored_T, scale, draw in views:
             row = documents.level_row(document, target, LevelView(level, hidden_T), grid, vocab, 1.0)
             row["weights"][-len(codes_TQ) :, level] *= scored_T
-            yield _Piece(row, number, (level, *length_too), scale, draw)
-            length_too = ()
+            yield _Piece(row, number, (level, *length_class), scale, draw)
+            length_class = ()
 
 
 def _passes(frames: int, grid: Grid) -> Iterator[tuple[int, np.ndarray, np.ndarray, float, int]]:
@@ -230,7 +230,7 @@ def score(
     devices = 1 if model.rules.batch is None else mesh.shape[model.rules.batch]
     lengths = sorted({requests.bucket(len(row["positions"]), SHORTEST) for row in rows})
     waiting: list[int] = []
-    done = []
+    batches = []
     for length in lengths:
         waiting += [n for n, row in enumerate(rows) if requests.bucket(len(row["positions"]), SHORTEST) == length]
         size = devices * max(1, positions_per_batch // (length * devices))
@@ -239,11 +239,11 @@ def score(
             members, waiting = waiting[:size], waiting[size:]
             batch = _pad([rows[n] for n in members], length, size)
             if states is not None:
-                of_rows = [states[n] for n in members] + [states[0][:0]] * (size - len(members))
-                batch["states_BEW"], batch["valid_BE"] = requests.padded(of_rows)
-            done.append((members, _score(graph, state, sharding.shard_batch(batch, mesh, model.rules), vocab)))
+                row_states = [states[n] for n in members] + [states[0][:0]] * (size - len(members))
+                batch["states_BEW"], batch["valid_BE"] = requests.padded(row_states)
+            batches.append((members, _score(graph, state, sharding.shard_batch(batch, mesh, model.rules), vocab)))
     nats_NC = np.zeros((len(rows), vocab.codebooks + 3))
-    for members, nats_BC in done:
+    for members, nats_BC in batches:
         nats_NC[members] = np.asarray(nats_BC)[: len(members)]
     return nats_NC
 
@@ -276,12 +276,12 @@ def _score(graph: nnx.GraphDef, state: nnx.State, batch: dict[str, jax.Array], v
     nats_BLS = -batch["weights_BLS"] * (out["logprob_BLS"] - out["end_BLS"])  # 0 where the target is the end
     end_B = -jnp.sum(batch["weights_BLS"] * out["end_BLS"], axis=(1, 2))
     book_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, 0, heads_BLS - HEAD_CODE)
-    of_code_BLS = heads_BLS >= HEAD_CODE
+    is_code_BLS = heads_BLS >= HEAD_CODE
 
     def total(member_BLS: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(member_BLS, nats_BLS, 0), axis=(1, 2))
 
-    codes_QB = [total(of_code_BLS & (book_BLS == q)) for q in range(vocab.codebooks)]
-    rest = [end_B, total(heads_BLS == HEAD_LENGTH), total(heads_BLS == HEAD_TEXT)]
-    nats_BC = jnp.stack(codes_QB + rest, axis=1)
+    codes_QB = [total(is_code_BLS & (book_BLS == q)) for q in range(vocab.codebooks)]
+    others = [end_B, total(heads_BLS == HEAD_LENGTH), total(heads_BLS == HEAD_TEXT)]
+    nats_BC = jnp.stack(codes_QB + others, axis=1)
     return jax.sharding.reshard(nats_BC, jax.sharding.PartitionSpec(None, None))

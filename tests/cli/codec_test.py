@@ -35,9 +35,9 @@ def test_pieces_give_what_the_whole_gives(tmp_path, monkeypatch):
     np.testing.assert_array_equal(content["codes"], codec.encode(samples))
     assert content["fingerprint"] == codec.fingerprint and content["samples"] == len(samples)
     assert run("decode", "--out", tmp_path / "heard", tmp_path / "codes" / "a.npz") == 0
-    heard, rate = soundfile.read(tmp_path / "heard" / "a.wav", dtype="float32")
-    assert rate == 16000 and len(heard) == len(samples)
-    np.testing.assert_allclose(heard, codec.decode(content["codes"])[: len(samples)], atol=1 / 32000)
+    decoded, rate = soundfile.read(tmp_path / "heard" / "a.wav", dtype="float32")
+    assert rate == 16000 and len(decoded) == len(samples)
+    np.testing.assert_allclose(decoded, codec.decode(content["codes"])[: len(samples)], atol=1 / 32000)
 
 
 def test_stereo_seconds_keep_their_loudness(tmp_path, monkeypatch):
@@ -54,9 +54,9 @@ def test_stereo_seconds_keep_their_loudness(tmp_path, monkeypatch):
     np.testing.assert_array_equal(content["codes"], codes)
     np.testing.assert_allclose(content["scales"], scales, rtol=1e-5)
     assert run("decode", "--out", tmp_path / "heard", tmp_path / "out" / "a.npz") == 0
-    heard, _ = soundfile.read(tmp_path / "heard" / "a.wav", dtype="float32")
+    decoded, _ = soundfile.read(tmp_path / "heard" / "a.wav", dtype="float32")
     expected = codec.decode(codes, scales_BC=scales)[:, :600]
-    np.testing.assert_allclose(heard.T, expected, atol=1 / 30000)
+    np.testing.assert_allclose(decoded.T, expected, atol=1 / 30000)
 
 
 def test_other_rates_widths_and_channels(tmp_path):
@@ -82,9 +82,9 @@ def test_bad_files_are_named_and_the_others_done(tmp_path, capsys):
     bad = {"six": "6 channels", "none": "no samples", "nan": "NaN", "text": "cannot be read", "gone": "does not exist"}
     out = tmp_path / "out"
     assert run("encode", "--codec", "tiny", "--out", out, *(tmp_path / f"{n}.wav" for n in bad), good) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("audiolm: 1 of 6 files are done")
-    assert all(f"{name}.wav: " in said and words in said for name, words in bad.items())
+    output = capsys.readouterr().err.splitlines()[-1]
+    assert output.startswith("audiolm: 1 of 6 files are done")
+    assert all(f"{name}.wav: " in output and words in output for name, words in bad.items())
     assert [file.name for file in out.iterdir()] == ["good.npz"]
     (tmp_path / "cut.npz").write_bytes((out / "good.npz").read_bytes()[:200])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
@@ -116,8 +116,8 @@ def test_info_says_what_is_what(tmp_path, capsys):
     source = wav(tmp_path / "a.wav", sound(4, 8000), 8000)
     assert run("encode", "--codec", "tiny", source) == 0
     assert run("info", "--codec", "tiny", source, tmp_path / "a.npz") == 0
-    said = capsys.readouterr().out
-    assert "0.40 kbit/s" in said and "1.00 s at 8000 Hz" in said and "25 frames of 4 codes by tiny" in said
+    output = capsys.readouterr().out
+    assert "0.40 kbit/s" in output and "1.00 s at 8000 Hz" in output and "25 frames of 4 codes by tiny" in output
 
 
 @pytest.mark.slow
@@ -135,5 +135,7 @@ def test_an_hour_takes_little_memory_and_its_codes_are_those_of_the_whole(tmp_pa
     content, codec = codec_files.load_codes(tmp_path / "hour.npz"), codecs.load("default")
     assert len(content["codes"]) == 60 * 60 * 25
     np.testing.assert_array_equal(content["codes"][: 90 * 25], codec.encode(np.tile(minute, 2))[: 90 * 25])
-    heard, _ = soundfile.read(tmp_path / "heard" / "hour.wav", stop=60 * 16000, dtype="float32")
-    np.testing.assert_allclose(heard, codec.decode(content["codes"][: 61 * 25])[codec.delay :][: len(heard)], atol=1e-3)
+    decoded, _ = soundfile.read(tmp_path / "heard" / "hour.wav", stop=60 * 16000, dtype="float32")
+    np.testing.assert_allclose(
+        decoded, codec.decode(content["codes"][: 61 * 25])[codec.delay :][: len(decoded)], atol=1e-3
+    )

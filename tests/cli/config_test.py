@@ -56,10 +56,10 @@ def test_it_marks_what_differs_and_repeats_it_as_overrides(capsys):
 
 def test_what_differs_gives_the_same_configuration_again():
     loaded = config.load("demo", ["evaluation.also=unseen,valid", "compare.seeds=1", "codec.path=my weights"])
-    from audiolm_jax.cli.config import written
+    from audiolm_jax.cli.config import argument_text
 
     values, defaults = config.flat(loaded), config.flat(config.defaults())
-    again = [f"{path}={written(value)}" for path, value in values.items() if value != defaults[path]]
+    again = [f"{path}={argument_text(value)}" for path, value in values.items() if value != defaults[path]]
     assert len(again) > 20
     assert config.flat(config.load("default", again)) == values
 

@@ -102,19 +102,19 @@ def test_a_configuration_that_does_not_run(capsys, tmp_path):
 
 
 def test_a_configuration_with_an_unknown_key_or_section(tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
+    path = tmp_path / "mine.py"
+    path.write_text(
         "from configs import default\ndef get_config():\n    c = default.get_config()\n    c.model.layrs = 3\n"
         "    return c\n"
     )
     with pytest.raises(InputError, match=r"model\.layrs does not exist; did you mean model\.layers\?"):
-        config.check(config.load(str(mine)))
-    mine.write_text(
+        config.check(config.load(str(path)))
+    path.write_text(
         "from configs import default\nfrom ml_collections import ConfigDict\ndef get_config():\n"
         "    c = default.get_config()\n    c.modell = ConfigDict({'layers': 3})\n    return c\n"
     )
     with pytest.raises(InputError, match=r"section modell does not exist; did you mean model\?"):
-        config.check(config.load(str(mine)))
+        config.check(config.load(str(path)))
 
 
 def test_own_configuration_can_build_on_a_neighbour(tmp_path):
@@ -170,17 +170,17 @@ def test_every_configuration_is_valid_and_says_how_to_run_it(path):
 
 def test_errors_of_the_disk_are_sentences():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/x")
-    assert errors.of_the_disk(full).startswith("run/x: No space left on device; what was finished is kept")
+    assert errors.disk_error(full).startswith("run/x: No space left on device; what was finished is kept")
     wrapped = RuntimeError("writing a chunk failed: No space left on device [source locations]")
-    assert "No space left" in errors.of_the_disk(wrapped)
+    assert "No space left" in errors.disk_error(wrapped)
     try:
         try:
             raise full
         except OSError as error:
             raise ValueError("a library's words") from error
     except ValueError as error:
-        assert "No space left" in errors.of_the_disk(error)
-    assert errors.of_the_disk(ValueError("a defect of this program")) is None
+        assert "No space left" in errors.disk_error(error)
+    assert errors.disk_error(ValueError("a defect of this program")) is None
 
 
 @pytest.mark.parametrize("kind", ["a task", "a future", "a gathering"])

@@ -19,25 +19,25 @@ LINES = ["three one four", "nine zero two seven", "six five eight eight one", "t
 
 
 @functools.cache
-def described(strategy: str) -> tuple[Spec, int]:
+def load(strategy: str) -> tuple[Spec, int]:
     """The Spec in a file, and how many parameters it has."""
     model, spec = checkpoints.load_safetensors(FOLDER / f"{strategy}.safetensors")
     return spec, sum(x.size for x in jax.tree.leaves(checkpoints.params_of(model)))
 
 
 @pytest.fixture(scope="module")
-def ships() -> str:
+def codec_fingerprint() -> str:
     """The fingerprint of the codec that ships now."""
     return codecs.load("default").fingerprint
 
 
 @pytest.mark.parametrize("strategy", config.load(str(FOLDER.parent / "config.py")).compare.strategies)
-def test_they_differ_in_the_strategy_alone(strategy, ships):
-    spec, parameters = described(strategy)
-    first, first_parameters = described("flat")
+def test_they_differ_in_the_strategy_alone(strategy, codec_fingerprint):
+    spec, parameters = load(strategy)
+    first, first_parameters = load("flat")
     assert (FOLDER / f"{strategy}.safetensors").stat().st_size < 4e6
     assert spec.serialization.strategy == strategy and parameters == first_parameters
-    assert spec.codec.fingerprint == ships
+    assert spec.codec.fingerprint == codec_fingerprint
     for key in ("model", "vocab", "codec", "tokens"):
         assert getattr(spec, key) == getattr(first, key)
 
@@ -54,6 +54,6 @@ def test_weights_of_half_precision_are_computed_with_in_float32():
 @pytest.mark.parametrize("strategy", ["flat", "delay", "coarse_first", "hierarchical"])
 def test_they_are_understood(strategy):
     generator = loading.load(FOLDER / f"{strategy}.safetensors", sampling.SamplingConfig(temperature=(0.5,)))
-    made = generator.generate(LINES, speakers="belinda")
-    heard = recogniser.load().transcribe([row.waveform for row in made], made[0].sample_rate)
-    assert intelligibility.character_error_rate(LINES, heard) < 0.25
+    results = generator.generate(LINES, speakers="belinda")
+    transcripts = recogniser.load().transcribe([row.waveform for row in results], results[0].sample_rate)
+    assert intelligibility.character_error_rate(LINES, transcripts) < 0.25

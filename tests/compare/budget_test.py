@@ -24,32 +24,34 @@ def split(*changes: str, sizes: dict | None = None) -> dict:
     return budget.equal_shares(tiny, cells.variants(tiny, 3), VOCAB, 25.0, DOCUMENTS)
 
 
-def of(found: dict, key: str, size: str = "") -> dict:
-    return {strategy: share[key] for (name, strategy), share in found.items() if name == size}
+def by_strategy(shares: dict, key: str, size: str = "") -> dict:
+    return {strategy: share[key] for (name, strategy), share in shares.items() if name == size}
 
 
 def test_equal_flops():
-    found = split(ALL)
-    assert list(of(found, "parameters")) == list(STRATEGIES)
+    shares = split(ALL)
+    assert list(by_strategy(shares, "parameters")) == list(STRATEGIES)
     for key in ("parameters", "training_flops", "training_steps", "rows_per_step"):
-        assert len(set(of(found, key).values())) == 1, key
-    assert found["", "flat"]["positions_per_second"] == pytest.approx(75, rel=0.01)
-    assert found["", "parallel"]["positions_per_second"] == pytest.approx(25, rel=0.01)
-    assert found["", "parallel"]["training_frames_predicted"] > 2 * found["", "flat"]["training_frames_predicted"]
-    flops = found["", "flat"]["training_flops"] * 5
-    assert set(of(split(ALL, f"compare.flops={flops}"), "training_steps").values()) == {60}
+        assert len(set(by_strategy(shares, key).values())) == 1, key
+    assert shares["", "flat"]["positions_per_second"] == pytest.approx(75, rel=0.01)
+    assert shares["", "parallel"]["positions_per_second"] == pytest.approx(25, rel=0.01)
+    assert shares["", "parallel"]["training_frames_predicted"] > 2 * shares["", "flat"]["training_frames_predicted"]
+    flops = shares["", "flat"]["training_flops"] * 5
+    assert set(by_strategy(split(ALL, f"compare.flops={flops}"), "training_steps").values()) == {60}
 
 
 def test_equal_tokens():
-    found = split(ALL, "compare.equal=tokens", "data.batch_size=16", "training.steps=50")
-    frames, rows, flops = (of(found, key) for key in ("training_frames_predicted", "rows_per_step", "training_flops"))
+    shares = split(ALL, "compare.equal=tokens", "data.batch_size=16", "training.steps=50")
+    frames, rows, flops = (
+        by_strategy(shares, key) for key in ("training_frames_predicted", "rows_per_step", "training_flops")
+    )
     assert max(frames.values()) < 1.02 * min(frames.values())
-    assert (rows["flat"], found["", "flat"]["training_steps"]) == (16, 50), "the first strategy keeps its batch"
+    assert (rows["flat"], shares["", "flat"]["training_steps"]) == (16, 50), "the first strategy keeps its batch"
     assert flops["flat"] > 1.5 * flops["delay"]
     # Eight devices share the rows of a batch; without text, rows would stand to each other like positions.
     assert all(count % 8 == 0 for count in rows.values())
     assert rows["parallel"] < rows["flat"]
-    per_step = {name: frames[name] / found["", name]["training_steps"] for name in frames}
+    per_step = {name: frames[name] / shares["", name]["training_steps"] for name in frames}
     assert per_step["parallel"] == pytest.approx(per_step["flat"], rel=0.4)  # to whole rows (eight of them)
 
 
@@ -77,8 +79,8 @@ def test_first_fit_by_hand():
 
 
 def test_sizes_are_equal_within_themselves():
-    found = split("compare.strategies=flat,delay", sizes={"small": {"layers": 1}, "base": {}})
-    small, base = of(found, "training_flops", "small"), of(found, "training_flops", "base")
+    shares = split("compare.strategies=flat,delay", sizes={"small": {"layers": 1}, "base": {}})
+    small, base = by_strategy(shares, "training_flops", "small"), by_strategy(shares, "training_flops", "base")
     assert len(set(small.values())) == len(set(base.values())) == 1
     assert set(small.values()) != set(base.values())
 

@@ -18,21 +18,21 @@ def planned(*changes: str, sizes: dict | None = None) -> list[cells.Cell]:
 
 
 def test_one_seed_and_one_size_are_named_by_their_strategy():
-    found = planned("strategies=delay,masked")
-    assert [(cell.name, cell.entry, cell.strategy, cell.size, cell.seed) for cell in found] == [
+    schedule = planned("strategies=delay,masked")
+    assert [(cell.name, cell.entry, cell.strategy, cell.size, cell.seed) for cell in schedule] == [
         ("delay", "delay", "delay", "", 0),
         ("masked", "masked", "masked", "", 0),
     ]
-    assert [cell.config.data.batch_size for cell in found] == [4, 4]
-    assert [cell.config.training.steps for cell in found] == [9, 9]
+    assert [cell.config.data.batch_size for cell in schedule] == [4, 4]
+    assert [cell.config.training.steps for cell in schedule] == [9, 9]
 
 
 def test_a_grid_goes_seed_by_seed():
-    found = planned("strategies=delay,flat", "seeds=3,5", sizes={"small": {"layers": 1, "width": 32}, "base": {}})
+    schedule = planned("strategies=delay,flat", "seeds=3,5", sizes={"small": {"layers": 1, "width": 32}, "base": {}})
     names = [f"{strategy}-{size}" for size in ("base", "small") for strategy in ("delay", "flat")]
-    assert [cell.name for cell in found] == [f"{name}-{seed}" for seed in (3, 5) for name in names]
-    assert [cell.entry for cell in found] == names * 2
-    for cell in found:
+    assert [cell.name for cell in schedule] == [f"{name}-{seed}" for seed in (3, 5) for name in names]
+    assert [cell.entry for cell in schedule] == names * 2
+    for cell in schedule:
         assert cell.config.seed == cell.seed
         assert cell.config.serialization.strategy == cell.strategy
         assert (cell.config.model.layers, cell.config.model.width) == ((1, 32) if cell.size == "small" else (2, 64))
@@ -44,8 +44,8 @@ def test_a_grid_goes_seed_by_seed():
 
 def test_options_go_to_the_strategies_that_have_them():
     tiny = config.load("tiny", ["compare.strategies=flat,delay,masked", "serialization.delays=0,2,4"])
-    found = {strategy: part.serialization.delays for (_, strategy), part in cells.variants(tiny, 3).items()}
-    assert found == {"flat": (), "delay": (0, 2, 4), "masked": ()}
+    delays = {strategy: part.serialization.delays for (_, strategy), part in cells.variants(tiny, 3).items()}
+    assert delays == {"flat": (), "delay": (0, 2, 4), "masked": ()}
     with pytest.raises(InputError, match="delays"):
         cells.variants(config.load("tiny", ["compare.strategies=flat", "serialization.delays=0,2,4"]), 3)
     with pytest.raises(InputError, match="delays"):

@@ -23,8 +23,8 @@ from audiolm_jax import config, loading
 from audiolm_jax.cli import main
 from audiolm_jax.compare import budget, cells, report
 from audiolm_jax.compare.stages import Stages
-from audiolm_jax.data import batches as data
 from audiolm_jax.data import examples, tokens
+from audiolm_jax.data.batches import training_batches
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import evaluate
 from audiolm_jax.model import checkpoints, sharding
@@ -109,17 +109,17 @@ def test_report_and_results(done):
     assert f"report: {workdir / 'report.html'}" in output
     assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", (workdir / "report.html").read_text())
     results = numbers(workdir)
-    assert [found["name"] for found in results["strategies"]] == ["delay", "masked"]
+    assert [strategy["name"] for strategy in results["strategies"]] == ["delay", "masked"]
     delay, masked = results["strategies"]
     assert delay["parameters"] == masked["parameters"]
     assert delay["training_flops"] == masked["training_flops"]
     assert (delay["likelihood"], masked["likelihood"]) == ("exact", "bound")
     assert results["config"]["training"]["steps"] == delay["training_steps"] == 6
-    for found in results["strategies"]:
-        assert 0 < found["also"]["unseen"]["low"] <= found["also"]["unseen"]["bits_per_second"]
-        assert found["cost"]["predicted_passes"] == found["cost"]["measured_passes"]
-        assert 0 < found["bits_per_second"] < 2 * results["baselines"]["uniform_bits_per_second"]
-        for sample in found["samples"]:
+    for strategy in results["strategies"]:
+        assert 0 < strategy["also"]["unseen"]["low"] <= strategy["also"]["unseen"]["bits_per_second"]
+        assert strategy["cost"]["predicted_passes"] == strategy["cost"]["measured_passes"]
+        assert 0 < strategy["bits_per_second"] < 2 * results["baselines"]["uniform_bits_per_second"]
+        for sample in strategy["samples"]:
             samples, rate = soundfile.read(workdir / sample["file"])
             assert rate == 16000
             assert len(samples) / rate == pytest.approx(sample["seconds"])
@@ -154,13 +154,13 @@ def test_generate_speaks(done, capsys, tmp_path):
     common = ["generate", "--workdir", run, "--text", "one two"]
     assert main.main([*common, "--out", str(out), "--frames", "20"]) == 0
     assert "0.80 s of audio" in capsys.readouterr().out
-    whole, rate = soundfile.read(out)
-    assert (len(whole), rate) == (20 * 640, 16000)
+    samples, rate = soundfile.read(out)
+    assert (len(samples), rate) == (20 * 640, 16000)
     streamed = tmp_path / "streamed.wav"
     assert main.main([*common, "--out", str(streamed), "--seconds", "0.8", "--stream"]) == 0
-    np.testing.assert_array_equal(soundfile.read(streamed)[0], whole)
+    np.testing.assert_array_equal(soundfile.read(streamed)[0], samples)
     assert main.main([*common, "--out", str(streamed), "--frames", "20", "--seed", "1"]) == 0
-    assert not np.array_equal(soundfile.read(streamed)[0], whole)
+    assert not np.array_equal(soundfile.read(streamed)[0], samples)
     prompt = workdir / "speech" / "real" / "0.wav"
     assert main.main([*common, "--out", str(out), "--prompt", str(prompt), "--prompt-text", "six"]) == 0
     assert sorted(tmp_path.iterdir()) == [out, streamed]
@@ -219,10 +219,10 @@ def test_evaluate_agrees_with_the_comparison(done, folder, capsys):
     run = workdir / "runs" / "delay"
     assert main.main(["evaluate", "--workdir", str(run), "--data", str(workdir / "data"), *options]) == 0
     assert "bits per second of audio" in capsys.readouterr().out
-    found = json.loads((run / "evaluation.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text())
     expected = numbers(workdir)["strategies"][0]
-    assert found["bits_per_second"] == pytest.approx(expected["bits_per_second"], rel=1e-4)
-    assert found["cer"] == expected["cer"]
+    assert evaluation["bits_per_second"] == pytest.approx(expected["bits_per_second"], rel=1e-4)
+    assert evaluation["cer"] == expected["cer"]
 
 
 def test_train_refuses_what_is_not_its_own(done, capsys, tmp_path):
@@ -313,7 +313,7 @@ def test_a_signal_saves_and_says_how_to_go_on(done, folder, number, code):
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def made(*outputs: str) -> list[str]:
+def stages_run(*outputs: str) -> list[str]:
     """The stages that processes made, not those that they found done."""
     return sorted(stage for output in outputs for stage in re.findall(r"^-- (\S+)$", output, re.M))
 
@@ -336,19 +336,23 @@ def grid(folder):
 @pytest.mark.slow
 def test_two_processes_make_every_cell_once(grid):
     outputs, workdir = grid
-    assert made(*outputs) == STAGES
-    assert all(any(stage.endswith("/train") for stage in made(output)) for output in outputs), "one made everything"
+    assert stages_run(*outputs) == STAGES
+    assert all(any(stage.endswith("/train") for stage in stages_run(output)) for output in outputs), (
+        "one made everything"
+    )
     assert sorted(path.name for path in (workdir / "runs").iterdir()) == sorted(CELLS)
     assert all(f"report: {workdir / 'report.html'}" in output for output in outputs)
     results = numbers(workdir)
-    assert [found["name"] for found in results["strategies"]] == ["delay", "masked"]
-    for found in results["strategies"]:
-        assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
-        assert found["bits_per_second"] == pytest.approx(np.mean([seed["bits_per_second"] for seed in found["seeds"]]))
-        assert found["bits_per_second_low"] < found["bits_per_second"] < found["bits_per_second_high"]
-        assert found["seeds"][0]["utterance_bits"] != found["seeds"][1]["utterance_bits"]
-    shown = [seed["training_frames"] for found in results["strategies"] for seed in found["seeds"]]
-    assert max(shown) < 1.08 * min(shown)
+    assert [strategy["name"] for strategy in results["strategies"]] == ["delay", "masked"]
+    for strategy in results["strategies"]:
+        assert [seed["seed"] for seed in strategy["seeds"]] == [0, 1]
+        assert strategy["bits_per_second"] == pytest.approx(
+            np.mean([seed["bits_per_second"] for seed in strategy["seeds"]])
+        )
+        assert strategy["bits_per_second_low"] < strategy["bits_per_second"] < strategy["bits_per_second_high"]
+        assert strategy["seeds"][0]["utterance_bits"] != strategy["seeds"][1]["utterance_bits"]
+    frames = [seed["training_frames"] for strategy in results["strategies"] for seed in strategy["seeds"]]
+    assert max(frames) < 1.08 * min(frames)
 
 
 @pytest.mark.slow
@@ -357,14 +361,14 @@ def test_the_cell_of_a_killed_process_is_taken_over(grid, folder):
     kill_when(killed, "", 0)  # whatever it begins with, the corpus or a wait for it, it gets no further
     third = start(folder, folder / "taken", "delay", "masked", more=GRID)
     for line in third.stdout:
-        if found := re.match(r"-- (\S+)/train$", line):
+        if match := re.match(r"-- (\S+)/train$", line):
             break
     time.sleep(2)
     os.killpg(third.pid, signal.SIGKILL)
     third.wait()
     third.stdout.close()
     output = finish(other)
-    assert f"{found[1]}/train" in made(output), "nobody took over what the killed process had begun"
+    assert f"{match[1]}/train" in stages_run(output), "nobody took over what the killed process had begun"
     assert numbers(folder / "taken" / "run") == numbers(grid[1])
 
 
@@ -373,14 +377,16 @@ def test_two_runs_of_a_cell_from_one_seed_are_bit_identical(done, folder):
     command = ["train", "--config", "tiny", "--data", str(data_folder), "--workdir", str(again), *SMALL]
     ended = launch(folder, folder, *command, "--config.serialization.strategy=delay")
     finish(ended)
-    (one, other) = (checkpoints.restore_params(run)[0] for run in (cell, again))
-    leaves = jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(other))
+    (first, second) = (checkpoints.restore_params(run)[0] for run in (cell, again))
+    leaves = jax.tree.leaves(nnx.state(first)), jax.tree.leaves(nnx.state(second))
     assert len(leaves[0]) > 5
     assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
     evaluation = config.section(config.load("tiny"), "evaluation")
-    found = [evaluate.bits(run, data_folder, evaluation, sharding.ShardingConfig()) for run in (cell, again)]
-    assert found[0] == found[1]
-    assert found[0]["bits_per_second"] == pytest.approx(numbers(done[1])["strategies"][0]["bits_per_second"], rel=1e-5)
+    results = [evaluate.bits(run, data_folder, evaluation, sharding.ShardingConfig()) for run in (cell, again)]
+    assert results[0] == results[1]
+    assert results[0]["bits_per_second"] == pytest.approx(
+        numbers(done[1])["strategies"][0]["bits_per_second"], rel=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -398,29 +404,29 @@ def test_frames_of_a_step_are_those_that_batches_hold(done):
     for cell in cells.schedule(tiny, parts, shares):
         data_config, order = (config.section(cell.config, name) for name in ("data", "serialization"))
         grid = bind(order, vocab.codebooks)
-        with contextlib.closing(data.training_batches(source, data_config, grid, vocab, 0)) as batches:
+        with contextlib.closing(training_batches(source, data_config, grid, vocab, 0)) as batches:
             frames = np.mean([int(next(batches)["frames"]) for _ in range(16)])
         predicted = shares["", cell.strategy]["training_frames_predicted"] / cell.config.training.steps
         assert frames == pytest.approx(predicted, rel=0.06), cell.strategy
 
 
 def test_a_stage_is_made_again_when_its_inputs_or_an_earlier_stage_change(tmp_path, capsys):
-    made = []
+    calls = []
 
     def go(first: int, second: int) -> Stages:
         stages = Stages(tmp_path)
-        stages.run("first", lambda: made.append("first") or {"value": first}, first)
-        stages.run("second", lambda: made.append("second") or (1, 2), second, after=["first"])
+        stages.run("first", lambda: calls.append("first") or {"value": first}, first)
+        stages.run("second", lambda: calls.append("second") or (1, 2), second, after=["first"])
         return stages
 
     go(1, 1)
-    assert made == ["first", "second"]
+    assert calls == ["first", "second"]
     assert go(1, 1).done["second"]["result"] == [1, 2]
-    assert made == ["first", "second"]
+    assert calls == ["first", "second"]
     go(1, 2)
-    assert made == ["first", "second", "second"]
+    assert calls == ["first", "second", "second"]
     go(2, 2)
-    assert made == ["first", "second", "second", "first", "second"]
+    assert calls == ["first", "second", "second", "first", "second"]
     with pytest.raises(ZeroDivisionError):
         Stages(tmp_path).run("third", lambda: 1 / 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.json", "second.json"]

@@ -62,7 +62,7 @@ def test_it_is_trained_compared_pictured_and_heard(package):
     assert pairs["likelihood"] == "exact" and pairs["bits_per_second"] > 0
     assert pairs["cost"]["predicted_passes"] == pairs["cost"]["measured_passes"] < delay["cost"]["measured_passes"]
     page = Path("run/report.html").read_text(encoding="utf-8")
-    assert "<title>pairs</title>" in page and all(Path("run", one["file"]).is_file() for one in pairs["samples"])
+    assert "<title>pairs</title>" in page and all(Path("run", sample["file"]).is_file() for sample in pairs["samples"])
 
     speak = ["generate", "--workdir", "run/runs/pairs", "--text", "one", "--frames", "9", "--out", "one.wav"]
     assert main.main(speak) == 0

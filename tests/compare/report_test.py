@@ -13,7 +13,7 @@ from audiolm_jax import config
 from audiolm_jax.compare import cells
 from audiolm_jax.compare.report import charts, media, strip_times, tables, write_report
 from audiolm_jax.compare.report.differences import between, sign
-from audiolm_jax.compare.report.listen import heard
+from audiolm_jax.compare.report.listen import marked_transcript
 from audiolm_jax.compare.report.verdict import verdict
 from audiolm_jax.compare.results import assemble
 from audiolm_jax.data.corpora.espeak import Engine
@@ -34,8 +34,8 @@ def speech():
     import soxr
 
     engine = Engine()
-    said = [engine.speak(s["text"], f"en-us+{s['speaker']}", seed=1) for s in SENTENCES]
-    return [soxr.resample(one.waveform, one.sample_rate, RATE) * 0.5 for one in said]
+    utterances = [engine.speak(s["text"], f"en-us+{s['speaker']}", seed=1) for s in SENTENCES]
+    return [soxr.resample(utterance.waveform, utterance.sample_rate, RATE) * 0.5 for utterance in utterances]
 
 
 NUMBERS = {  # bits per second, their spread over utterances, CER, RTF, passes, look-ahead, first audio
@@ -57,17 +57,17 @@ def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
     (directory / "audio").mkdir(exist_ok=True)
 
     def samples(name, noise, transcripts):
-        found = []
+        entries = []
         for number, waveform in enumerate(speech):
             path = f"audio/{name}_{number}.flac"
             worse = waveform + noise * rng.normal(size=len(waveform)) * np.abs(waveform)
             soundfile.write(directory / path, worse.astype(np.float32), RATE)
             transcript = transcripts[number]
-            found.append({
+            entries.append({
                 "sentence": number, "file": path, "transcript": transcript,
                 "cer": 0.0 if transcript == SENTENCES[number]["text"] else 0.31, "seconds": len(waveform) / RATE,
             })  # fmt: skip
-        return found
+        return entries
 
     def cer(value, opinion):
         low, high = max(value - 0.03, 0.0), value + 0.04
@@ -76,7 +76,7 @@ def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
     exact = [s["text"] for s in SENTENCES]
     garbled = ["the old teacher old a golden in via vienna", "seven tree zero"]
     seconds, share = rng.uniform(1, 2, 100), rng.normal(size=100)
-    hard, found, shares, plan = rng.integers(-4, 5, 32), {}, {}, []
+    hard, measured, shares, plan = rng.integers(-4, 5, 32), {}, {}, []
     for seed, size, name in itertools.product(seeds, sizes, names):
         bits, spread, rate, rtf, passes, ahead, first = NUMBERS[name]
         bits, rate = bits * (1 if size in ("", "base") else 1.06), rate * (1 if size in ("", "base") else 1.3)
@@ -97,7 +97,7 @@ def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
             "training_steps": steps, "training_frames_predicted": 150_000.0,
             "positions_per_second": 100.0 if name == "flat" else 26.0,
         }  # fmt: skip
-        found[run] = {
+        measured[run] = {
             "training_seconds": 118.0, "training_frames": 151_000, "training_curve": curve,
             "hardware": {"processor": "x86_64", "devices": "1 x cpu"},
             "likelihood": "bound" if name == "masked" else "exact", "bits_per_second": bits,
@@ -114,7 +114,7 @@ def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
                       "first_audio_seconds": first, "first_audio_predicted_seconds": 0.9 * first},
             "samples": samples(entry, 0.3 + rate, exact if name == "flat" else garbled),
         }  # fmt: skip
-    about = {
+    shared = {
         "corpus": {"name": "synthetic", "speakers": 8, "utterances": {"train": 1800, "valid": 100, "test": 100},
                    "hours": {"train": 0.71, "valid": 0.04, "test": 0.04}},
         "codec": {"name": "default", "fingerprint": "ab" * 32, "frame_rate": 25.0, "codebooks": 4,
@@ -126,9 +126,11 @@ def example(directory, speech, names=NAMES, seeds=(0,), sizes=("",)) -> dict:
         "ceilings": {"real": {"cer": cer(0.018, 0.41), "samples": samples("real", 0.0, exact)},
                      "codec": {"cer": cer(0.031, 0.44), "samples": samples("codec", 0.1, exact)}},
     }  # fmt: skip
-    used = config.load("demo")
-    made = assemble(used, "audiolm compare --config=configs/demo.py --workdir=runs/demo", about, plan, shares, found)
-    return json.loads(json.dumps(made)) | {
+    settings = config.load("demo")
+    assembled = assemble(
+        settings, "audiolm compare --config=configs/demo.py --workdir=runs/demo", shared, plan, shares, measured
+    )
+    return json.loads(json.dumps(assembled)) | {
         "title": "Four orders on one codec grid",
         "config": {"seed": 0, "model": {"layers": 4, "width": 160, "dtype": "float32"},
                    "serialization": {"delays": [0, 1, 2, 3], "strategy": "delay"},
@@ -258,14 +260,14 @@ def test_what_comes_from_outside_is_escaped(results, tmp_path):
 
 
 def test_verdict_ranks_with_intervals(results, tmp_path, speech):
-    said = verdict(results)
+    sentences = verdict(results)
     assert re.search(
-        r"flat needs the fewest bits: 412 per second of audio \(4\d\d–41\d\), 52\xa0% below the unigram", said
+        r"flat needs the fewest bits: 412 per second of audio \(4\d\d–41\d\), 52\xa0% below the unigram", sentences
     )
-    ahead = re.search(r"ahead of hierarchical by 11\.7 \(([\d.]+) to ([\d.]+)\)", said)
+    ahead = re.search(r"ahead of hierarchical by 11\.7 \(([\d.]+) to ([\d.]+)\)", sentences)
     assert 0 < float(ahead[1]) < 11.7 < float(ahead[2])
-    assert "One seed each" in said
-    assert "The least work was measured for masked, 0.08 s for a second of audio (one measurement)" in said
+    assert "One seed each" in sentences
+    assert "The least work was measured for masked, 0.08 s for a second of audio (one measurement)" in sentences
     several = verdict(example(tmp_path, speech, seeds=(0, 1, 2)))
     assert "One seed" not in several and "over seeds" in several
     for pair in results["differences"]:
@@ -288,16 +290,18 @@ def test_intervals_can_be_made_again_from_the_results(tmp_path, speech):
     results = example(tmp_path, speech, seeds=(0, 1, 2))
     held = results["held_out"]
     bits = {s["name"]: np.array([seed["utterance_bits"] for seed in s["seeds"]]) for s in results["strategies"]}
-    assert {one.shape for one in bits.values()} == {(3, 100)}
-    for one in results["strategies"]:
-        again = intervals.ratio(bits[one["name"]], held["utterance_seconds"])
+    assert {strategy.shape for strategy in bits.values()} == {(3, 100)}
+    for strategy in results["strategies"]:
+        again = intervals.ratio(bits[strategy["name"]], held["utterance_seconds"])
         assert (again.value, again.low, again.high) == tuple(
-            one[f"bits_per_second{end}"] for end in ("", "_low", "_high")
+            strategy[f"bits_per_second{end}"] for end in ("", "_low", "_high")
         )
         assert (
-            one["spread"]["bits_per_second"]["min"] <= one["bits_per_second"] <= one["spread"]["bits_per_second"]["max"]
+            strategy["spread"]["bits_per_second"]["min"]
+            <= strategy["bits_per_second"]
+            <= strategy["spread"]["bits_per_second"]["max"]
         )
-        assert one["cer"]["low"] < one["cer"]["value"] < one["cer"]["high"]
+        assert strategy["cer"]["low"] < strategy["cer"]["value"] < strategy["cer"]["high"]
     pairs = {(p["a"], p["b"]): p for p in results["differences"] if p["metric"] == "bits_per_second"}
     assert len(pairs) == 6
     for (a, b), pair in pairs.items():
@@ -331,10 +335,10 @@ def test_a_difference_with_a_bound_is_told_only_the_way_it_bounds(results):
 def test_bits_that_are_a_bound_say_so_wherever_they_stand(results):
     for table in (tables.results_table, tables.also_table):
         rows = {re.search(r"(\w+)</th>", row)[1]: row for row in table(results).split("<tr") if 'scope="row"' in row}
-        for one in results["strategies"]:
-            assert f'<span class="tag {one["likelihood"]}">' in rows[one["name"]]
+        for strategy in results["strategies"]:
+            assert f'<span class="tag {strategy["likelihood"]}">' in rows[strategy["name"]]
     totals = re.findall(r'class="total">([^<]+)<', tables.codebook_bars(results))
-    bounds = [one["likelihood"] == "bound" for one in results["strategies"]]
+    bounds = [strategy["likelihood"] == "bound" for strategy in results["strategies"]]
     assert [total.startswith("≤") for total in totals] == [*bounds, False]
 
 
@@ -351,10 +355,10 @@ def test_many_sentences_are_compressed_and_the_rest_left_beside_the_page(results
 
 
 def test_errors_in_a_transcript_are_marked():
-    assert heard("one two three", "one two three") == "one two three"
-    assert heard("one two three", "one too three four") == "one <ins>too</ins> three <ins>four</ins>"
-    assert heard("one two three", "one three") == "one <del>two</del> three"
-    assert "nothing was heard" in heard("one", "")
+    assert marked_transcript("one two three", "one two three") == "one two three"
+    assert marked_transcript("one two three", "one too three four") == "one <ins>too</ins> three <ins>four</ins>"
+    assert marked_transcript("one two three", "one three") == "one <del>two</del> three"
+    assert "nothing was heard" in marked_transcript("one", "")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 8.1), (412, 447.5), (1e-9, 2e-9), (5, 5), (0, 3.2e13)])

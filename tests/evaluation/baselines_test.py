@@ -20,11 +20,11 @@ def test_a_source_without_memory_costs_its_entropy():
     odds_QK = np.array([[0.7, 0.2, 0.1, 0.0], [0.25, 0.25, 0.25, 0.25]])
     draw = lambda: np.stack([rng.choice(4, size=400, p=odds_K) for odds_K in odds_QK], axis=1)  # noqa: E731
     train, held_out = [draw() for _ in range(20)], [draw() for _ in range(20)]
-    found = baselines.unigram(train, held_out, 4, RATE)
+    result = baselines.unigram(train, held_out, 4, RATE)
     entropy_Q = [-sum(p * np.log2(p) for p in odds_K if p) for odds_K in odds_QK]
-    np.testing.assert_allclose(found.bits_per_second_Q, RATE * np.array(entropy_Q), rtol=0.02)
-    assert found.bits_per_second == pytest.approx(found.bits_per_second_Q.sum())
-    assert found.code_bits_UQ.shape == (20, 2)
+    np.testing.assert_allclose(result.bits_per_second_Q, RATE * np.array(entropy_Q), rtol=0.02)
+    assert result.bits_per_second == pytest.approx(result.bits_per_second_Q.sum())
+    assert result.code_bits_UQ.shape == (20, 2)
 
 
 @pytest.mark.parametrize("sizes", [3, (4, 2)])
@@ -44,13 +44,13 @@ def test_smoothing_is_chosen_on_the_training_split():
     odds_K = rng.dirichlet(np.full(512, 0.05))
     train = [rng.choice(512, size=(600, 1), p=odds_K)]
     held_out = [rng.choice(512, size=(600, 1), p=odds_K)]
-    found = baselines.unigram(train, held_out, 512, RATE).code_bits_UQ.sum()
+    bits = baselines.unigram(train, held_out, 512, RATE).code_bits_UQ.sum()
     count_K = np.bincount(train[0][:, 0], minlength=512)
     held_K = np.bincount(held_out[0][:, 0], minlength=512)
     by_alpha = [-(held_K * np.log2((count_K + a) / (600 + 512 * a))).sum() for a in np.geomspace(1e-4, 10, 60)]
     laplace = -(held_K * np.log2((count_K + 1) / (600 + 512))).sum()
-    assert min(by_alpha) - 1e-6 <= found < laplace
-    assert found < 1.02 * min(by_alpha)
+    assert min(by_alpha) - 1e-6 <= bits < laplace
+    assert bits < 1.02 * min(by_alpha)
 
 
 @pytest.mark.parametrize(

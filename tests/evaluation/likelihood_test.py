@@ -209,14 +209,14 @@ def test_bits_do_not_depend_on_the_company_an_utterance_keeps():
     grid, model = bind(SerializationConfig("hierarchical"), 2), sharp_model(vocab)
     rng = np.random.default_rng(1)
     many = [(WORDS, ("audio", rng.integers(0, 4, (T, 2)).astype(np.int32))) for T in (3, 28, 17, 3)]
-    whole = likelihood(model, grid, vocab, many, RATE)
+    together = likelihood(model, grid, vocab, many, RATE)
     small = likelihood(model, grid, vocab, many, RATE, Scoring(positions_per_batch=1))
     alone = likelihood(model, grid, vocab, many[2:3], RATE)
-    np.testing.assert_allclose(whole.code_bits_UQ, small.code_bits_UQ, rtol=1e-4)
-    np.testing.assert_allclose(whole.code_bits_UQ[2], alone.code_bits_UQ[0], rtol=1e-4)
-    np.testing.assert_allclose(whole.end_bits_U[2], alone.end_bits_U[0], rtol=1e-4)
-    assert whole.frames_U.tolist() == [3, 28, 17, 3]
-    assert whole.seconds_U.sum() == pytest.approx(51 / RATE)
+    np.testing.assert_allclose(together.code_bits_UQ, small.code_bits_UQ, rtol=1e-4)
+    np.testing.assert_allclose(together.code_bits_UQ[2], alone.code_bits_UQ[0], rtol=1e-4)
+    np.testing.assert_allclose(together.end_bits_U[2], alone.end_bits_U[0], rtol=1e-4)
+    assert together.frames_U.tolist() == [3, 28, 17, 3]
+    assert together.seconds_U.sum() == pytest.approx(51 / RATE)
 
 
 def test_several_segments_of_a_document_all_count():
@@ -224,12 +224,12 @@ def test_several_segments_of_a_document_all_count():
     grid, model = bind(SerializationConfig("hierarchical"), 2), sharp_model(vocab)
     first, second = np.array([[0, 1]], np.int32), np.array([[1, 1], [0, 1]], np.int32)
     both = likelihood(model, grid, vocab, [(WORDS, ("audio", first), WORDS, ("audio", second))], RATE)
-    one = likelihood(model, grid, vocab, [(WORDS, ("audio", first))], RATE)
+    single = likelihood(model, grid, vocab, [(WORDS, ("audio", first))], RATE)
     assert both.frames_U.tolist() == [3]
-    assert (both.code_bits_UQ > one.code_bits_UQ).all()
+    assert (both.code_bits_UQ > single.code_bits_UQ).all()
     chain = [(WORDS, ("audio", first), WORDS, ("audio", x)) for x in grids(2, 2, 2)]
     code_bits = likelihood(model, grid, vocab, chain, RATE).code_bits_UQ.sum(axis=1)
-    assert (2.0 ** -(code_bits - one.code_bits_UQ.sum())).sum() == pytest.approx(1, abs=1e-4)
+    assert (2.0 ** -(code_bits - single.code_bits_UQ.sum())).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_few_shapes_are_compiled_and_all_rows_are_scored_once():
@@ -249,11 +249,11 @@ def test_batches_spread_over_devices():
     grid, model = bind(SerializationConfig("delay"), 2), sharp_model(vocab)
     rng = np.random.default_rng(2)
     many = [(("audio", rng.integers(0, 4, (5, 2)).astype(np.int32)),) for _ in range(9)]
-    one = likelihood(model, grid, vocab, many, RATE)
+    single = likelihood(model, grid, vocab, many, RATE)
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
         spread = likelihood(sharp_model(vocab), grid, vocab, many, RATE)
-    np.testing.assert_allclose(one.code_bits_UQ, spread.code_bits_UQ, rtol=1e-4)
+    np.testing.assert_allclose(single.code_bits_UQ, spread.code_bits_UQ, rtol=1e-4)
 
 
 def test_errors_and_intervals():

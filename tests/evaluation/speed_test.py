@@ -40,23 +40,23 @@ def test_passes_and_times_of_real_generation(options, passes):
     generator = Generator(model, spec, codecs.load("tiny"), SamplingConfig(chunk=4))
     timings = speed.measure(generator, ["one", "two"], repeats=2, rates=RATES, frames=9)
     assert len(timings) == 2
-    for one in timings:
-        assert one.frames == 9
-        assert one.audio_seconds == pytest.approx(9 * generator.codec.hop / generator.codec.sample_rate)
-        assert 0 < one.first_audio_seconds <= one.seconds
-        assert one.passes == one.predicted.passes == passes
-        assert 0 < one.predicted_first_audio_seconds <= one.predicted_seconds
+    for measured in timings:
+        assert measured.frames == 9
+        assert measured.audio_seconds == pytest.approx(9 * generator.codec.hop / generator.codec.sample_rate)
+        assert 0 < measured.first_audio_seconds <= measured.seconds
+        assert measured.passes == measured.predicted.passes == passes
+        assert 0 < measured.predicted_first_audio_seconds <= measured.predicted_seconds
 
 
 def test_a_machine_has_rates_and_a_description():
     rates = speed.probe(size=64, repeats=1)
     assert rates.flops_per_second > 1e5
     assert rates.bytes_per_second > 1e6
-    found = speed.hardware()
-    assert found["processor"]
-    assert found["cores"] >= 1
-    assert "jax" in found
-    assert all(isinstance(value, str) or np.isfinite(value) for value in found.values())
+    hardware = speed.hardware()
+    assert hardware["processor"]
+    assert hardware["cores"] >= 1
+    assert "jax" in hardware
+    assert all(isinstance(value, str) or np.isfinite(value) for value in hardware.values())
 
 
 def test_nothing_to_time_is_named():
@@ -67,7 +67,7 @@ def test_nothing_to_time_is_named():
 def test_programs_take_turns_until_the_time_is_spent():
     order = []
     times = timing.take([lambda: order.append("a"), lambda: order.append("b")], budget=0, least=2)
-    assert order == ["a", "b", "a", "b"] and [len(found) for found in times] == [2, 2]
+    assert order == ["a", "b", "a", "b"] and [len(durations) for durations in times] == [2, 2]
     assert len(timing.take([lambda: None], budget=60, most=4)[0]) == 4
 
 

@@ -25,24 +25,24 @@ def listening(results: dict, directory: Path) -> tuple[list[Markup], int]:
     sources, numbers, rate = sample_lists(results), colours(results), results["codec"]["sample_rate"]
     symbols = {s["name"]: key(numbers[s["name"]], s["likelihood"] == "bound") for s in results["strategies"]}
     samples = [(name, sample) for name, samples in sources.items() for sample in samples]
-    of_sentence = [[one for one in samples if one[1]["sentence"] == n] for n in range(len(results["sentences"]))]
-    lengths = [sum(sample["seconds"] for _, sample in clips) * rate for clips in of_sentence]
+    by_sentence = [[pair for pair in samples if pair[1]["sentence"] == n] for n in range(len(results["sentences"]))]
+    lengths = [sum(sample["seconds"] for _, sample in clips) * rate for clips in by_sentence]
     compressed = sum(lengths) * _LOSSLESS + len(samples) * _PICTURE > BUDGET_BYTES
-    cards, used = [], 0.0
-    for sentence, clips, length in zip(results["sentences"], of_sentence, lengths, strict=True):
-        used += length * (_LOSSY if compressed else _LOSSLESS) + len(clips) * _PICTURE
-        if cards and used > BUDGET_BYTES:
+    cards, size = [], 0.0
+    for sentence, clips, length in zip(results["sentences"], by_sentence, lengths, strict=True):
+        size += length * (_LOSSY if compressed else _LOSSLESS) + len(clips) * _PICTURE
+        if cards and size > BUDGET_BYTES:
             break
         longest = max((sample["seconds"] for _, sample in clips), default=1) or 1
         text = sentence["text"]
-        drawn = []
+        figures = []
         for name, sample in clips:
             waveform_N, sample_rate = media.read(directory / sample["file"])
             title, caption = _TITLES.get(name, name), f"{sample['seconds']:.2f} s · CER {percent(sample['cer'], 0)} %"
-            texts = symbols.get(name, Markup("")) + title, caption, heard(text, sample["transcript"])
+            texts = symbols.get(name, Markup("")) + title, caption, marked_transcript(text, sample["transcript"])
             width = 100 * sample["seconds"] / longest
-            drawn.append(clip(texts, f"{title}: {text}", waveform_N, sample_rate, width, compressed))
-        cards.append(parts.sentence(text, sentence["speaker"], drawn))
+            figures.append(clip(texts, f"{title}: {text}", waveform_N, sample_rate, width, compressed))
+        cards.append(parts.sentence(text, sentence["speaker"], figures))
     return cards, len(results["sentences"]) - len(cards)
 
 
@@ -59,7 +59,7 @@ def clip(
     return parts.clip(who, what, label, under, width, picture, media.audio_uri(waveform_N, sample_rate, compressed))
 
 
-def heard(reference: str, transcript: str) -> Markup:
+def marked_transcript(reference: str, transcript: str) -> Markup:
     """What was heard: wrong or added words underlined, missing words struck out."""
     import jiwer
 
