@@ -1,7 +1,7 @@
 """Configurations: sections as frozen dataclasses, a file with `get_config()`, overrides from the command line.
 
-The dataclass of a section (`SECTIONS`) is the one home of its keys: `key` gives each its default, its meaning and the
-values it takes, and `validate` checks them. A configuration is an `ml_collections.ConfigDict` of all sections; a file
+The dataclass of a section (`SECTIONS`) defines its keys: `key` gives each its default, its meaning and the values it
+takes, and `validate` checks them. A configuration is an `ml_collections.ConfigDict` of all sections; a file
 changes some keys of `defaults()`, which `configs/default.py` returns:
 
     from configs import default
@@ -11,7 +11,7 @@ changes some keys of `defaults()`, which `configs/default.py` returns:
         config.model.layers = 6
         return config
 
-Neither this file nor those of the dataclasses import JAX: a configuration is checked at once.
+Neither this file nor those of the dataclasses import JAX: a configuration is checked before the slow imports.
 """
 
 import ast
@@ -77,8 +77,8 @@ def key(
 ) -> Any:
     """A field of a section.
 
-    Bounds and `among` hold for every item of a tuple. `among` as a mapping is a table of modules, and the name of a
-    module from outside is accepted too (`plugin`). filled: the tuple may not be empty.
+    Bounds and `among` hold for every item of a tuple. `among` as a mapping is a table of modules, and a user's module
+    is accepted too (`plugin`). filled: the tuple may not be empty.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     rules = {"bounds": {name: bound for name, bound in bounds.items() if bound is not None}, "among": among}
@@ -114,7 +114,7 @@ class Key:
         return f"{noun} or None" if form is None else noun
 
     def check(self, value: Any) -> Any:
-        """The value, a list as a tuple (JSON has no tuples). Raises InputError for one that the key does not take."""
+        """The value, lists as tuples (JSON has no tuples). Raises InputError for a value that the key does not take."""
         with contextlib.suppress(ValueError, OverflowError):
             value = _convert(value, self.kind)
             items = value if isinstance(value, tuple) else () if value is None else (value,)
@@ -136,7 +136,7 @@ class Key:
 
 
 def _parts(kind: Any) -> tuple[Any, Any]:
-    """An annotation in two parts: (tuple, of what), (None, what it is unless None) or (itself, itself)."""
+    """(tuple, type of its items), (None, the type besides None) or (type, type) of an annotation."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if tuple in (kind, origin):
         return tuple, arguments[0] if arguments else object
@@ -241,7 +241,7 @@ def defaults() -> ConfigDict:
 
 
 def folder() -> Path:
-    """Where the configurations that come with the package lie: beside it in a clone, inside it in a wheel."""
+    """The folder of the package's configurations: beside the package in a clone, inside it in a wheel."""
     inside, beside = PACKAGE / "configs", PACKAGE.parent / "configs"
     return inside if inside.is_dir() else beside
 
@@ -336,19 +336,25 @@ def section(config: ConfigDict, name: str, **changes: Any) -> Any:
     target, values = accepts(name), config.get(name, {})
     if not isinstance(values, Mapping | ConfigDict):
         raise InputError(f"config section {name} is {values!r}; it must map keys to values")
-    values, known = {**values, **changes}, keys_of(target, name)
-    for attribute in values:
-        if attribute not in known:
-            near = difflib.get_close_matches(attribute, known, n=1, cutoff=0)
-            raise InputError(f"config key {name}.{attribute} does not exist; did you mean {name}.{near[0]}?")
+    values = {**values, **changes}
+    check_names(values, target, name)
     return target(**values)
+
+
+def check_names(names: Iterable[str], section: type, path: str) -> None:
+    """Raises InputError for the first name that is no key of the dataclass `section`, which stands at `path`."""
+    known = keys_of(section, path)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise InputError(f"config key {path}.{name} does not exist; did you mean {path}.{near[0]}?")
 
 
 def check(config: ConfigDict) -> None:
     """Builds every section once, so that a wrong key or value is named before any work starts.
 
-    Also of sections that the command does not use: it takes milliseconds, as none imports what it configures. The
-    modules of the user's that keys name are imported, those of the package when they are used.
+    Sections that the command does not use are checked too: that takes milliseconds, as no section imports what it
+    configures. Modules of the user's are imported here, those of the package when they are used.
     """
     top = keys_of(TopLevel, "")
     for name in config:
@@ -366,10 +372,10 @@ def check(config: ConfigDict) -> None:
 
 
 def plugin(key: str, name: str, table: Mapping[str, ModuleType | str], functions: Iterable[str] = ()) -> ModuleType:
-    """The module called `name`: of `table` (name -> module, or where to import it from), or any that can be imported.
+    """The module called `name` in `table` (name -> module or its import path), or the user's module of that path.
 
-    A name with a dot is a module of the user's, in an installed package or below the current directory, with the
-    `functions` that the contract of `table` asks for. `key` is what the user set, such as "codec.name".
+    A name with a dot is a module of the user's, in an installed package or below the current directory; it must have
+    the `functions` of the table's contract. `key` is what the user set, such as "codec.name".
 
     Raises InputError for an unknown name, a module that cannot be imported, and one that lacks a function.
     """

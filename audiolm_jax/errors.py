@@ -1,4 +1,4 @@
-"""What a person sees of an error: a sentence that names what was wrong and what would be accepted."""
+"""Errors that the user can fix, and their messages: one sentence that names what is wrong and what is accepted."""
 
 import errno
 import logging
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# Errors of the operating system that are about what was asked for, not about this program.
+# Errors of the operating system that the user can fix: permissions, space, paths.
 ENVIRONMENT = {
     getattr(errno, name)
     for name in "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENOSPC EDQUOT EFBIG ENAMETOOLONG ELOOP EEXIST EIO".split()
@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """What a script exits with: what `main` returns, or 2 after the sentence of an `InputError`."""
+    """The exit code of a script: what `main` returns, or 2 after printing an `InputError`."""
     try:
         return main()
     except InputError as error:
@@ -29,13 +29,13 @@ def exit_code(main: Callable[[], int]) -> int:
 
 
 def disk_sentence(where: Any, reason: str) -> str:
-    """The sentence for a write that the operating system refused. where: the path, "" if it is not known."""
+    """The message for a write that the operating system refused. where: the path, "" if it is not known."""
     at = f"{where}: " if where else ""
     return f"{at}{reason}; what was finished is kept: fix this and run the same command again"
 
 
 def disk_error(error: BaseException) -> str | None:
-    """The sentence for an error of the disk, however deep a library has wrapped it; None for any other error."""
+    """The message for a disk error anywhere in the chain of causes of `error`; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in ENVIRONMENT:
@@ -47,27 +47,27 @@ def disk_error(error: BaseException) -> str | None:
 
 
 def _disk_reason(text: str) -> str | None:
-    """Which of the operating system's words for a disk that takes no more a text holds."""
+    """The operating system's message for a full or read-only disk that `text` contains, if any."""
     reasons = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
     return next((reason for reason in reasons if reason.lower() in text.lower()), None)
 
 
 def drop_checkpoint_logs(record: logging.LogRecord) -> bool:
-    """A filter for the loggers of absl and asyncio: drops what orbax logs, and asyncio about a full disk.
+    """A filter for the loggers of absl and asyncio: drops the logs of orbax, and those of asyncio about a full disk.
 
-    Both are raised as well, and end in one sentence. Seen without it when the disk was full while a checkpoint was
-    written (orbax 0.12.8): 440 lines with 6 tracebacks before that sentence. orbax logs the error of every array and
-    thread; asyncio logs every further write that failed when its future is collected.
+    The first such error is raised as well and ends in one sentence. Without the filter a disk that was full while a
+    checkpoint was written (orbax 0.12.8) gave 440 lines with 6 tracebacks before it: orbax logs the error of every
+    array and thread; asyncio logs every further write that failed when its future is collected.
     """
     error = str(record.exc_info[1]) if record.exc_info else ""
     return "orbax" not in record.pathname and not _disk_reason(f"{record.getMessage()} {error}")
 
 
 def hide_closed_event_loop(unraisable: Any) -> None:
-    """A `sys.unraisablehook` without the RuntimeError of an event loop that is closed.
+    """A `sys.unraisablehook` that drops the RuntimeError of a closed event loop.
 
-    Seen without it when the disk was full while a checkpoint was written: the first write that fails is raised and
-    closes the loop, and every further one, done by a thread of tensorstore, prints a traceback (10 of them).
+    When the disk is full while a checkpoint is written, the first failed write is raised and closes the loop. Every
+    further one, by a thread of tensorstore, would print a traceback (10 of them).
     """
     if str(unraisable.exc_value) != "Event loop is closed":  # CPython's own text (asyncio/base_events.py)
         sys.__unraisablehook__(unraisable)

@@ -31,10 +31,10 @@ def remote(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields the temporary name to write to; it becomes `path` at the end, and is gone if the block raises.
+    """Yields a temporary path to write to; it is renamed to `path` at the end, and removed if the block raises.
 
-    The name ends in .tmp, is this process's own and lies in the folder of `path`, which must exist: a rename is
-    atomic within one file system only. What a kill leaves behind is such a .tmp file.
+    It ends in .tmp, holds the process id and lies in the folder of `path`, which must exist: a rename is atomic within
+    one file system only. A killed process leaves its .tmp file behind.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

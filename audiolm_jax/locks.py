@@ -1,11 +1,11 @@
-"""Work shared by processes, also on several machines with one folder between them: each task is done by one at a time.
+"""Tasks shared by processes, also across machines with a shared folder: one process at a time works on a task.
 
 A lock is an exclusive `flock` on a file (library `filelock`), which the kernel releases when its process ends, however
-it ends: no lock is ever stale, and the next process that asks takes over the task of one that was killed. The file says
-who holds it; it is never removed, since two processes could then lock two files of one name. On NFS, Linux turns the
-lock into one that the server keeps; a file system without locks raises OSError.
+it ends: no lock is ever stale, and another process takes over the task of one that was killed. The file names its
+holder; it is never removed, since two processes could then lock two files of one name. On NFS, Linux turns the lock
+into one that the server keeps; a file system without locks raises OSError.
 
-Tasks must be idempotent: every process goes through all of them, and skips the work that another one finished.
+Tasks must be idempotent: every process goes through all of them and skips finished work.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Arguments that several commands share: their flags, and the sentence for each file or folder that cannot be used."""
+"""Arguments that several commands share: their flags, and the error for each file or folder that cannot be used."""
 
 import argparse
 import contextlib
@@ -32,12 +32,12 @@ def add_workdir(parser: argparse.ArgumentParser, text: str = "folder of a traine
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    text = "how this process is one of several: none (default), tpu, slurm or HOST:PORT,COUNT,ID"
+    text = "join other processes: tpu, slurm or HOST:PORT,COUNT,ID (default: this process is the only one)"
     parser.add_argument("--processes", metavar="HOW", help=text)
 
 
 def config(options: argparse.Namespace, only: Sequence[str] = ()) -> "ConfigDict":
-    """The checked configuration. only: the sections that a command on a trained run takes overrides of."""
+    """The checked configuration. only: the sections that a command on a trained run accepts overrides of."""
     for override in options.overrides if only else ():
         if override.partition(".")[0] not in only:
             raise InputError(
@@ -57,7 +57,7 @@ def no_overrides(options: argparse.Namespace, reason: str) -> None:
 
 @contextlib.contextmanager
 def processes(options: argparse.Namespace) -> Iterator[bool]:
-    """A block in which this process is one of those that --processes names; yields whether it is process 0."""
+    """Joins the processes of --processes for the block; yields whether this one is process 0."""
     if options.processes is None:
         yield True
         return
@@ -83,7 +83,7 @@ def writable(directory: Path, flag: str) -> Path:
 
 
 def data_folder(options: argparse.Namespace) -> Path:
-    """Raises InputError if there are no tokens below it."""
+    """The folder of the data set. Raises InputError if it holds no tokens."""
     data = options.data or options.workdir / "data"
     if not (data / "tokens").is_dir():
         raise InputError(f"--data={data}: there are no tokens there; make them with: audiolm prepare --data {data}")
@@ -91,7 +91,7 @@ def data_folder(options: argparse.Namespace) -> Path:
 
 
 def trained_run(workdir: Path) -> Path:
-    """Raises InputError if the folder holds no checkpoint."""
+    """The folder. Raises InputError if it holds no checkpoint."""
     if not (workdir / "checkpoints").is_dir():
         raise InputError(
             f"--workdir={workdir}: there is no trained run; make one with: audiolm train --workdir {workdir}"
@@ -107,7 +107,7 @@ def recording(path: Path | None, sample_rate: int, flag: str) -> "np.ndarray | N
     from audiolm_jax.data.corpora import folder
 
     try:
-        # The model says what is too long for it.
+        # The limit of the model is checked later.
         return folder.load(str(path), corpora.CorpusConfig("folder", sample_rate=sample_rate, max_seconds=3600.0))[0]
     except corpora.Reject as reason:
         raise InputError(f"{flag}={path}: {reason}; give a wav, flac, ogg or mp3 recording") from None

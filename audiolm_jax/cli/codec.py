@@ -31,7 +31,7 @@ examples:
   audiolm codec encode --codec mimi --path kyutai/mimi@main --codebooks 8 --out codes one.wav
 """
 
-PIECE_SECONDS = 10.0  # what is read, encoded or decoded at once
+PIECE_SECONDS = 10.0  # read, encoded or decoded at once
 MOST_CHANNELS = 2
 
 
@@ -116,7 +116,7 @@ def encode(path: Path, out: Path, codec, weights: str | None, progress: Callable
 
 
 def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[float], None]) -> None:
-    """Decodes a file of codes into the recording `out` (wav, 16 bits), as long as the one it came from."""
+    """Decodes a file of codes into `out` (wav, 16 bits), which is as long as the original recording."""
     import soundfile
 
     codes_TQ, samples = content["codes"].astype(np.int32), int(content["samples"])

@@ -23,12 +23,12 @@ COMMANDS = {
     "train": "Train a model on prepared tokens. The workdir is the run: the same command again resumes it.",
     "generate": "Make speech from text, from an audio prompt, or from both.",
     "evaluate": "Measure a trained model: bits per second of audio on held-out speech, intelligibility, speed.",
-    "import": "Make a workdir of a published checkpoint of MusicGen: a folder, or a repository (at a revision).",
-    "export": "Write the weights of a trained run, and what it needs to be used, to one safetensors file.",
+    "import": "Import a published MusicGen checkpoint into a workdir, from a folder or a repository (at a revision).",
+    "export": "Export a trained run (weights, configuration, vocabulary) to one safetensors file.",
     "compare": "Train and measure several serialization strategies under equal conditions, and write one report.",
-    "plan": "Compile a run for chips that are not here: does it fit, what does it send, how long must a step take.",
+    "plan": "Compile a run for chips that are not attached: memory, collectives, a lower bound of the time of a step.",
     "config": "Print every key of a configuration, with its value and meaning, and what differs from the defaults.",
-    "codec": "Recordings to codes and back, with any codec; files of hours are taken piece by piece.",
+    "codec": "Encode recordings to codes and decode them, with any codec; hours of audio need little memory.",
 }
 
 OVERRIDES = """
@@ -85,21 +85,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Arguments without `--config.key=value` or `--config.key value`, and those as "key=value"."""
-    rest, overrides, pending = [], [], None
-    for argument in arguments:
-        if pending is not None:
-            overrides.append(f"{pending}={argument}")
-            pending = None
-        elif argument.startswith("--config."):
-            text = argument.removeprefix("--config.")
-            if "=" in text:
-                overrides.append(text)
-            else:
-                pending = text
-        else:
+    rest, overrides = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        text = argument.removeprefix("--config.")
+        if text == argument:
             rest.append(argument)
-    if pending is not None:
-        raise InputError(f"--config.{pending}: a value is missing; write --config.{pending}=VALUE")
+        elif "=" in text:
+            overrides.append(text)
+        elif (value := next(remaining, None)) is not None:
+            overrides.append(f"{text}={value}")
+        else:
+            raise InputError(f"--config.{text}: a value is missing; write --config.{text}=VALUE")
     return rest, overrides
 
 
@@ -149,7 +146,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
 
 
 def quiet_checkpoints() -> None:
-    """For the whole process: no log of a failed checkpoint beside the sentence about it."""
+    """Drops the logs of a failed checkpoint, for this process: the error is also raised."""
     from absl import logging as absl
 
     # Not by name: a record has the file that logs in it only if absl created the logger.

@@ -39,7 +39,7 @@ from audiolm_jax.training.loop import claim
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What the stages of all cells have in common."""
+    """What the stages of all cells share."""
 
     config: ConfigDict
     workdir: Path
@@ -119,7 +119,7 @@ def describe_corpus(utterances: list) -> dict:
 
 
 def references(comparison: Comparison, examples: Sequence[dict], spec: Spec) -> None:
-    """What models are compared with: codes without a network, recordings, recordings after the codec."""
+    """The references of the models: unigram codes, recordings, and recordings after the codec."""
     config, stages, judge = comparison.config, comparison.stages, comparison.judge
     evaluation, inputs = section(config, "evaluation"), comparison.sections("evaluation", "data")
     count = partial(evaluate.unigram, comparison.data, evaluation, spec)
@@ -133,7 +133,7 @@ def references(comparison: Comparison, examples: Sequence[dict], spec: Spec) -> 
 
 
 def measure(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tuple[dict, float]:
-    """Trains and measures one cell, as far as that is not done: all its numbers, and the seconds that it took."""
+    """Trains and measures one cell, skipping finished stages; returns its numbers and the seconds that they took."""
     config, judge, workdir = comparison.config, comparison.judge, comparison.workdir
     folder, evaluation = workdir / "runs" / cell.name, section(config, "evaluation")
     stages = Stages(folder / "stages", f"{cell.name}/")
@@ -163,7 +163,7 @@ def measure(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tup
 
 
 def train_run(config: ConfigDict, folder: Path, workdir: Path, progress: bool) -> dict:
-    """Trains one run; what its log says."""
+    """Trains one run; returns its seconds, frames and curve from the log, and the hardware."""
     runs.train(config, folder, workdir, progress=progress)
     log, machine = evaluate.training_log(workdir), speed.hardware()
     return {

@@ -1,14 +1,13 @@
 """Section `compare` of the configuration."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from audiolm_jax.config import key, keys_of, validate
+from audiolm_jax.config import check_names, key, keys_of, validate
 from audiolm_jax.errors import InputError
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.serialization import STRATEGIES
@@ -59,11 +58,6 @@ def _check_size(name: str, changes: Mapping[str, Any]) -> None:
         raise InputError(f"compare.sizes holds the name {name!r}; letters, digits, '_' and '.' make folder names")
     if not isinstance(changes, Mapping | ConfigDict):
         raise InputError(f"compare.sizes.{name}={changes!r} must map keys of the section model to values")
-    known = keys_of(ModelConfig, f"compare.sizes.{name}")
+    check_names(changes, ModelConfig, f"compare.sizes.{name}")
     for attribute, value in changes.items():
-        if attribute not in known:
-            near = difflib.get_close_matches(attribute, known, n=1, cutoff=0)[0]
-            raise InputError(
-                f"compare.sizes.{name}.{attribute}: the section model has no key {attribute}; did you mean {near}?"
-            )
-        known[attribute].check(value)
+        keys_of(ModelConfig, f"compare.sizes.{name}")[attribute].check(value)

@@ -151,7 +151,7 @@ def differences(groups: Mapping[str, Sequence[Cell]], measured: Mapping[str, dic
 
 
 def environment(command: str) -> dict[str, Any]:
-    """With which command, code and machine."""
+    """The command, time, commit, versions and hardware."""
     repository, commit = Path(__file__).resolve().parents[2], "unknown"
     if (repository / ".git").exists():
         describe = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -198,7 +198,7 @@ def notes(config: ConfigDict, strategies: Sequence[dict]) -> list[str]:
 
 
 def _unequal(strategies: Sequence[dict], tolerance: float) -> list[str]:
-    """A sentence for each size whose strategies saw frames that differ by more than the tolerance."""
+    """A sentence for each size whose strategies were shown frames that differ by more than the tolerance."""
     sentences = []
     for size in dict.fromkeys(strategy["size"] for strategy in strategies):
         frames = {}

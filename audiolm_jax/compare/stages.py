@@ -1,8 +1,8 @@
-"""Stages of a long computation, each with its result on disk: after a restart, what is done is not done again.
+"""Stages of a long computation with their results on disk: after a restart, finished stages are skipped.
 
 A stage is a name, the inputs that decide its result, and a function. Its result, plain JSON values, is written to
-`<name>.json` by a rename at the very end; whatever else it makes (a data set, checkpoints, audio) must be finished by
-then and must itself survive being killed.
+`<name>.json` atomically at the very end; whatever else it makes (a data set, checkpoints, audio) must be finished by
+then and must be resumable itself.
 """
 
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_jax import files
-from audiolm_jax.files import digest
 
 
 class Stages:
@@ -29,7 +28,7 @@ class Stages:
     def run(self, name: str, make: Callable[[], Any], *inputs: Any, after: Sequence[str] = ()) -> Any:
         """The result of `make()`, or that of an earlier run with equal `inputs` after the same earlier stages."""
         path = self.directory / f"{name}.json"
-        key = digest([inputs, [self.done[earlier]["digest"] for earlier in after]])
+        key = files.digest([inputs, [self.done[earlier]["digest"] for earlier in after]])
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["inputs"] == key:
@@ -42,7 +41,7 @@ class Stages:
         self.done[name] = {
             "name": name,
             "inputs": key,
-            "digest": digest([key, name]),
+            "digest": files.digest([key, name]),
             "seconds": round(time.monotonic() - start, 2),
             "result": result,
         }
@@ -50,7 +49,7 @@ class Stages:
         return result
 
     def seconds(self) -> dict[str, float]:
-        """Of every stage, also of those that an earlier start did."""
+        """Seconds of every stage, also of those that an earlier process ran."""
         return {name: stage["seconds"] for name, stage in self.done.items()}
 
 

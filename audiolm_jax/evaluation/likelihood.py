@@ -41,7 +41,7 @@ SHORTEST = 32  # positions of the smallest bucket of rows
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Bits of U utterances, kept per utterance so that any interval can be made from them."""
+    """Bits of U utterances, each apart, as intervals need them."""
 
     tag: str  # exact | bound
     frame_rate: float  # frames per second
@@ -73,10 +73,10 @@ class Likelihood:
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """A row to be scored and what its classes of predictions add to which utterance.
+    """A row to score, and the utterance and draw that its nats are added to.
 
-    `counts` names the classes taken from this row: codebooks by number, then Q the end, Q + 1 the length, Q + 2 text.
-    `scale` is the weight of its codes.
+    `counts`: the classes of prediction taken from this row, codebooks by number, then Q the end, Q + 1 the length,
+    Q + 2 text. `scale`: the weight of its codes.
     """
 
     row: Row

@@ -31,7 +31,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Of one request; seconds are medians over repeats."""
+    """Measured and predicted times of one request; seconds are medians over repeats."""
 
     frames: int
     audio_seconds: float

@@ -65,7 +65,7 @@ class _Scale:
 
 
 class _Axes:
-    """Maps data to the drawing; logarithmic where asked, which leaves room on both sides."""
+    """Maps data to the drawing. A logarithmic axis leaves room on both sides."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float], log_x: bool = False, log_y: bool = False):
         low, high = min(xs), max(xs)
@@ -144,10 +144,9 @@ def line_chart(series: list[dict], x_label: str, y_label: str, title: str) -> st
 
 
 def scatter_chart(series: list[dict], x_label: str, y_label: str, title: str, diagonal: bool = False) -> str:
-    """One labelled point per series over a logarithmic x axis, with its interval and the line of those not beaten.
+    """One labelled point per series over a logarithmic x axis, with its interval, and the Pareto front.
 
-    A point is beaten where another one is at most as large in x and in y, and smaller in one of them. `diagonal`: both
-    axes are logarithmic, and the line is that of x = y.
+    Less is better on both axes. diagonal: both are logarithmic, and the line is x = y instead of the front.
     """
     if not series:
         return ""
@@ -176,7 +175,7 @@ def scatter_chart(series: list[dict], x_label: str, y_label: str, title: str, di
 
 
 def _label(name: str, x: float, y: float, labels: list[tuple[float, float, float]]) -> str:
-    """A name beside its point, on the first of six places that no other label covers."""
+    """A name beside its point, at the first of six positions that no label covers."""
     width = 7.2 * len(name)
     places = [(11, 4), (-11 - width, 4), (-width / 2, -13), (-width / 2, 22), (11, -12), (11, 20)]
     for dx, dy in places:

@@ -11,7 +11,7 @@ _TURNED = {None: None, "upper": "lower", "lower": "upper", "both": "both"}
 
 
 def between(results: dict, a: str, b: str, metric: str) -> dict:
-    """The difference a minus b, whichever way round the results hold it."""
+    """The difference a minus b, also where the results hold b minus a."""
     for pair in results["differences"]:
         if pair["metric"] == metric and (pair["a"], pair["b"]) == (a, b):
             return pair
@@ -22,7 +22,7 @@ def between(results: dict, a: str, b: str, metric: str) -> dict:
 
 
 def sign(pair: dict) -> int:
-    """Sign of a significant difference; 0 if the interval holds 0, or a bound leaves it open."""
+    """Sign of a significant difference; 0 if the interval contains 0 or a bound leaves the sign open."""
     if pair["high"] < 0 and pair["bound"] in (None, "upper"):
         return -1
     return 1 if pair["low"] > 0 and pair["bound"] in (None, "lower") else 0

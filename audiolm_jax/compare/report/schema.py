@@ -1,8 +1,8 @@
 """results.json: what a comparison measured. Every key is a field of `Results`; an unknown or missing key is an error.
 
 Units: bits are base-2, "per second" means per second of audio, rates are fractions (0.05, not 5), sizes are bytes.
-Wall-clock times are only below the keys `TIMES`, so two runs compare equal after `strip_times`. A field with a default
-is a key that may be left out.
+Wall-clock times are only below the keys "speed", "training_seconds", "created" and "hardware": two runs of one
+configuration agree in all others. A field with a default is a key that may be left out.
 
 Intervals are 95 %, over utterances and, where there are several, seeds (evaluation/intervals.py says what they cover).
 They can be computed again from `held_out` and the numbers of every seed:
@@ -24,7 +24,6 @@ from audiolm_jax.errors import InputError
 
 VERSION = 2
 EQUAL = {"flops": "parameters and training FLOPs", "tokens": "parameters and frames of audio seen"}
-TIMES = frozenset({"speed", "training_seconds", "created", "hardware"})
 
 
 class Keys(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True):
@@ -292,19 +291,6 @@ def sample_lists(results: dict) -> dict[str, list[dict]]:
     """{"real": samples, "codec": samples, strategy name: samples, ...} in the order of the page."""
     lists = {name: results["ceilings"][name]["samples"] for name in ("real", "codec")}
     return lists | {strategy["name"]: strategy["samples"] for strategy in results["strategies"]}
-
-
-def strip_times(results: dict) -> dict:
-    """A copy without anything below the keys `TIMES` (at any depth, `config` excepted): what two equal runs share."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: v if k == "config" else strip(v) for k, v in value.items() if k not in TIMES}
-        if isinstance(value, list | tuple):
-            return [strip(item) for item in value]
-        return value
-
-    return strip(results)
 
 
 def write_results(results: dict, directory: Path) -> Path:

@@ -36,7 +36,7 @@ def _understood(results: dict) -> str:
 
 
 def _lead(results: dict, first: dict, others: list[dict], metric: str, form: str, scale: float = 1) -> str:
-    """How far the first is ahead of the next one of its size, with the interval of the difference."""
+    """By how much `first` leads the next entry of its size, with the interval of the difference."""
     rivals = [entry for entry in others if entry["size"] == first["size"]]
     if not rivals:
         return ""
@@ -59,7 +59,7 @@ def _work(results: dict) -> str:
 
 
 def facts(results: dict) -> list[tuple[str, str]]:
-    """The four numbers to take home, and what they mean."""
+    """(number, meaning) of the four cards below the verdict."""
     strategies = results["strategies"]
     bits = min(strategies, key=lambda s: s["bits_per_second"])
     clearest = min(strategies, key=lambda s: s["cer"]["value"])
