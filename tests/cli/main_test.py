@@ -46,18 +46,21 @@ def test_help_shows_examples_that_parse(command, capsys):
 
 
 def test_a_command_is_imported_only_when_it_is_asked_for():
-    """`audiolm --help` loads neither the commands nor JAX; `audiolm train --help` only its own file."""
+    """`audiolm --help` loads no command and no JAX, `audiolm train --help` only its own file; no help loads JAX."""
     code = (
-        "import sys\nfrom audiolm_jax.cli import main\ntry: main.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "import sys\nfrom audiolm_jax.cli import main\nfor command in sys.argv[1:]:\n"
+        "    try: main.main([command, '--help'])\n    except SystemExit: pass\n"
         "print(*sorted(name for name in sys.modules if name == 'jax' or name.startswith('audiolm_jax.cli.')))"
     )
 
-    def loaded(*arguments: str) -> list[str]:
-        process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    def loaded(*commands: str) -> list[str]:
+        process = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=True)
         return [name.removeprefix("audiolm_jax.cli.") for name in process.stdout.splitlines()[-1].split()]
 
     assert loaded("--help") == ["allocator", "main"]
-    assert loaded("train", "--help") == ["allocator", "arguments", "main", "train"]
+    assert loaded("train") == ["allocator", "arguments", "main", "train"]
+    modules = loaded(*main.COMMANDS)
+    assert {"codec", "import_"} < set(modules) and "jax" not in modules
 
 
 @pytest.mark.parametrize(
