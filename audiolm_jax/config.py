@@ -106,7 +106,7 @@ class Key:
 
     @property
     def accepted(self) -> str:
-        """What a value must be, as the end of a sentence."""
+        """The accepted values, as the end of a sentence."""
         form, item = _parts(self.kind)
         noun = f"one of {self.range}" if self.among else f"{_NOUNS.get(item, 'anything')} {self.range}".strip()
         if form is tuple:
@@ -166,7 +166,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _parse(text: str, kind: Any) -> Any:
-    """What `text` writes of the annotation `kind`, for `_convert`; else an exception (see `Key.parse`)."""
+    """The value that `text` writes, before `_convert` checks its type. Raises what `Key.parse` catches."""
     form, item = _parts(kind)
     if form is tuple:
         with contextlib.suppress(ValueError, SyntaxError):

@@ -15,7 +15,7 @@ LARGEST = 2**31 - 1
 
 
 def keep_memory() -> bool:
-    """For this process, from here on. Returns whether the allocator can (glibc on Linux)."""
+    """Sets it for this process. Returns whether the allocator supports it (glibc on Linux)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False

@@ -122,8 +122,8 @@ def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[floa
     codes_TQ, samples = content["codes"].astype(np.int32), int(content["samples"])
     if content["fingerprint"] != codec.fingerprint:
         raise InputError(
-            f"{path}: was made by codec {content['codec']!r} with fingerprint {content['fingerprint'][:12]}, "
-            f"this one has {codec.fingerprint[:12]}; give the weights it was made with"
+            f"{path}: is of codec {content['codec']!r} with fingerprint {content['fingerprint'][:12]}, "
+            f"this one has {codec.fingerprint[:12]}; give the weights that encoded it"
         )
     step = max(1, round(PIECE_SECONDS * codec.frame_rate / codec.block)) * codec.block
     skip, left = codec.delay, samples
@@ -215,7 +215,7 @@ def describe(path: Path, codec) -> str:
 
 
 def summary(codec) -> str:
-    """What a codec is, a line each."""
+    """Name, rates and sizes of a codec, a line each."""
     bits = codec.frame_rate * codec.codebooks * np.log2(codec.codebook_size)
     lines = {
         "codec": codec.name,

@@ -14,9 +14,9 @@ examples:
   audiolm generate --workdir runs/delay --text "three one four" --out three.wav
   # from one file that `audiolm export` wrote
   audiolm generate --checkpoint delay.safetensors --text "three one four" --out three.wav
-  # the voice of a recording (--text says what follows it, --prompt-text what is said in it)
+  # the voice of a recording (--text says what follows it, --prompt-text is its transcript)
   audiolm generate --workdir runs/delay --text "one five nine" --prompt voice.wav --prompt-text "two six" --out five.wav
-  # music, with what `audiolm import` made
+  # music, with a checkpoint that `audiolm import` wrote
   audiolm generate --workdir runs/musicgen --text "slow jazz with a loud piano" --seconds 8 --out jazz.wav
   # with the melody of a recording, after `audiolm import facebook/musicgen-melody runs/melody`
   audiolm generate --workdir runs/melody --text "slow jazz" --melody hummed.wav --seconds 8 --out jazz.wav
@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
     parser.add_argument("--melody", type=Path, metavar="FILE", help="a recording to follow (musicgen-melody)")
     parser.add_argument("--speaker", default="", help="fills {speaker} in the text template of the run, if it has one")
-    parser.add_argument("--prompt-text", default="", metavar="TEXT", help="what is said in the prompt")
+    parser.add_argument("--prompt-text", default="", metavar="TEXT", help="transcript of the prompt")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav file to write")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--frames", type=int, metavar="N", help="exact length in frames of the codec")

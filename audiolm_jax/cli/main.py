@@ -121,15 +121,12 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
     except InputError as error:
         return complain(str(error))
     except KeyboardInterrupt as interrupt:
-        sentence = str(interrupt) or "stopped; what was finished is kept, and the same command again goes on from there"
+        sentence = str(interrupt) or "stopped; what was finished is kept, and the same command again resumes"
         print(f"\naudiolm: {sentence}", file=sys.stderr)
         return 130
     except SystemExit as stop:  # --help, or a signal during training, which saves first
         if stop.code in (130, 143):
-            print(
-                "\naudiolm: stopped; the last step is saved, and the same command again goes on from there",
-                file=sys.stderr,
-            )
+            print("\naudiolm: stopped; the last step is saved, and the same command again resumes", file=sys.stderr)
             return stop.code
         raise
     except BrokenPipeError:  # `audiolm ... | head`

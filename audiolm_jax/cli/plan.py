@@ -26,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """With --json only the object goes to stdout, progress to stderr."""
+    """Compiles and prints the plan. With --json only the object goes to stdout, progress to stderr."""
     config = arguments.config(options)
     from audiolm_jax.plan import plan, table
 

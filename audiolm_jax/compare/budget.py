@@ -1,10 +1,10 @@
-"""What every strategy of a comparison may spend: equal parameters, and equal training FLOPs or equal frames of audio.
+"""The budget of every strategy of a comparison: equal parameters, and equal training FLOPs or equal frames of audio.
 
     flops   the same steps on batches of the same shape. A strategy with more positions per second of audio sees fewer
             seconds of it
     tokens  the same frames of audio per step and in all. The rows of a batch are scaled until a step shows as many
-            frames as one of the first strategy, to whole rows, and the steps make up for what rows leave. Strategies
-            with more positions take more FLOPs
+            frames as one of the first strategy, rounded to rows, and the number of steps makes up for the rounding.
+            Strategies with more positions take more FLOPs
 
 Frames per step are counted by packing the documents as `data.training_batches` does, in another order.
 """
@@ -27,7 +27,7 @@ from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import Vocab
 
-DOCUMENTS = 4000  # of the training split, at most, whose lengths are packed
+DOCUMENTS = 4000  # documents of the training split, at most, whose lengths are packed
 BATCHES = 40  # packed to count the frames of a step
 
 

@@ -39,7 +39,7 @@ from audiolm_jax.training.loop import claim
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What the stages of all cells share."""
+    """The configuration, judge and results that all cells share."""
 
     config: ConfigDict
     workdir: Path

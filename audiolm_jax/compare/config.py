@@ -15,7 +15,7 @@ from audiolm_jax.serialization import STRATEGIES
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """What `audiolm compare` compares, and under which budget."""
+    """The strategies, sizes and seeds of `audiolm compare`, and their budget."""
 
     strategies: tuple[str, ...] = key(
         ("flat", "delay", "hierarchical", "masked"),

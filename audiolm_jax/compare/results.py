@@ -65,8 +65,9 @@ def assemble(
 
 def _numbers(members: Sequence[Cell], measured: Mapping[str, dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Numerators [S, U] and denominators [U] of a metric over the seeds of an entry."""
-    above, below = KEYS[metric]
-    return np.array([measured[cell.name][above] for cell in members]), np.array(measured[members[0].name][below])
+    numerator, denominator = KEYS[metric]
+    rows = [measured[cell.name][numerator] for cell in members]
+    return np.array(rows), np.array(measured[members[0].name][denominator])
 
 
 def _entry(entry: str, members: Sequence[Cell], shares: Mapping, measured: Mapping[str, dict]) -> dict:
@@ -141,8 +142,8 @@ def differences(groups: Mapping[str, Sequence[Cell]], measured: Mapping[str, dic
         if a_cells[0].size != b_cells[0].size:
             continue
         for metric in KEYS:
-            (above_a, below), (above_b, _) = (_numbers(members, measured, metric) for members in (a_cells, b_cells))
-            interval = intervals.difference(above_a, above_b, below)
+            (a_SU, denominators_U), (b_SU, _) = (_numbers(members, measured, metric) for members in (a_cells, b_cells))
+            interval = intervals.difference(a_SU, b_SU, denominators_U)
             tags = tuple(measured[members[0].name]["likelihood"] for members in (a_cells, b_cells))
             pair = {"a": a, "b": b, "size": a_cells[0].size, "metric": metric, "difference": interval.value}
             bound = BOUNDS[tags] if metric == "bits_per_second" else None
@@ -215,7 +216,7 @@ def _unequal(strategies: Sequence[dict], tolerance: float) -> list[str]:
 
 
 def budget_table(cells: Sequence[Cell], shares: Mapping, equal: str, frame_rate: float) -> str:
-    """What every entry will spend, printed before training."""
+    """The budget of every entry as text, printed before training."""
     entries = {cell.entry: shares[cell.size, cell.strategy] for cell in cells}
     lines = [
         f"   {name:22s} {share['parameters'] / 1e6:.3f} M parameters, {share['training_steps']} steps of "

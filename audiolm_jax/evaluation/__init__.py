@@ -1,8 +1,8 @@
-"""What is measured on a trained run: likelihood in bits per second of audio, intelligibility, speed.
+"""Measurements of a trained run: likelihood in bits per second of audio, intelligibility, speed.
 
-evaluate.py         all of it for one run (`audiolm evaluate`), and the pieces that a comparison takes
+evaluate.py         all measurements of one run (`audiolm evaluate`), and the stages of a comparison
 likelihood.py       negative log-likelihood of held-out codes, exact or an any-order bound
-baselines.py        what the codes cost without a network: uniform and unigram
+baselines.py        bits of the codes without a network: uniform and unigram
 intelligibility.py  character error rate of a recogniser, and a second opinion
 speed.py            real-time factor and first audio, measured and predicted
 intervals.py        95 % intervals over utterances and seeds, and of paired differences

@@ -1,4 +1,4 @@
-"""What the codes cost without a network: uniform and unigram codes, in bits per second of audio.
+"""Bits per second of audio of the codes without a network: uniform and unigram.
 
 A model that is not far below the unigram has learnt nothing about time. Each codebook has a table of its own, counted
 on the training split; how much it is smoothed is chosen there too, by the leave-one-out likelihood (every code is

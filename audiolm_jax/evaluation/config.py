@@ -4,12 +4,12 @@ import dataclasses
 
 from audiolm_jax.config import key, validate
 
-METHODS = ("auto", "exact", "bound")  # of the likelihood of masked models
+METHODS = ("auto", "exact", "bound")  # likelihoods of masked models
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on a trained run."""
+    """The measurements of a trained run."""
 
     split: str = key("test", "Split of the token data set: test, unseen (other voices), valid or train.")
     also: tuple[str, ...] = key((), "audiolm compare: further splits whose likelihood is measured, such as (unseen,).")

@@ -1,4 +1,4 @@
-"""What is measured on a trained run, and what it is compared with: `audiolm evaluate`, and the stages of a comparison.
+"""Measurements of a trained run and of its references: `audiolm evaluate`, and the stages of a comparison.
 
 Every function returns plain JSON values with the keys of `compare/report/schema.py`.
 """
@@ -77,7 +77,7 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         grid = spec.grid
         examples = held_out(directory, evaluation, spec)
         documents, encoded = [example["document"] for example in examples], None
-        if spec.conditioning.text_encoder:  # which the text goes to, instead of into the row
+        if spec.conditioning.text_encoder:  # the text goes to the encoder instead of the row
             documents = [document[-1:] for document in documents]
             encoded = published.of_run(run, model, spec).text_encoder([example["text"] for example in examples])
         rate = tokens.info(directory / "tokens")["frame_rate"]
@@ -121,7 +121,7 @@ def ceilings(
     evaluation: EvaluationConfig,
     folder: Path,
 ) -> dict:
-    """What the recogniser hears in the recordings themselves, and in the same after the codec."""
+    """Error rates of the recordings themselves ("real") and of the same after the codec ("codec")."""
     recordings = {(item.split, item.key): item for item in utterances}
     real = []
     for example in examples:

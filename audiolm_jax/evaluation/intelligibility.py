@@ -1,9 +1,9 @@
-"""How much of the text can be heard: character error rate (CER), with intervals and a second opinion.
+"""Intelligibility: character error rate (CER), with intervals and a second opinion.
 
     CER = (substitutions + deletions + insertions) / characters of the references
 
-over all utterances together (Levenshtein distance, by jiwer). It can pass 1 where a recogniser hears more than was
-to be said. A waveform in which nothing can be heard (empty, very short, silent, NaN) counts as all deletions.
+over all utterances together (Levenshtein distance, by jiwer). It can exceed 1 where a recogniser inserts
+characters. A waveform in which nothing can be heard (empty, very short, silent, NaN) counts as all deletions.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def normalise(text: str) -> str:
-    """What is compared: lower case, no accents, letters, digits, apostrophes, single spaces.
+    """Text as it is compared: lower case, no accents, letters, digits, apostrophes, single spaces.
 
     Compatibility forms and accents are resolved (Unicode NFKD, combining marks dropped), typographic apostrophes
     become plain ones, every other character becomes a space. Digits stay digits: a recogniser that spells words

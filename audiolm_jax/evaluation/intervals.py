@@ -105,7 +105,7 @@ def rates(numerators: np.ndarray, denominators_U: np.ndarray) -> np.ndarray:
 
 
 def standard_error(numerators_U: np.ndarray, denominators_U: np.ndarray) -> float:
-    """Of a ratio of sums, over utterances; nan for one utterance.
+    """Standard error of a ratio of sums over utterances; nan for one utterance.
 
     The linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4).
     """

@@ -67,7 +67,7 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Of `bits_per_second` over utterances, the draws' noise included; nan for one utterance."""
+        """Standard error of `bits_per_second` over utterances, noise of the draws included; nan for one utterance."""
         return intervals.standard_error(self.code_bits_UQ.sum(axis=1), self.seconds_U)
 
 
@@ -88,7 +88,7 @@ class _Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """How utterances are scored. Raises InputError for an unknown method, no draws."""
+    """Options of the scoring. Raises InputError for an unknown method, no draws."""
 
     # Of levels without a causal pass. "exact": the fixed order of the grid. "bound": the any-order bound. "auto": exact
     # if each of these levels takes one pass, which leaves no order to choose; else the bound.
@@ -117,7 +117,7 @@ def likelihood(
     """Bits of each utterance, a document whose audio segments are scored given everything before them.
 
     Args:
-      model: a mesh must be entered; parameters are those to be evaluated (EMA or not is the caller's choice).
+      model: with the parameters to evaluate (EMA or not is the caller's choice). Runs under the current mesh.
       frame_rate: of the codec, frames per second.
       encoded: states [tokens, model.cross_width] of the text of each utterance, for a model that attends to them.
 

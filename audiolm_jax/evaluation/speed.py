@@ -1,4 +1,4 @@
-"""How long generation takes: real-time factor, time to first audio and sequential passes, measured beside predicted.
+"""Speed of generation: real-time factor, time to first audio and sequential passes, measured and predicted.
 
 One utterance at a time, compiled beforehand, the codec included, medians over repeats of the same request. The
 prediction is a roofline over the passes that the order needs (serialization/cost.py), with the arithmetic and memory
@@ -39,7 +39,7 @@ class Timing:
     first_audio_seconds: float  # until the stream yielded its first samples
     passes: int  # sequential passes of the network, as counted by the loop
     predicted: cost.Cost
-    predicted_seconds: float  # of the network alone, from the roofline
+    predicted_seconds: float  # roofline of the network alone
     predicted_first_audio_seconds: float
 
 
@@ -126,7 +126,7 @@ def probe(dtype=jnp.float32, size: int | None = None, repeats: int = 5, megabyte
 
 
 def hardware() -> dict[str, str | float]:
-    """What the times were measured on, and how busy it was: processor, devices, versions, load."""
+    """The machine: processor, devices, versions and load."""
     device = jax.devices()[0]
     load = {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
     return {

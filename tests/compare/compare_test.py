@@ -316,9 +316,7 @@ def test_a_signal_saves_and_says_how_to_go_on(done, folder, number, code):
     _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == (
-        "audiolm: stopped; the last step is saved, and the same command again goes on from there"
-    )
+    assert err.splitlines()[-1] == ("audiolm: stopped; the last step is saved, and the same command again resumes")
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
 
 

@@ -60,7 +60,7 @@ def clip(
 
 
 def marked_transcript(reference: str, transcript: str) -> Markup:
-    """What was heard: wrong or added words underlined, missing words struck out."""
+    """The transcript as HTML: wrong or added words underlined, missing words struck out."""
     import jiwer
 
     reference, transcript = normalise(reference), normalise(transcript)

@@ -25,25 +25,25 @@ for (const chart of document.querySelectorAll("svg.chart")) {
   const { x, y, series } = JSON.parse(chart.dataset.points);
   const hover = chart.querySelector(".hover");
   const escape = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
-  const scatter = series.every((one) => one.at.length === 1);
+  const scatter = series.every((curve) => curve.at.length === 1);
   chart.addEventListener("pointermove", (event) => {
     const box = chart.getBoundingClientRect();
     const view = chart.viewBox.baseVal;
     const px = ((event.clientX - box.left) / box.width) * view.width;
     const py = ((event.clientY - box.top) / box.height) * view.height;
-    let found = series.map((one) => {
-      let best = one.at[0], distance = Infinity;
-      for (const point of one.at) {
+    let nearest = series.map((curve) => {
+      let best = curve.at[0], distance = Infinity;
+      for (const point of curve.at) {
         const d = scatter ? Math.hypot(point[0] - px, point[1] - py) : Math.abs(point[0] - px);
         if (d < distance) { distance = d; best = point; }
       }
-      return { one, best, distance };
+      return { curve, best, distance };
     });
-    if (scatter) found = [found.reduce((a, b) => (a.distance < b.distance ? a : b))];
-    hover.innerHTML = found.map(({ one, best }) => `<circle class="s${one.index}" cx="${best[0]}" cy="${best[1]}" r="5"/>`).join("");
+    if (scatter) nearest = [nearest.reduce((a, b) => (a.distance < b.distance ? a : b))];
+    hover.innerHTML = nearest.map(({ curve, best }) => `<circle class="s${curve.index}" cx="${best[0]}" cy="${best[1]}" r="5"/>`).join("");
     tip.innerHTML = scatter
-      ? `<b>${escape(found[0].one.name)}</b><br>${escape(x)}: ${found[0].best[2]}<br>${escape(y)}: ${found[0].best[3]}`
-      : `${escape(x)}<br>` + found.map(({ one, best }) => `<b>${escape(one.name)}</b> ${best[3]} <small>at ${best[2]}</small>`).join("<br>");
+      ? `<b>${escape(nearest[0].curve.name)}</b><br>${escape(x)}: ${nearest[0].best[2]}<br>${escape(y)}: ${nearest[0].best[3]}`
+      : `${escape(x)}<br>` + nearest.map(({ curve, best }) => `<b>${escape(curve.name)}</b> ${best[3]} <small>at ${best[2]}</small>`).join("<br>");
     tip.style.display = "block";
     const left = Math.min(event.pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8);
     tip.style.left = Math.max(8, left) + "px";

@@ -26,11 +26,11 @@ VERSION = 2
 EQUAL = {"flops": "parameters and training FLOPs", "tokens": "parameters and frames of audio seen"}
 
 
-class Keys(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True):
+class Object(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True):
     """An object of results.json. Strict: an integer is a float too, a boolean or a numeral in quotes is no number."""
 
 
-class ErrorRate(Keys):
+class ErrorRate(Object):
     value: float  # character error rate, all utterances together
     low: float  # its interval
     high: float
@@ -38,7 +38,7 @@ class ErrorRate(Keys):
     second_opinion: float | None  # CER by pocketsphinx; null where its grammar does not fit
 
 
-class Spread(Keys):
+class Spread(Object):
     """Over seeds."""
 
     sd: float | None  # of the sample; null for one seed
@@ -46,12 +46,12 @@ class Spread(Keys):
     max: float
 
 
-class Spreads(Keys):
+class Spreads(Object):
     bits_per_second: Spread
     cer: Spread
 
 
-class Sample(Keys):
+class Sample(Object):
     sentence: int  # index into `sentences`
     file: str  # audio, relative to results.json
     transcript: str  # what the recogniser heard
@@ -59,27 +59,27 @@ class Sample(Keys):
     seconds: float  # length of the audio
 
 
-class Ceiling(Keys):
+class Ceiling(Object):
     cer: ErrorRate
     samples: list[Sample]
 
 
-class Ceilings(Keys):
+class Ceilings(Object):
     real: Ceiling
     codec: Ceiling
 
 
-class SeedSpeed(Keys):
+class SeedSpeed(Object):
     rtf: float
     first_audio_seconds: float
 
 
-class Machine(Keys):
+class Machine(Object):
     processor: str
     devices: str
 
 
-class Seed(Keys):
+class Seed(Object):
     seed: int  # of initial weights, data order and training noise
     run: str  # the folder below runs/
     bits_per_second: float
@@ -89,19 +89,19 @@ class Seed(Keys):
     frames: int  # of the utterance whose passes are counted
     passes: int  # sequential passes of the network for it
     speed: SeedSpeed
-    hardware: Machine  # that trained it
+    hardware: Machine  # of the training
     utterance_bits: list[float]  # code bits of every held-out utterance, in the order of held_out.utterance_seconds
     sentence_errors: list[int]  # wrong characters of every sentence, in the order of held_out.sentence_characters
 
 
-class Rate(Keys):
+class Rate(Object):
     bits_per_second: float
     low: float
     high: float
     utterances: int
 
 
-class Cost(Keys):
+class Cost(Object):
     frames: int  # of the utterance the passes are counted for
     predicted_passes: float  # sequential passes of the network for that utterance
     measured_passes: float
@@ -112,7 +112,7 @@ class Cost(Keys):
     kv_bytes: float = 0.0
 
 
-class Speed(Keys):
+class Speed(Object):
     rtf: float  # seconds of work for one second of audio, one utterance at a time
     generation_seconds: float  # the sentences spoken with a clock, all together
     generation_predicted_seconds: float  # roofline of the network's passes on the rates of this machine
@@ -124,7 +124,7 @@ class Speed(Keys):
 Point = Annotated[list[float], pydantic.Field(min_length=2, max_length=2)]  # [step, value]
 
 
-class Strategy(Keys):
+class Strategy(Object):
     """From `cost` on, of the first seed."""
 
     name: str  # of this entry: the strategy, or strategy-size where there are several sizes
@@ -156,7 +156,7 @@ class Strategy(Keys):
     samples: list[Sample]
 
 
-class Difference(Keys):
+class Difference(Object):
     a: str  # names of entries of one size
     b: str
     size: str
@@ -169,7 +169,7 @@ class Difference(Keys):
     bound: Literal["upper", "lower", "both"] | None
 
 
-class Corpus(Keys):
+class Corpus(Object):
     name: str
     speakers: int
     utterances: dict[str, int]  # per split
@@ -177,7 +177,7 @@ class Corpus(Keys):
     description: str = ""
 
 
-class Codec(Keys):
+class Codec(Object):
     name: str
     fingerprint: str
     frame_rate: float
@@ -186,27 +186,27 @@ class Codec(Keys):
     sample_rate: int
 
 
-class Recogniser(Keys):
+class Recogniser(Object):
     fingerprint: str
 
 
-class Baselines(Keys):
+class Baselines(Object):
     uniform_bits_per_second: float
     unigram_bits_per_second: float  # unigram of the training codes, per codebook, on the held-out codes
     per_codebook_unigram_bits_per_second: list[float]
 
 
-class Sentence(Keys):
+class Sentence(Object):
     text: str
     speaker: str
 
 
-class HeldOut(Keys):
+class HeldOut(Object):
     utterance_seconds: list[float]  # of the utterances scored by likelihood
     sentence_characters: list[int]  # of the sentences that were spoken and heard
 
 
-class Results(Keys):
+class Results(Object):
     version: Literal[2] = pydantic.Field(alias="schema")  # VERSION
     title: str
     question: str
@@ -256,7 +256,7 @@ def validate(results: dict) -> Results:
 
 
 def _sentence(error: Any, value: Any) -> str:
-    """What is wrong with the results `value`, from one of `ValidationError.errors`."""
+    """The message for one of the `errors` of a ValidationError of the results `value`."""
     path = "results"
     for step in error["loc"]:
         if isinstance(value, dict) and (step in value or error["type"] == "missing"):

@@ -122,7 +122,7 @@ def training_table(results: dict) -> Markup:
 
 
 def speed_table(results: dict) -> Markup:
-    """What generating takes: real-time factor, sequential passes and time to first audio, predicted and measured."""
+    """Speed of generation: real-time factor, sequential passes, time to first audio; predicted and measured."""
 
     def measured(entry: dict, key: str, text: Callable[[float], str]) -> Markup:
         """One of the measured times, marked if it is the least of all strategies."""

@@ -15,7 +15,7 @@ NONE = Markup('<span class="none">–</span>')
 
 
 def key(index: int, hollow: bool = False) -> Markup:
-    """The marker that stands for strategy number `index` on the whole page."""
+    """The marker of strategy number `index`, everywhere on the page."""
     return Markup(f'<svg class="key" viewBox="-7 -7 14 14" aria-hidden="true">{marker(index, 0, 0, 5, hollow)}</svg>')
 
 
@@ -32,7 +32,7 @@ sections = _ENVIRONMENT.get_template("sections.html").module
 
 
 def page(title: str, header: str, sections: list[tuple[str, str, str]], footer: str) -> str:
-    """A whole page, with its style and script in it.
+    """The HTML of a page, with its style and script in it.
 
     sections: (name for links, title, content as HTML); those without content are left out. header, footer: as HTML.
     """
