@@ -68,22 +68,18 @@ def key(
     default: Any,
     meaning: str,
     *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
     among: Sequence[str] | Mapping[str, ModuleType | str] = (),
     filled: bool = False,
+    **bounds: float,
 ) -> Any:
-    """A field of a section.
+    """A field of a section. bounds: at_least, above, at_most, below.
 
     Bounds and `among` hold for every item of a tuple. `among` as a mapping is a table of modules, and a user's module
     is accepted too (`plugin`). filled: the tuple may not be empty.
     """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    rules = {"bounds": {name: bound for name, bound in bounds.items() if bound is not None}, "among": among}
+    rules = {"meaning": meaning, "bounds": bounds, "among": among, "filled": filled}
     values = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
-    return dataclasses.field(**values, metadata={"meaning": meaning, "filled": filled, **rules})
+    return dataclasses.field(**values, metadata=rules)
 
 
 @dataclasses.dataclass(frozen=True)
