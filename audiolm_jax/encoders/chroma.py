@@ -1,9 +1,9 @@
-"""Chroma: which of the twelve pitch classes sounds loudest, from moment to moment. It is the melody of MusicGen-melody.
+"""Chroma: the loudest of the twelve pitch classes over time, which is the melody that MusicGen-melody follows.
 
-As `MusicgenMelodyFeatureExtractor` of `transformers` computes it (arXiv 2306.05284, section 2.3; the filters are those
-of librosa), in numpy. The paper, audiocraft and the models' training first keep the stems "vocals" and "other" that
-Demucs separates, so that bass and drums do not hide the melody. There is no Demucs here: the mixture is taken as it is,
-which `transformers` does as well. For a full mix, separate it with a tool of your choice and give the stem that sings.
+Computed in numpy as by `MusicgenMelodyFeatureExtractor` of `transformers` (arXiv 2306.05284, section 2.3; the filters
+are those of librosa). The paper, audiocraft and the training of the models first keep the stems "vocals" and "other"
+that Demucs separates, so that bass and drums do not hide the melody. Here, as in `transformers`, the mixture is taken
+as it is: for a full mix, run a source separation first and pass the stem with the melody.
 
 Axes: N samples, T frames of the spectrogram, C frames that the model sees, W pitch classes (the first is C), F bins.
 """
@@ -18,30 +18,31 @@ from audiolm_jax.audio import hann, resample
 from audiolm_jax.errors import InputError
 
 FFT, HOP = 2**14, 2**12  # samples; 0.5 and 0.13 s at 32 kHz
-SECONDS = 30  # of a recording; what is beyond them is not heard
+SECONDS = 30  # of a recording are used, from its start
+CHANNELS = 8  # at the most; more are taken for a transposed array
 
 
 @dataclasses.dataclass(frozen=True)
 class Melody:
-    """What a piece is to follow: a recording, or nothing (what the model was trained to take for "no melody")."""
+    """The melody to follow: a recording, or None (the input for which the model was trained without a melody)."""
 
-    frames: int  # C, how many the model sees; a shorter melody is repeated
+    frames: int  # C; a shorter melody is repeated
     classes: int  # W
     sample_rate: int  # Hz
     waveform_N: np.ndarray | None = None
 
     @functools.cached_property
     def chroma_CW(self) -> np.ndarray:
-        """Float32, ones and zeros: the loudest class of every frame; of nothing, and of silence, the first."""
+        """Float32, one-hot: the loudest class of every frame. Silence, and no recording, have the first class."""
         if self.waveform_N is None:
             loudest_T = np.zeros(1, int)
         else:
-            heard = self.waveform_N[: SECONDS * self.sample_rate]
-            loudest_T = strengths(heard, self.sample_rate, self.classes).argmax(axis=1)
+            waveform_N = self.waveform_N[: SECONDS * self.sample_rate]
+            loudest_T = strengths(waveform_N, self.sample_rate, self.classes).argmax(axis=1)
         return np.eye(self.classes, dtype=np.float32)[np.resize(loudest_T, self.frames)]
 
     def of(self, recording: Any) -> "Melody":
-        """The melody of a recording: floats [samples] or [channels, samples] at `sample_rate`, or (such, Hz); or None.
+        """The melody of a recording: None, floats [samples] or [channels, samples] at `sample_rate`, or (floats, Hz).
 
         Raises InputError for anything else.
         """
@@ -54,9 +55,9 @@ class Melody:
                 f"a melody is a waveform of floats, [samples] or [channels, samples], not {waveform.dtype} of shape "
                 f"{waveform.shape}"
             )
-        if waveform.ndim == 2 and waveform.shape[0] > 8:
+        if waveform.ndim == 2 and waveform.shape[0] > CHANNELS:
             raise InputError(
-                f"a melody has shape {waveform.shape}; a waveform is [samples] or [channels, samples] (turn what "
+                f"a melody has shape {waveform.shape}; a waveform is [samples] or [channels, samples] (transpose what "
                 "soundfile reads)"
             )
         if not waveform.size or not np.isfinite(waveform).all():
@@ -65,7 +66,7 @@ class Melody:
         return dataclasses.replace(self, waveform_N=resample(mono_N.astype(np.float32), rate, self.sample_rate))
 
     def rolled(self, start: int) -> "Melody":
-        """The melody from sample `start` on, for as long as the model hears; the recording begins again at its end."""
+        """The SECONDS of melody from sample `start` on; the recording repeats after its end."""
         if self.waveform_N is None:
             return self
         index_N = np.arange(start, start + SECONDS * self.sample_rate) % len(self.waveform_N)
@@ -73,7 +74,7 @@ class Melody:
 
 
 def strengths(waveform_N: np.ndarray, sample_rate: int, classes: int = 12) -> np.ndarray:
-    """[T, W]: the energy of every pitch class, the loudest of a frame being 1 (or less, next to silence)."""
+    """[T, W]: the energy of every pitch class, divided by that of the loudest in its frame (unless it is silent)."""
     short = max(0, FFT - len(waveform_N))
     padded_N = np.pad(waveform_N.astype(np.float64), (short // 2, short - short // 2))
     padded_N = np.pad(padded_N, FFT // 2, mode="reflect")
@@ -86,13 +87,13 @@ def strengths(waveform_N: np.ndarray, sample_rate: int, classes: int = 12) -> np
 
 @functools.cache
 def filters(sample_rate: int, classes: int = 12) -> np.ndarray:
-    """[W, F]: how much every bin of the spectrum belongs to a class. librosa.filters.chroma, tuned to A = 440 Hz.
+    """[W, F]: the weight of every bin of the spectrum in a class; librosa.filters.chroma tuned to A = 440 Hz.
 
-    A bump around the class, as wide as a bin; all classes together weigh a bin by its octave, most around 880 Hz.
+    A Gaussian around the class, one bin wide; all classes of a bin are weighted by its octave, most around 880 Hz.
     """
     frequency_F = np.arange(1, FFT) * (sample_rate / FFT)
     pitch_F = classes * np.log2(frequency_F / (440.0 / 16))
-    pitch_F = np.concatenate([pitch_F[:1] - 1.5 * classes, pitch_F])  # bin 0 has no pitch: far from that of bin 1
+    pitch_F = np.concatenate([pitch_F[:1] - 1.5 * classes, pitch_F])  # bin 0 has no pitch: far below bin 1
     width_F = np.append(np.maximum(np.diff(pitch_F), 1.0), 1)
     half = np.round(classes / 2)
     distance_WF = pitch_F - np.arange(classes)[:, None]

@@ -1,10 +1,11 @@
 """The recogniser that measures intelligibility: a small CTC model of characters with frozen weights.
 
-It is trained on the synthetic corpus alone (`experiments/recogniser/`), so its error on anything else is an
-upper bound of the speech's own; the error on real and on codec-resynthesised speech belongs beside every
-number it gives. Connectionist temporal classification: Graves et al. 2006. Blocks: ConvNeXt (Liu et al. 2022)
-over time. Axis letters: B batch, F log-mel frames (10 ms), T network frames (`stack` log-mel frames),
-M mel bands, D width, C characters (0 is the CTC blank).
+`experiments/recogniser/` trained it on the synthetic corpus alone, so its error on other speech includes its own
+mistakes: report its error on recorded and on codec-resynthesised speech beside every number. Connectionist temporal
+classification: Graves et al. 2006. Blocks: ConvNeXt (Liu et al. 2022) over time.
+
+Axes: B batch, F log-mel frames (10 ms), T network frames (`stack` log-mel frames), M mel bands, D width, C characters
+(0 is the CTC blank).
 """
 
 import json
@@ -19,6 +20,7 @@ from flax import nnx
 
 from audiolm_jax import audio, files
 from audiolm_jax.errors import InputError
+from audiolm_jax.hub.weights import Weights
 
 WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
 LEVEL = 0.1  # root mean square to which every waveform is scaled
@@ -102,7 +104,7 @@ class Network(nnx.Module):
         self.head = nnx.Param(normal(rngs.params(), shape) / np.sqrt(config.width))
 
     def __call__(self, mel_BFM: jax.Array, frames_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (log-probabilities [B, T * emit, C], how many of them are valid [B])."""
+        """(log-probabilities [B, T * emit, C], number of valid ones [B])."""
         batch, frames, bands = mel_BFM.shape
         inside_BF = jnp.arange(frames) < frames_B[:, None]
         mel_BFM = jnp.where(inside_BF[..., None], mel_BFM, 0)
@@ -119,12 +121,9 @@ class Network(nnx.Module):
 
 
 def prepare(waveform: np.ndarray, sample_rate: int, config: RecogniserConfig) -> np.ndarray | None:
-    """A waveform [samples] at the recogniser's rate and level; None if there is nothing to transcribe.
+    """A waveform [samples] at the recogniser's rate and level; None if it is silent, too short or not finite.
 
-    Nothing to transcribe: shorter than `SHORTEST_SECONDS`, silent, or holding NaN or Inf.
-
-    Raises:
-      InputError: not one-dimensional, or a sample rate that is not positive.
+    Raises InputError unless it is one-dimensional and its sample rate positive.
     """
     waveform = np.asarray(waveform, np.float32)
     if waveform.ndim != 1:
@@ -150,14 +149,19 @@ def greedy(characters_T: np.ndarray, alphabet: str) -> str:
 
 
 class Recogniser:
-    """Frozen weights behind one method. `fingerprint`: sha256 of the architecture and the weights."""
+    """Frozen weights behind one method.
+
+    fingerprint: sha256 of architecture and weights. card: how it was trained, and its scores.
+    """
 
     def __init__(self, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict | None = None):
-        self.config = config
-        self.card = card or {}
-        self.fingerprint = fingerprint(config, weights)
-        graph, state = nnx.split(nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0))))
-        self.state = from_weights(state, weights)
+        """Raises InputError for weights that do not fit the configuration."""
+        self.config, self.card = config, card or {}
+        self.fingerprint = files.digest(asdict(config), weights)
+        tensors = Weights("the file", weights, "recogniser")
+        network = tensors.fill(nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0))))
+        tensors.finish()
+        graph, self.state = nnx.split(network)
 
         def best_path(state, waveform_BN, samples_B):
             mel_BFM = log_mel(waveform_BN, config)
@@ -169,11 +173,8 @@ class Recogniser:
     def transcribe(self, waveforms: Sequence[np.ndarray], sample_rate: int, rows: int = 8) -> list[str]:
         """Transcripts of waveforms [samples] in [-1, 1], in the order of `waveforms`; "" where `prepare` gives None.
 
-        Waveforms are grouped into batches of `rows` padded to 2, 4, 8, ... seconds, so that few shapes are
-        compiled whatever the lengths.
-
-        Raises:
-          InputError: see `prepare`.
+        Waveforms are batched by `rows` and padded to 2, 4, 8, ... seconds, so that few shapes are compiled. Raises
+        InputError as `prepare` does.
         """
         prepared = [prepare(waveform, sample_rate, self.config) for waveform in waveforms]
         buckets: dict[int, list[int]] = {}
@@ -186,8 +187,7 @@ class Recogniser:
         for bucket, indices in sorted(buckets.items()):
             for start in range(0, len(indices), rows):
                 batch = indices[start : start + rows]
-                waveform_BN = np.zeros((rows, bucket), np.float32)
-                samples_B = np.zeros(rows, np.int32)
+                waveform_BN, samples_B = np.zeros((rows, bucket), np.float32), np.zeros(rows, np.int32)
                 for row, index in enumerate(batch):
                     samples_B[row] = len(prepared[index])
                     waveform_BN[row, : samples_B[row]] = prepared[index]
@@ -197,52 +197,10 @@ class Recogniser:
         return transcripts
 
 
-def to_weights(state: nnx.State) -> dict[str, np.ndarray]:
-    """Network parameters as {"blocks.0.up": array, ...}."""
-    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
-
-
-def from_weights(state: nnx.State, weights: dict[str, np.ndarray]) -> nnx.State:
-    """The inverse of `to_weights`, float32; `state` gives the tree and the shapes.
-
-    Raises:
-      InputError: a name or a shape differs.
-    """
-    wanted = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    if set(wanted) != set(weights):
-        odd = sorted(set(wanted) ^ set(weights))[0]
-        raise InputError(f"recogniser weights do not fit their architecture: {odd!r} is on one side only")
-    filled = []
-    for path, leaf in nnx.to_flat_state(state):
-        name = ".".join(map(str, path))
-        if leaf.shape != weights[name].shape:
-            raise InputError(
-                f"recogniser weights do not fit: {name} has shape {weights[name].shape}, wanted {leaf.shape}"
-            )
-        filled.append((path, leaf.replace(jnp.asarray(weights[name], jnp.float32))))
-    return nnx.from_flat_state(filled)
-
-
-def fingerprint(config: RecogniserConfig, weights: dict[str, np.ndarray]) -> str:
-    """sha256 (hex) of the architecture and the weights."""
-    return files.digest(asdict(config), weights)
-
-
-def save(path: Path, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict) -> None:
-    """Writes float16 weights to `path`; architecture and `card` (training and scores) to the .json."""
-    weights = {name: value.astype(np.float16) for name, value in weights.items()}
-    text = {"config": asdict(config), "fingerprint": fingerprint(config, weights), **card}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path.with_suffix(".json")) as described:  # both are complete before either has its name
-        described.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-        files.write_safetensors(path, weights)
-
-
 def load(path: str | Path = WEIGHTS) -> Recogniser:
-    """The recogniser shipped with the package, or one written by `save`.
+    """The recogniser of a safetensors file with a .json beside it: the one that ships with the package, or another.
 
-    Raises:
-      InputError: the files are missing, unreadable, or do not belong together.
+    Raises InputError for files that are missing, unreadable, or do not belong together.
     """
     path = Path(path)
     weights, _ = files.read_safetensors(path, "cannot load the recogniser")
@@ -253,5 +211,5 @@ def load(path: str | Path = WEIGHTS) -> Recogniser:
         raise InputError(f"cannot load the recogniser {path}: the .json beside it cannot be used ({error})") from error
     recogniser = Recogniser(config, weights, card)
     if recogniser.fingerprint != card.get("fingerprint"):
-        raise InputError(f"the recogniser {path} is damaged: the fingerprint in its .json is another")
+        raise InputError(f"the recogniser {path} is damaged: its fingerprint is not the one in its .json")
     return recogniser

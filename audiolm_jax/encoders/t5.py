@@ -86,18 +86,21 @@ class Encoder(nnx.Module):
 
 
 def buckets(distance: np.ndarray, count: int, furthest: int) -> np.ndarray:
-    """The bucket of key position minus query position: half of them for keys after the query; of each half the first
-    half for single distances, the others growing in size up to `furthest` (arXiv 1910.10683, section 2.1)."""
+    """The bucket of a distance, key position minus query position (arXiv 1910.10683, section 2.1).
+
+    Half of the `count` buckets are for keys after the query. In each half, the first half holds single distances, the
+    rest ranges that grow up to `furthest`.
+    """
     half = count // 2
     exact = half // 2
     far = np.abs(distance)
-    # In float32, as in the reference: which side of a bucket's edge a distance falls on.
+    # In float32, as in the reference, so that distances at the edge of a bucket fall on the same side.
     ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact)) / np.float32(np.log(furthest / exact))
     grown = exact + (ratio * np.float32(half - exact)).astype(np.int32)
     return half * (distance > 0) + np.where(far < exact, far, np.minimum(grown, half - 1))
 
 
-NAMES = {  # part of a path here -> part of the name in the file, below "encoder."
+NAMES = {  # part of a path in Encoder -> part of the name in the file, below "encoder."
     "attention_norm.": "layer.0.layer_norm.",
     "attention.": "layer.0.SelfAttention.",
     "ffn_norm.": "layer.1.layer_norm.",
@@ -110,7 +113,7 @@ NAMES = {  # part of a path here -> part of the name in the file, below "encoder
     ".up_proj.": ".wi_1.",
     ".down_proj.": ".wo.",
 }
-ALONE = {
+PREFIXES = {  # parameters outside of the blocks: beginning of the path -> beginning of the name
     "embedding.": "shared.",
     "norm.": "encoder.final_layer_norm.",
     "relative_attention_bias.": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
@@ -119,7 +122,7 @@ ALONE = {
 
 def renamed(path: str) -> str:
     """The name in a file of the parameter at `path` of an Encoder."""
-    for ours, theirs in ALONE.items():
+    for ours, theirs in PREFIXES.items():
         if path.startswith(ours):
             return theirs + path.removeprefix(ours)
     for ours, theirs in NAMES.items():
@@ -162,9 +165,7 @@ class TextEncoder:
 
     def __init__(self, encoder: Encoder, tokenizer: Any):
         self.encoder, self.tokenizer = encoder, tokenizer
-        graph, params = nnx.split(encoder)
-        self._params = params
-        self._run = jax.jit(lambda params, ids, valid: nnx.merge(graph, params)(ids, valid))
+        self._run = jax.jit(Encoder.__call__)
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         """float32 [tokens, D] for every text; [0, D] for an empty one. Raises InputError for ids out of range."""
@@ -177,7 +178,7 @@ class TextEncoder:
         for row, ids in zip(rows, ids_BE, strict=True):
             ids[: len(row)] = row
         with own_mesh():
-            states = np.asarray(self._run(self._params, ids_BE, np.arange(ids_BE.shape[1]) < length_B[:, None]))
+            states = np.asarray(self._run(self.encoder, ids_BE, np.arange(ids_BE.shape[1]) < length_B[:, None]))
         return [states[b, :n] for b, n in enumerate(length_B)]
 
 

@@ -1,12 +1,12 @@
 """Published tensors by name: into the parameters of a module and back, with weight normalisation folded.
 
-A parameter made by `hub.layers.parameter` knows how torch lays it out; its name in a file is its path in the module, or
-what a function `renamed` makes of that path.
+A parameter made by `hub.layers.parameter` knows how torch lays it out, any other is laid out in the file as here. Its
+name in a file is its path in the module, or what a function `renamed` makes of that path.
 """
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ LISTED = 12  # problems of a file that a message names
 class Weights:
     """The tensors of a file, taken by name. Defects are collected; `finish` reports all of them at once."""
 
-    def __init__(self, path: Path, tensors: dict[str, np.ndarray], what: str = "codec.path"):
+    def __init__(self, path: Path | str, tensors: dict[str, np.ndarray], what: str = "codec.path"):
         """what: the key, flag or argument that named the file; messages begin with it."""
         self.path, self.tensors, self.what = path, fold(tensors), what
         self.problems: list[str] = []
@@ -46,7 +46,7 @@ class Weights:
         graph, state = nnx.split(module)
         flat = dict(nnx.to_flat_state(state))
         for path, variable in flat.items():
-            axes = variable.get_metadata()["torch"]
+            axes = torch_axes(variable)
             theirs = tuple(variable.shape[axes.index(axis)] for axis in range(len(axes)))
             array = self.take(renamed(".".join(map(str, path))), theirs).transpose(axes)
             flat[path] = variable.replace(jnp.asarray(np.ascontiguousarray(array)))
@@ -76,8 +76,8 @@ class Weights:
         if problems:
             more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
             raise InputError(
-                f"{self.what}: {self.path} does not fit its config.json: {'; '.join(problems[:LISTED])}{more}; give "
-                "the config.json that it was published with"
+                f"{self.what}: {self.path} does not fit its configuration: {'; '.join(problems[:LISTED])}{more}; give "
+                "both as they were published"
             )
 
 
@@ -115,9 +115,14 @@ def named(module: nnx.Module, renamed: Callable[[str], str] = str) -> dict[str, 
     """The parameters of a module under their names in a file, in torch's layout."""
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(module)):
-        inverse = np.argsort(variable.get_metadata()["torch"])
+        inverse = np.argsort(torch_axes(variable))
         tensors[renamed(".".join(map(str, path)))] = np.ascontiguousarray(np.asarray(variable[...]).transpose(inverse))
     return tensors
+
+
+def torch_axes(variable: nnx.Variable) -> Sequence[int]:
+    """The axis of the array in the file for every axis of a parameter."""
+    return variable.get_metadata().get("torch", range(variable.ndim))
 
 
 def fingerprint(config: Any, tensors: dict[str, np.ndarray]) -> str:

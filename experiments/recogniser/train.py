@@ -27,6 +27,7 @@ from audiolm_jax.data.corpora import CorpusConfig
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation.intelligibility import character_error_rate
+from audiolm_jax.hub.weights import named
 
 _SPEAKERS = {"shard_size": 128, "speakers": 70, "unseen_speakers": 8, "test": 40, "unseen": 48}
 CORPORA = {
@@ -282,7 +283,7 @@ def main():
         teacher = recogniser.load(flags.init)
         if teacher.config != config:
             raise InputError(f"{flags.init} has another architecture than this script trains")
-        params, start_from = recogniser.from_weights(params, recogniser.to_weights(teacher.state)), teacher.fingerprint
+        params, start_from = teacher.state, teacher.fingerprint
     schedule = optax.join_schedules(
         [
             optax.linear_schedule(0, flags.learning_rate, warm),
@@ -318,7 +319,7 @@ def main():
             if (step + 1) % flags.save_every == 0 or step + 1 == flags.steps:
                 save_checkpoint(checkpoint, state, step + 1, settings)
 
-    weights = {name: value.astype(np.float16) for name, value in recogniser.to_weights(state[0]).items()}
+    weights = {name: value.astype(np.float16) for name, value in named(nnx.merge(graph, state[0])).items()}
     model = recogniser.Recogniser(config, weights)
     scores = score(model, speech)
     if codec is not None:
@@ -338,8 +339,18 @@ def main():
             **{key: settings[key] for key in ("init", "steps", "learning_rate", "seed")},
         },
     }
-    recogniser.save(flags.output, config, weights, card)
+    save(flags.output, config, weights, card)
     print(f"wrote {flags.output} ({flags.output.stat().st_size / 1e6:.1f} MB)")
+
+
+def save(path: Path, config: recogniser.RecogniserConfig, weights: dict[str, np.ndarray], card: dict) -> None:
+    """Writes what `recogniser.load` reads: float16 weights; architecture and `card` (training, scores) in the .json."""
+    weights = {name: value.astype(np.float16) for name, value in weights.items()}
+    text = {"config": asdict(config), "fingerprint": files.digest(asdict(config), weights), **card}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path.with_suffix(".json")) as temporary:  # both are complete before either has its name
+        temporary.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+        files.write_safetensors(path, weights)
 
 
 def _content(corpus):

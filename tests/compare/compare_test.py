@@ -28,8 +28,10 @@ from audiolm_jax.data import examples, tokens
 from audiolm_jax.data.batches import training_batches
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import evaluate
+from audiolm_jax.hub.weights import named
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.serialization import STRATEGIES, bind
+from experiments.recogniser import train as training
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -48,8 +50,8 @@ def folder(tmp_path_factory):
     """A folder with a recogniser that has learnt nothing (what it hears is nonsense, and always the same)."""
     folder = tmp_path_factory.mktemp("compare")
     sizes = recogniser.RecogniserConfig(layers=1, width=16)
-    weights = recogniser.to_weights(nnx.split(recogniser.Network(sizes, rngs=nnx.Rngs(0)))[1])
-    recogniser.save(folder / "deaf.safetensors", sizes, weights, {})
+    weights = named(recogniser.Network(sizes, rngs=nnx.Rngs(0)))
+    training.save(folder / "deaf.safetensors", sizes, weights, {})
     return folder
 
 
