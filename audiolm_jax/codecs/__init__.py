@@ -1,15 +1,20 @@
 """Codecs: waveform <-> codes. One file per codec, chosen by name from the plain dict `CODECS`.
 
-A module from outside that keeps the contract is named by its import path (`--config.codec.name=my_package.my_module`).
-
-The contract of a codec file is one function,
+To add a codec, write a module with the function
 
     load(path=None, codebooks=None) -> codec
 
-`path` names the weights (None: those that ship with the package; published codecs need a folder, a file or a
-repository, see `hub/files.py`), `codebooks` is the number of leading codebooks to use (None: all). A codec has
+and enter it in `CODECS`, or leave it outside of the package and name it by its import path, which must have a dot
+(`--config.codec.name=my_package.my_module`). `path` names the weights (None: those that ship with the codec),
+`codebooks` is the number of leading codebooks to use (None: all). `tiny.py` writes every function of a codec out, in
+numpy. A codec of JAX networks needs two functions, for encoding and for decoding: `streaming.py` makes the rest of the
+contract of them, and `default.py` is an example. `checks.py` refuses bad input in one sentence. For a codec of
+published weights see also `about` below and `hub/files.py`. `tests/contracts/codecs_test.py` runs over `CODECS`.
 
-    name, fingerprint    str; the fingerprint is the sha256 of weights and config. It does not depend on the number
+A codec has
+
+    name                 str, as in `codec.name`
+    fingerprint          str, the sha256 of weights and configuration (`files.digest`). It does not depend on the number
                          of codebooks in use: fewer codebooks give a prefix of the same codes.
     sample_rate          Hz
     channels             1 or 2. Mono waveforms are [B, N], stereo ones [B, 2, N]
@@ -30,17 +35,17 @@ repository, see `hub/files.py`), `codebooks` is the number of leading codebooks 
     decode_init(batch) -> state   decode_step(state, codes_BTQ) -> (waveform_BN, state), any T >= 1
                                   decode_end(state) -> waveform_BN or None
 
-Arrays that come back are numpy arrays, states are pytrees. Every function also takes one utterance without
-the batch axis (`[N]`, `[T, Q]`) except the streaming steps. Promises, checked for every codec by the tests:
+Results are numpy arrays, states are pytrees. Every function but the streaming steps also takes one utterance without
+the batch axis (`[N]`, `[T, Q]`). The tests check for every codec:
 
-- a row of a batch of unequal lengths gives what the row alone gives; what lies after its end is zero;
-- the streaming steps, in chunks of any size, give together with the end what the whole-utterance functions give (same
+- a row of a batch of unequal lengths gives what the row alone gives, and zeros after its end;
+- the streaming steps, in chunks of any size, give together with the end what `encode` and `decode` give (the same
   codes, the same waveform up to float rounding). A step gives what is complete by then: `default`, `tiny` and `mimi`
   give a frame for a frame; `encodec` at 24 kHz begins once it has seen seven frames; the others look ahead;
 - `default`, `tiny`, `mimi` are causal: code t depends on samples before (t + 1) * hop only, so right padding never
   changes earlier frames and the codes of a prefix are a prefix of the codes; sample n of a decoded waveform depends on
   frames <= n // hop. So is `encodec` at 24 kHz but for its first seven frames;
-- memory does not grow with the length of a signal beyond what goes in and comes out;
+- memory does not grow with the length of a signal beyond its input and output;
 - bad input raises `InputError`: NaN or infinite audio, no audio, no frames, codes out of range, too many codebooks,
   missing, truncated or pickled weights.
 """
@@ -88,3 +93,17 @@ def load(name: str, path: str | Path | None = None, codebooks: int | None = None
     Raises InputError for an unknown name, weights that cannot be used, and more codebooks than there are.
     """
     return plugin("codec.name", name, CODECS, ["load"]).load(path=path, codebooks=codebooks)
+
+
+def about(name: str, path: str | Path | None = None, codebooks: int | None = None):
+    """The attributes of a codec (`frame_rate`, `codebooks`, `codebook_size` ...); a published one needs no weights.
+
+    The module of a published codec has `CHECKPOINTS`, a dict of repositories and their configurations, and a function
+    `about(config, codebooks=None)`; a `path` that is not in the dict counts as its first one. Raises InputError.
+    """
+    module = plugin("codec.name", name, CODECS, ["load"])
+    if not hasattr(module, "CHECKPOINTS"):
+        return module.load(path=path, codebooks=codebooks)
+    known = {repository.rpartition("/")[2]: config for repository, config in module.CHECKPOINTS.items()}
+    config = known.get(str(path or "").partition("@")[0].rstrip("/").rpartition("/")[2], next(iter(known.values())))
+    return module.about(config, codebooks=codebooks)

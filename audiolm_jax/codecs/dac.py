@@ -7,22 +7,18 @@ samples less than T * hop, which are zeros here.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, TransposedConv, reach
-from audiolm_jax.codecs.streaming import About, Codec, Tape, Window, own_mesh
+from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, TransposedConv, flat, reach, run
+from audiolm_jax.codecs.streaming import About, Codec, Window, own_mesh
 from audiolm_jax.hub import files
-from audiolm_jax.hub.layers import Conv, parameter
-from audiolm_jax.hub.weights import fingerprint, named
-
-REPOSITORY = "descript/dac_16khz"  # suggested by the error for a missing path
+from audiolm_jax.hub.layers import Conv, Embedding, parameter
+from audiolm_jax.hub.weights import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +45,13 @@ class DACConfig:
         return math.prod(self.downsampling_ratios)
 
 
+CHECKPOINTS = {
+    "descript/dac_44khz": DACConfig(sampling_rate=44100),
+    "descript/dac_24khz": DACConfig(sampling_rate=24000, downsampling_ratios=(2, 4, 5, 8), n_codebooks=32),
+    "descript/dac_16khz": DACConfig(downsampling_ratios=(2, 4, 5, 8), n_codebooks=12),
+}
+
+
 class Snake(nnx.Module):
     """x + sin^2(alpha x) / alpha, channel by channel (arXiv:2006.08195)."""
 
@@ -65,191 +68,134 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int 
 
 
 class Sequence(nnx.Module):
-    """Layers by name, which are run in the order of `order`."""
+    """Layers that run one after another, under their names in a file. residual: the input is added to the output."""
 
-    order: tuple[str, ...] = ()
+    def __init__(self, residual: bool = False, **layers: nnx.Module):
+        self.residual, self.names = residual, tuple(layers)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
 
-    def __call__(self, x_BNC, n_B, tape):
-        for name in self.order:
-            x_BNC, n_B = getattr(self, name)(x_BNC, n_B, tape)
-        return x_BNC, n_B
-
-    def parts(self) -> list:
-        """The layers inside, at any depth, in order."""
-        inside = [getattr(self, name) for name in self.order]
-        return [part for layer in inside for part in (layer.parts() if isinstance(layer, Sequence) else [layer])]
-
-
-class ResidualUnit(Sequence):
-    order = ("snake1", "conv1", "snake2", "conv2")
-
-    def __init__(self, width: int, dilation: int):
-        self.snake1, self.conv1 = Snake(width), conv(width, width, 7, dilation=dilation)
-        self.snake2, self.conv2 = Snake(width), conv(width, width, 1)
+    @property
+    def chain(self) -> list[nnx.Module]:
+        return [getattr(self, name) for name in self.names]
 
     def __call__(self, x_BNC, n_B, tape):
-        return x_BNC + super().__call__(x_BNC, n_B, tape)[0], n_B
+        y_BNC, n_B = run(self.chain, x_BNC, n_B, tape)
+        return (x_BNC + y_BNC if self.residual else y_BNC), n_B
 
 
-class EncoderBlock(Sequence):
-    order = ("res_unit1", "res_unit2", "res_unit3", "snake1", "conv1")
-
-    def __init__(self, width: int, stride: int):
-        self.res_unit1, self.res_unit2, self.res_unit3 = (ResidualUnit(width, dilation) for dilation in (1, 3, 9))
-        self.snake1, self.conv1 = Snake(width), conv(width, 2 * width, 2 * stride, stride)
-
-
-class DecoderBlock(Sequence):
-    order = ("snake1", "conv_t1", "res_unit1", "res_unit2", "res_unit3")
-
-    def __init__(self, width: int, stride: int):
-        self.snake1 = Snake(width)
-        self.conv_t1 = PaddedTransposedConv(TransposedConv(width, width // 2, stride), causal=False, odd_short=True)
-        self.res_unit1, self.res_unit2, self.res_unit3 = (ResidualUnit(width // 2, d) for d in (1, 3, 9))
-
-
-class Blocks(Sequence):
-    """A list whose layers are named by their numbers."""
-
-    def __init__(self, layers: list):
-        self.layers = nnx.List(layers)
-
-    def __call__(self, x_BNC, n_B, tape):
-        for layer in self.layers:
-            x_BNC, n_B = layer(x_BNC, n_B, tape)
-        return x_BNC, n_B
-
-    def parts(self) -> list:
-        return [part for layer in self.layers for part in layer.parts()]
-
-
-class Encoder(Sequence):
-    order = ("conv1", "block", "snake1", "conv2")
-
-    def __init__(self, c: DACConfig):
-        width = c.encoder_hidden_size
-        self.conv1 = conv(1, width, 7)
-        self.block = Blocks([EncoderBlock(width << n, stride) for n, stride in enumerate(c.downsampling_ratios)])
-        self.snake1, self.conv2 = Snake(c.hidden_size), conv(c.hidden_size, c.hidden_size, 3)
-
-
-class Decoder(Sequence):
-    order = ("conv1", "block", "snake1", "conv2")
-
-    def __init__(self, c: DACConfig):
-        width = c.decoder_hidden_size
-        self.conv1 = conv(c.hidden_size, width, 7)
-        self.block = Blocks([DecoderBlock(width >> n, s) for n, s in enumerate(reversed(c.downsampling_ratios))])
-        last = width >> len(c.downsampling_ratios)
-        self.snake1, self.conv2 = Snake(last), conv(last, 1, 7)
-
-
-class DACModel(nnx.Module):
-    """Encoder and decoder; the quantiser lives apart, stacked (`QUANTIZER`)."""
-
-    def __init__(self, config: DACConfig):
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
-
-
-# Parts of a codebook: name in the file, permutation from torch's axes to ours.
-QUANTIZER = {
-    "in_weight": ("in_proj.weight", (2, 1, 0)),
-    "in_bias": ("in_proj.bias", (0,)),
-    "book": ("codebook.weight", (0, 1)),
-    "out_weight": ("out_proj.weight", (2, 1, 0)),
-    "out_bias": ("out_proj.bias", (0,)),
-}
-
-
-def shapes(c: DACConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parts of one codebook, in torch's layout."""
+def residual_units(width: int) -> dict[str, Sequence]:
     return {
-        "in_weight": (c.codebook_dim, c.hidden_size, 1),
-        "in_bias": (c.codebook_dim,),
-        "book": (c.codebook_size, c.codebook_dim),
-        "out_weight": (c.hidden_size, c.codebook_dim, 1),
-        "out_bias": (c.hidden_size,),
+        f"res_unit{n}": Sequence(
+            residual=True,
+            snake1=Snake(width),
+            conv1=conv(width, width, 7, dilation=dilation),
+            snake2=Snake(width),
+            conv2=conv(width, width, 1),
+        )
+        for n, dilation in enumerate((1, 3, 9), 1)
     }
 
 
+def encoder_block(width: int, stride: int) -> Sequence:
+    return Sequence(**residual_units(width), snake1=Snake(width), conv1=conv(width, 2 * width, 2 * stride, stride))
+
+
+def decoder_block(width: int, stride: int) -> Sequence:
+    up = PaddedTransposedConv(TransposedConv(width, width // 2, stride), causal=False, odd_short=True)
+    return Sequence(snake1=Snake(width), conv_t1=up, **residual_units(width // 2))
+
+
+class Codebook(nnx.Module):
+    """Rows in few dimensions, and the projections between the latents and these dimensions."""
+
+    def __init__(self, c: DACConfig):
+        self.in_proj = Conv(c.hidden_size, c.codebook_dim, 1)
+        self.codebook = Embedding(c.codebook_size, c.codebook_dim)
+        self.out_proj = Conv(c.codebook_dim, c.hidden_size, 1)
+
+    def nearest(self, latents_BTD: jax.Array) -> jax.Array:
+        """Codes `[B, T]` of the rows that are nearest by angle."""
+        low = latents_BTD @ self.in_proj.weight[0] + self.in_proj.bias[...]
+        rows_KZ = self.codebook.weight[...]
+        rows_KZ = rows_KZ / jnp.maximum(jnp.linalg.norm(rows_KZ, axis=-1, keepdims=True), 1e-12)
+        low = low / jnp.maximum(jnp.linalg.norm(low, axis=-1, keepdims=True), 1e-12)
+        return ((rows_KZ**2).sum(-1) - 2 * low @ rows_KZ.T).argmin(-1).astype(jnp.int32)
+
+    def latents(self, codes_BT: jax.Array) -> jax.Array:
+        """The rows of codes as latents `[B, T, D]`."""
+        return self.codebook(codes_BT) @ self.out_proj.weight[0] + self.out_proj.bias[...]
+
+
+class Quantizer(nnx.Module):
+    def __init__(self, c: DACConfig):
+        self.quantizers = nnx.List([Codebook(c) for _ in range(c.n_codebooks)])
+
+
+class DACModel(nnx.Module):
+    def __init__(self, c: DACConfig):
+        width, depth = c.encoder_hidden_size, len(c.downsampling_ratios)
+        blocks = {str(n): encoder_block(width << n, stride) for n, stride in enumerate(c.downsampling_ratios)}
+        last = Snake(c.hidden_size), conv(c.hidden_size, c.hidden_size, 3)
+        self.encoder = Sequence(conv1=conv(1, width, 7), block=Sequence(**blocks), snake1=last[0], conv2=last[1])
+        self.quantizer = Quantizer(c)
+        width = c.decoder_hidden_size
+        blocks = {str(n): decoder_block(width >> n, stride) for n, stride in enumerate(reversed(c.downsampling_ratios))}
+        last = Snake(width >> depth), conv(width >> depth, 1, 7)
+        first = conv(c.hidden_size, width, 7)
+        self.decoder = Sequence(conv1=first, block=Sequence(**blocks), snake1=last[0], conv2=last[1])
+
+
 def renamed(path: str) -> str:
-    """The name in a file: there, convolutions have no inner `conv` and lists no `layers`."""
-    return path.replace(".conv.weight", ".weight").replace(".conv.bias", ".bias").replace("block.layers.", "block.")
+    """The name in a file, where convolutions have no inner `conv`."""
+    return path.replace(".conv.weight", ".weight").replace(".conv.bias", ".bias")
+
+
+def about(config: DACConfig, codebooks: int | None = None, digest: str = "") -> About:
+    """The attributes of a codec of that configuration, with the leading codebooks."""
+    count = checks.leading(codebooks, config.n_codebooks)
+    return About("dac", digest, config.sampling_rate, config.hop, count, config.codebook_size)
 
 
 def load(path=None, codebooks: int | None = None) -> Codec:
-    """The codec of a folder, a file or a repository; see `hub.files.locate`. Raises InputError."""
-    published, weights = files.read(path, "dac", REPOSITORY)
+    """The codec of a folder, a file or a repository; see `hub.files.read`. Raises InputError."""
+    published, weights = files.read(path, "dac", CHECKPOINTS)
     config = files.config_of(published, DACConfig)
-    digest = fingerprint(dataclasses.asdict(config), weights.tensors)
+    attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: DACModel(config)), renamed)
-        quantizer = {}
-        for part, shape in shapes(config).items():
-            name, axes = QUANTIZER[part]
-            names = [f"quantizer.quantizers.{q}.{name}" for q in range(config.n_codebooks)]
-            quantizer[part] = weights.stack(names, shape).transpose(0, *(axis + 1 for axis in axes))
-    weights.finish()
-    return build(config, model, quantizer, digest, codebooks)
+        weights.finish()
+        books = jax.tree.map(lambda *x: jnp.stack(x), *model.quantizer.quantizers[: attributes.codebooks])
+    before = [math.ceil(side / config.hop) for side in reach(model.encoder.chain)]
+    after = [math.ceil(side) for side in reach(model.decoder.chain)]
+    encoder = Window(_encode, (model.encoder, books), config.hop, 1, *before)
+    decoder = Window(_decode, (model.decoder, books), 1, config.hop, *after)
+    return Codec(attributes, (encoder,), (decoder,), (config, model))
 
 
-def save(folder, config: DACConfig, model: DACModel, quantizer: dict) -> None:
-    """Writes config.json and model.safetensors, which `transformers` opens."""
-    tensors = named(model, renamed)
-    for part, stacked in jax.device_get(quantizer).items():
-        name, axes = QUANTIZER[part]
-        for q, array in enumerate(stacked):
-            tensors[f"quantizer.quantizers.{q}.{name}"] = np.ascontiguousarray(array.transpose(np.argsort(axes)))
-    files.write(folder, {"model_type": "dac", **dataclasses.asdict(config)}, tensors)
-
-
-def build(config: DACConfig, model: DACModel, quantizer: dict, digest: str, codebooks: int | None = None) -> Codec:
-    """The codec of a model whose parameters are loaded."""
-    count = checks.leading(codebooks, config.n_codebooks)
-    graph, params = nnx.split(model)
-    with own_mesh():
-        used = {part: stacked[:count] for part, stacked in quantizer.items()}
-    about = About(
-        name="dac",
-        fingerprint=digest,
-        sample_rate=config.sampling_rate,
-        hop=config.hop,
-        codebooks=count,
-        codebook_size=config.codebook_size,
-    )
-    before = [math.ceil(side / config.hop) for side in reach(model.encoder.parts())]
-    after = [math.ceil(side) for side in reach(model.decoder.parts())]
-    encoder = Window(functools.partial(_encode, graph, params, used, config.hop), *before, unit_in=config.hop)
-    decoder = Window(functools.partial(_decode, graph, params, used), *after, unit_out=config.hop)
-    return Codec(about, (encoder,), (decoder,), (config, model, quantizer))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _encode(graph, params, quantizer, hop, waveform_BNC, n_B):
+def _encode(weights, waveform_BNC, n_B, tape):
+    encoder, books_Q = weights
     exists_BN = jnp.arange(waveform_BNC.shape[1]) < n_B[:, None]
+    hop = math.prod(layer.conv.stride for layer in flat(encoder.chain) if isinstance(layer, PaddedConv))
     padded_B = -(-n_B // hop) * hop  # zero-padded to complete frames
-    latents, _ = nnx.merge(graph, params).encoder(jnp.where(exists_BN[..., None], waveform_BNC, 0), padded_B, Tape())
+    latents, _ = encoder(jnp.where(exists_BN[..., None], waveform_BNC, 0), padded_B, tape)
 
     def level(residual, book):
-        """The row nearest by angle, in the few dimensions of a codebook; the residual is taken in all dimensions."""
-        low = residual @ book["in_weight"][0] + book["in_bias"]
-        directions = book["book"] / jnp.maximum(jnp.linalg.norm(book["book"], axis=-1, keepdims=True), 1e-12)
-        low = low / jnp.maximum(jnp.linalg.norm(low, axis=-1, keepdims=True), 1e-12)
-        code = ((directions**2).sum(-1) - 2 * low @ directions.T).argmin(-1).astype(jnp.int32)
-        return residual - (book["book"][code] @ book["out_weight"][0] + book["out_bias"]), code
+        code = book.nearest(residual)
+        return residual - book.latents(code), code
 
-    return jnp.moveaxis(jax.lax.scan(level, latents, quantizer)[1], 0, -1)
+    return jnp.moveaxis(jax.lax.scan(level, latents, books_Q)[1], 0, -1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(graph, params, quantizer, codes_BTQ, n_B):
+def _decode(weights, codes_BTQ, n_B, tape):
+    decoder, books_Q = weights
+
     def level(latents, code_and_book):
         code_BT, book = code_and_book
-        rows = book["book"][jnp.maximum(code_BT, 0)] @ book["out_weight"][0] + book["out_bias"]
-        return latents + jnp.where(code_BT[..., None] < 0, 0, rows), None
+        return latents + jnp.where(code_BT[..., None] < 0, 0, book.latents(jnp.maximum(code_BT, 0))), None
 
-    zeros = jnp.zeros((*codes_BTQ.shape[:2], quantizer["out_bias"].shape[-1]))
-    latents, _ = jax.lax.scan(level, zeros, (jnp.moveaxis(codes_BTQ, -1, 0), quantizer))
-    waveform, n_B = nnx.merge(graph, params).decoder(latents, n_B, Tape())
+    zeros = jnp.zeros((*codes_BTQ.shape[:2], books_Q.out_proj.bias.shape[-1]))
+    latents, _ = jax.lax.scan(level, zeros, (jnp.moveaxis(codes_BTQ, -1, 0), books_Q))
+    waveform, n_B = decoder(latents, n_B, tape)
     exists_BN = jnp.arange(waveform.shape[1]) < n_B[:, None]
     return jnp.where(exists_BN[..., None], jnp.tanh(waveform), 0)

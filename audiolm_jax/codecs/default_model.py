@@ -7,8 +7,8 @@ runs on a CPU. The output is an inverse STFT of predicted magnitude and phase as
 arXiv:2306.00814, section 3.2); the quantiser is the residual VQ of SoundStream (Zeghidour et al. 2021,
 arXiv:2107.03312, section III-C).
 
-Every stage takes and returns its streaming state (the last inputs of each convolution, the last samples, the
-tail of the overlap-add), so the same functions train, encode whole utterances and stream.
+The streaming state (the last inputs of each convolution, the last samples, the tail of the overlap-add) passes through
+a `Tape`, so the same functions train, encode whole utterances and stream.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax import audio
+from audiolm_jax.codecs.streaming import Tape
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,6 @@ class FrameConfig:
     delay: int = 320
 
     @property
-    def half(self) -> int:
-        return self.hop // 2
-
-    @property
     def quarter(self) -> int:
         return self.hop // 4
 
@@ -75,15 +72,16 @@ class Block(nnx.Module):
         self.expand = nnx.Linear(width, width * expansion, rngs=rngs)
         self.contract = nnx.Linear(width * expansion, width, kernel_init=normal(0.02), rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, past_BKD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`past_BKD` holds the kernel - 1 inputs before x; returns the output and the new past."""
-        frames = x_BTD.shape[1]
+    def __call__(self, x_BTD: jax.Array, tape: Tape) -> jax.Array:
+        """The streaming state is the kernel - 1 inputs before x."""
+        batch, frames, width = x_BTD.shape
         taps_KD = self.depthwise_KD[...]
-        seen = jnp.concatenate([past_BKD, x_BTD], axis=1)
+        seen = jnp.concatenate([tape.take(jnp.zeros((batch, len(taps_KD) - 1, width))), x_BTD], axis=1)
+        tape.leave(seen[:, frames:])
         # a sum of shifted products: XLA's CPU backend fuses it, unlike a grouped convolution
-        mixed = sum(seen[:, k : k + frames] * taps_KD[k] for k in range(taps_KD.shape[0]))
+        mixed = sum(seen[:, k : k + frames] * taps_KD[k] for k in range(len(taps_KD)))
         hidden = jax.nn.gelu(linear(self.expand, self.norm(mixed)))
-        return x_BTD + linear(self.contract, hidden), seen[:, frames:]
+        return x_BTD + linear(self.contract, hidden)
 
 
 def linear(layer: nnx.Linear, x: jax.Array) -> jax.Array:
@@ -91,13 +89,8 @@ def linear(layer: nnx.Linear, x: jax.Array) -> jax.Array:
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
-def run_blocks(blocks, x_BTD: jax.Array, pasts: tuple) -> tuple[jax.Array, tuple]:
-    """The blocks one after another, each with its own past."""
-    new = []
-    for block, past in zip(blocks, pasts, strict=True):
-        x_BTD, past = block(x_BTD, past)
-        new.append(past)
-    return x_BTD, tuple(new)
+def blocks(count: int, width: int, kernel: int, expansion: int, rngs: nnx.Rngs) -> nnx.List:
+    return nnx.List([Block(width, kernel, expansion, rngs) for _ in range(count)])
 
 
 class Encoder(nnx.Module):
@@ -107,11 +100,9 @@ class Encoder(nnx.Module):
         c = self.config = config
         features = c.hop + 2 * c.mels
         self.embed = nnx.Linear(features, c.encoder_half_width, rngs=rngs)
-        self.half_blocks = nnx.List(
-            [Block(c.encoder_half_width, c.half_kernel, c.expansion, rngs) for _ in range(c.encoder_half_blocks)]
-        )
+        self.half_blocks = blocks(c.encoder_half_blocks, c.encoder_half_width, c.half_kernel, c.expansion, rngs)
         self.merge = nnx.Linear(2 * c.encoder_half_width, c.width, rngs=rngs)
-        self.blocks = nnx.List([Block(c.width, c.kernel, c.expansion, rngs) for _ in range(c.encoder_blocks)])
+        self.blocks = blocks(c.encoder_blocks, c.width, c.kernel, c.expansion, rngs)
         self.norm = nnx.LayerNorm(c.width, rngs=rngs)
         self.project = nnx.Linear(c.width, c.latent, rngs=rngs)
 
@@ -125,27 +116,18 @@ class Encoder(nnx.Module):
         pairs = mel.reshape(mel.shape[0], -1, 2 * c.mels)
         return jnp.concatenate([4 * framed[:, 1::2], 0.3 * pairs], axis=-1)
 
-    def __call__(self, waveform_BN: jax.Array, state: dict) -> tuple[jax.Array, dict]:
-        """Samples (a multiple of hop) -> latents `[B, T, Z]`, and the state for the samples that follow."""
-        seen = jnp.concatenate([state["samples"], waveform_BN], axis=1)
-        x, half_pasts = run_blocks(self.half_blocks, linear(self.embed, self.features(seen)), state["half_pasts"])
+    def __call__(self, waveform_BN: jax.Array, tape: Tape) -> jax.Array:
+        """Samples (a multiple of hop) -> latents `[B, T, Z]`. Before the first sample there is silence."""
+        past = self.config.hop - self.config.quarter
+        seen = jnp.concatenate([tape.take(jnp.zeros((len(waveform_BN), past))), waveform_BN], axis=1)
+        tape.leave(seen[:, -past:])
+        x = linear(self.embed, self.features(seen))
+        for block in self.half_blocks:
+            x = block(x, tape)
         x = linear(self.merge, x.reshape(x.shape[0], -1, 2 * x.shape[-1]))
-        x, pasts = run_blocks(self.blocks, x, state["pasts"])
-        past_samples = self.config.hop - self.config.quarter
-        return linear(self.project, self.norm(x)), {
-            "samples": seen[:, -past_samples:],
-            "half_pasts": half_pasts,
-            "pasts": pasts,
-        }
-
-    def initial_state(self, batch: int) -> dict:
-        """The state before the first sample: silence."""
-        c = self.config
-        return {
-            "samples": jnp.zeros((batch, c.hop - c.quarter)),
-            "half_pasts": zero_pasts(batch, c.encoder_half_blocks, c.half_kernel, c.encoder_half_width),
-            "pasts": zero_pasts(batch, c.encoder_blocks, c.kernel, c.width),
-        }
+        for block in self.blocks:
+            x = block(x, tape)
+        return linear(self.project, self.norm(x))
 
 
 class Decoder(nnx.Module):
@@ -154,20 +136,21 @@ class Decoder(nnx.Module):
     def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
         c = self.config = config
         self.embed = nnx.Linear(c.latent, c.width, rngs=rngs)
-        self.blocks = nnx.List([Block(c.width, c.kernel, c.expansion, rngs) for _ in range(c.decoder_blocks)])
+        self.blocks = blocks(c.decoder_blocks, c.width, c.kernel, c.expansion, rngs)
         self.split = nnx.Linear(c.width, 2 * c.decoder_half_width, rngs=rngs)
-        self.half_blocks = nnx.List(
-            [Block(c.decoder_half_width, c.half_kernel, c.expansion, rngs) for _ in range(c.decoder_half_blocks)]
-        )
+        self.half_blocks = blocks(c.decoder_half_blocks, c.decoder_half_width, c.half_kernel, c.expansion, rngs)
         self.norm = nnx.LayerNorm(c.decoder_half_width, rngs=rngs)
         self.head = nnx.Linear(c.decoder_half_width, 2 * 2 * (c.hop // 2 + 1), rngs=rngs)
 
-    def __call__(self, latents_BTZ: jax.Array, state: dict) -> tuple[jax.Array, dict]:
-        """Latents `[B, T, Z]` -> `[B, T * hop]` samples, which later frames do not change, and the state."""
+    def __call__(self, latents_BTZ: jax.Array, tape: Tape) -> jax.Array:
+        """Latents `[B, T, Z]` -> `[B, T * hop]` samples, which later frames do not change."""
         c = self.config
-        x, pasts = run_blocks(self.blocks, linear(self.embed, latents_BTZ), state["pasts"])
+        x = linear(self.embed, latents_BTZ)
+        for block in self.blocks:
+            x = block(x, tape)
         x = linear(self.split, x).reshape(x.shape[0], -1, c.decoder_half_width)
-        x, half_pasts = run_blocks(self.half_blocks, x, state["half_pasts"])
+        for block in self.half_blocks:
+            x = block(x, tape)
         spectrum = linear(self.head, self.norm(x)).reshape(x.shape[0], 2 * x.shape[1], 2, -1)
         magnitude = jnp.exp(jnp.minimum(spectrum[:, :, 0], 6.0))
         phase = spectrum[:, :, 1]
@@ -176,18 +159,9 @@ class Decoder(nnx.Module):
         # overlap-add: the quarter at place p is the sum over i of piece i of the STFT frame that began at p - i
         pieces = framed.reshape(*framed.shape[:2], 4, c.quarter)
         quarters = sum(jnp.pad(pieces[:, :, i], ((0, 0), (i, 3 - i), (0, 0))) for i in range(4))
-        quarters = quarters.at[:, :3].add(state["tail"])
-        waveform = quarters[:, :-3].reshape(x.shape[0], -1)
-        return waveform, {"pasts": pasts, "half_pasts": half_pasts, "tail": quarters[:, -3:]}
-
-    def initial_state(self, batch: int) -> dict:
-        """The state before the first frame."""
-        c = self.config
-        return {
-            "pasts": zero_pasts(batch, c.decoder_blocks, c.kernel, c.width),
-            "half_pasts": zero_pasts(batch, c.decoder_half_blocks, c.half_kernel, c.decoder_half_width),
-            "tail": jnp.zeros((batch, 3, c.quarter)),
-        }
+        quarters = quarters.at[:, :3].add(tape.take(jnp.zeros((len(x), 3, c.quarter))))
+        tape.leave(quarters[:, -3:])
+        return quarters[:, :-3].reshape(x.shape[0], -1)
 
 
 class FrameModel(nnx.Module):
@@ -196,8 +170,3 @@ class FrameModel(nnx.Module):
     def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
         self.decoder = Decoder(config, rngs)
-
-
-def zero_pasts(batch: int, blocks: int, kernel: int, width: int) -> tuple:
-    """One past of kernel - 1 zero frames per block."""
-    return tuple(jnp.zeros((batch, kernel - 1, width)) for _ in range(blocks))

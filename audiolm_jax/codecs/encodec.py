@@ -7,23 +7,21 @@ windows, its LSTM carries its state exactly. The 48 kHz codec works on chunks of
 """
 
 import dataclasses
-import functools
 import math
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 
 from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.encodec_chunks import ChunkedCodec
-from audiolm_jax.codecs.layers import LSTM, reach
+from audiolm_jax.codecs.layers import LSTM, reach, run
 from audiolm_jax.codecs.quantizer import dequantize, quantize
-from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig, parts, run
-from audiolm_jax.codecs.streaming import About, Carry, Codec, Tape, Window, own_mesh
+from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig
+from audiolm_jax.codecs.streaming import About, Carry, Codec, Stage, Window, own_mesh
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
 from audiolm_jax.hub.weights import Weights, fingerprint, named, unfold
-
-REPOSITORY = "facebook/encodec_24khz"  # suggested by the error for a missing path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +54,30 @@ class EnCodecConfig(SEANetConfig):
         return int(1000 * self.target_bandwidths[-1] // (rate * bits))
 
 
+CHECKPOINTS = {
+    "facebook/encodec_24khz": EnCodecConfig(),
+    "facebook/encodec_32khz": EnCodecConfig(
+        sampling_rate=32000,
+        num_filters=64,
+        upsampling_ratios=(8, 5, 4, 4),
+        codebook_size=2048,
+        target_bandwidths=(2.2,),
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+    ),
+    "facebook/encodec_48khz": EnCodecConfig(
+        sampling_rate=48000,
+        audio_channels=2,
+        target_bandwidths=(3.0, 6.0, 12.0, 24.0),
+        use_causal_conv=False,
+        norm_type="time_group_norm",
+        normalize=True,
+        chunk_length_s=1.0,
+        overlap=0.01,
+    ),
+}
+
+
 class EnCodecModel(nnx.Module):
     """Encoder and decoder; the codebooks are a separate stacked array."""
 
@@ -64,24 +86,44 @@ class EnCodecModel(nnx.Module):
 
 
 def load(path=None, codebooks: int | None = None) -> Codec | ChunkedCodec:
-    """The codec of a folder, a file or a repository; see `hub.files.locate`. Raises InputError."""
-    published, weights = files.read(path, "encodec", REPOSITORY)
+    """The codec of a folder, a file or a repository; see `hub.files.read`. Raises InputError."""
+    published, weights = files.read(path, "encodec", CHECKPOINTS)
     codec = take(published, weights, codebooks)
     weights.finish()
     return codec
+
+
+def about(config: EnCodecConfig, codebooks: int | None = None, digest: str = "") -> About:
+    """The attributes of a codec of that configuration. Raises InputError for too many codebooks."""
+    count, channels = checks.leading(codebooks, config.codebooks), config.audio_channels
+    return About("encodec", digest, config.sampling_rate, config.stride, count, config.codebook_size, 0, channels)
 
 
 def take(published: dict, weights: Weights, codebooks: int | None = None) -> Codec | ChunkedCodec:
     """The codec of a config.json and its tensors; `weights` collects their defects. Raises InputError."""
     config = files.config_of(published, EnCodecConfig, what=weights.what)
     weights.ignore(r"\.codebook\.(inited|cluster_size|embed_avg)$")
-    digest = fingerprint(dataclasses.asdict(config), weights.tensors)
+    attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: EnCodecModel(config)))
-        shape = (config.codebook_size, config.hidden_size)
         names = [f"quantizer.layers.{q}.codebook.embed" for q in range(config.codebooks)]
-        books_QKZ = weights.stack(names, shape)
-    return build(config, model, books_QKZ, digest, codebooks)
+        books_QKZ = weights.stack(names, (config.codebook_size, config.hidden_size))
+        used_QKZ = books_QKZ[: attributes.codebooks]
+    encode, decode = (list(model.encoder.layers), used_QKZ), (list(model.decoder.layers), used_QKZ)
+    hop, parts = config.stride, (config, model, books_QKZ)
+    if config.chunk_length_s is not None:
+        chunk = int(config.chunk_length_s * config.sampling_rate)
+        stride = max(1, int((1.0 - config.overlap) * chunk))
+        encoder, decoder = Stage(_encode, encode), Stage(_decode, decode)
+        return ChunkedCodec(attributes, encoder, decoder, chunk, stride, config.normalize, parts)
+    if config.use_causal_conv:
+        sizes = (32, config.start, 1)
+        encoder = (Carry(_encode, encode, hop, 1, sizes, config.start),)
+        decoder = (Carry(_decode, decode, 1, hop, sizes, config.start),)
+    else:
+        encoder = stages(_encode, encode[0], (None, used_QKZ), unit_in=hop)
+        decoder = stages(_decode, decode[0], (used_QKZ, None), unit_out=hop)
+    return Codec(attributes, encoder, decoder, parts)
 
 
 def save(folder, config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> None:
@@ -100,86 +142,29 @@ def described(config: EnCodecConfig, model: EnCodecModel, books_QKZ) -> tuple[di
     return {"model_type": "encodec", **dataclasses.asdict(config)}, tensors
 
 
-def build(config: EnCodecConfig, model: EnCodecModel, books_QKZ, digest: str, codebooks: int | None = None):
-    """The codec of a model whose parameters are loaded."""
-    count = checks.leading(codebooks, config.codebooks)
-    about = About(
-        name="encodec",
-        fingerprint=digest,
-        sample_rate=config.sampling_rate,
-        hop=config.stride,
-        codebooks=count,
-        codebook_size=config.codebook_size,
-        channels=config.audio_channels,
+def stages(run_part: Callable, layers: list, books: tuple, unit_in: int = 1, unit_out: int = 1) -> tuple:
+    """The stages of a network that looks ahead: windows before and after its LSTM, which carries its state.
+
+    books: the codebooks for the first and for the last stage, None for the one that is far from the quantiser.
+    """
+    at = next((n for n, layer in enumerate(layers) if isinstance(layer, LSTM)), len(layers))
+    first, lstm, last = layers[:at], layers[at : at + 1], layers[at + 1 :]
+    return (
+        Window(run_part, (first, books[0]), unit_in, 1, *(math.ceil(side / unit_in) for side in reach(first))),
+        Carry(run_part, (lstm, None), sizes=(64, 8, 1)),
+        Window(run_part, (last, books[1]), 1, unit_out, *(math.ceil(side) for side in reach(last))),
     )
-    with own_mesh():
-        fixed = (*nnx.split(model), books_QKZ[:count])
-    if config.chunk_length_s is not None:
-        encode, decode = (functools.partial(_part, *fixed, way, 0, None) for way in ("encode", "decode"))
-        chunk = int(config.chunk_length_s * config.sampling_rate)
-        stride = max(1, int((1.0 - config.overlap) * chunk))
-        return ChunkedCodec(about, encode, decode, chunk, stride, config.normalize, (config, model, books_QKZ))
-    if config.use_causal_conv:
-        sizes = (32, config.start, 1)
-        encoder = (Carry(functools.partial(_encode, *fixed), config.stride, 1, sizes, config.start),)
-        decoder = (Carry(functools.partial(_decode, *fixed), 1, config.stride, sizes, config.start),)
-    else:
-        encoder, decoder = windows(config, model, *fixed)
-    return Codec(about, encoder, decoder, (config, model, books_QKZ))
 
 
-def windows(config: EnCodecConfig, model: EnCodecModel, graph, params, books_QKZ) -> tuple[tuple, tuple]:
-    """The stages of a codec that looks ahead: windows before the LSTM and after it."""
-
-    def split(layers) -> tuple[int, list[int]]:
-        at = next((n for n, layer in enumerate(layers) if isinstance(layer, LSTM)), len(layers))
-        sides = [reach(parts(side)) for side in (layers[:at], layers[at:])]
-        return at, [[math.ceil(side) for side in pair] for pair in sides]
-
-    at, (before, after) = split(list(model.encoder.layers))
-    before = [-(-side // config.stride) for side in before]
-    part = functools.partial(_part, graph, params, books_QKZ, "encode")
-    encoder = (
-        Window(functools.partial(part, 0, at), *before, unit_in=config.stride),
-        Carry(functools.partial(_lstm, graph, params, "encoder", at), sizes=(64, 8, 1)),
-        Window(functools.partial(part, at + 1, None), *after),
-    )
-    at, (before, after) = split(list(model.decoder.layers))
-    part = functools.partial(_part, graph, params, books_QKZ, "decode")
-    decoder = (
-        Window(functools.partial(part, 0, at), *before),
-        Carry(functools.partial(_lstm, graph, params, "decoder", at), sizes=(64, 8, 1)),
-        Window(functools.partial(part, at + 1, None), *after, unit_out=config.stride),
-    )
-    return encoder, decoder
+def _encode(weights, x_BNC, n_B, tape):
+    """Some layers of the encoder, and the quantiser if its codebooks are there."""
+    layers, books_QKZ = weights
+    x_BNC, _ = run(layers, x_BNC, n_B, tape)
+    return x_BNC if books_QKZ is None else quantize(x_BNC, books_QKZ)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(graph, params, books_QKZ, waveform_BNC, n_B, pasts, first):
-    tape = Tape(pasts, first)
-    latents, _ = nnx.merge(graph, params).encoder(waveform_BNC, n_B, tape)
-    return quantize(latents, books_QKZ)[0], tape.next
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(graph, params, books_QKZ, codes_BTQ, n_B, pasts, first):
-    tape = Tape(pasts, first)
-    waveform, _ = nnx.merge(graph, params).decoder(dequantize(codes_BTQ, books_QKZ), n_B, tape)
-    return waveform, tape.next
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
-def _part(graph, params, books_QKZ, direction, first, stop, x, n_B):
-    """Some layers of a network that looks ahead, or all; the quantiser is at its end if they reach it."""
-    model = nnx.merge(graph, params)
-    network = model.encoder if direction == "encode" else model.decoder
-    x = dequantize(x, books_QKZ) if direction == "decode" and first == 0 else x
-    x, _ = run(list(network.layers)[first:stop], x, n_B, Tape())
-    return quantize(x, books_QKZ)[0] if direction == "encode" and stop is None else x
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _lstm(graph, params, network, at, x_BTC, n_B, pasts, first):
-    tape = Tape(pasts, first)
-    y, _ = getattr(nnx.merge(graph, params), network).layers[at](x_BTC, n_B, tape)
-    return y, tape.next
+def _decode(weights, x_BNC, n_B, tape):
+    """Some layers of the decoder, before them the codebooks if they are there."""
+    layers, books_QKZ = weights
+    x_BNC = x_BNC if books_QKZ is None else dequantize(x_BNC, books_QKZ)
+    return run(layers, x_BNC, n_B, tape)[0]

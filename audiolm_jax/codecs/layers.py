@@ -10,7 +10,7 @@ alone, as in the reference (SEANet in EnCodec, arXiv:2210.13438, appendix A; as 
 `ceil(n / stride)` outputs for n inputs, the last one completed on the right with the padding of the layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import jax
@@ -20,14 +20,12 @@ from flax import nnx
 from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.hub.layers import Conv, parameter
 
-MODES = ("constant", "reflect", "replicate")
-
 
 class PaddedConv(nnx.Module):
     """A convolution with padding, causal or centred, and EnCodec's normalisation over time if `norm`."""
 
     def __init__(self, conv: Conv, *, causal: bool = True, mode: str = "constant", norm: bool = False):
-        """mode: what the padding holds, one of MODES."""
+        """mode: what the padding holds, constant (zeros), reflect or replicate."""
         self.conv = conv
         self.norm = TimeNorm(conv.weight.shape[-1]) if norm else None
         self.causal, self.mode = causal, mode
@@ -98,30 +96,23 @@ def completed(context, n_B, left: int, right: int, stride: int, mode: str, first
 
 
 class TransposedConv(nnx.Module):
-    """Transposed convolution with a kernel of 2 * stride: each input gives two blocks of outputs, which overlap-add."""
+    """Transposed convolution with a kernel of 2 * stride: each input gives two blocks of outputs, which overlap-add.
 
-    def __init__(self, inputs: int, outputs: int, stride: int, bias: bool = True):
-        self.weight = parameter((inputs, 2 * stride, outputs), 0, 2, 1)
-        self.bias = parameter((outputs,), 0) if bias else None
-        self.stride = stride
+    depthwise: every channel by itself (as many groups as channels), without a bias.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, depthwise: bool = False):
+        self.weight = parameter((inputs, 2 * stride, 1 if depthwise else outputs), 0, 2, 1)
+        self.bias = None if depthwise else parameter((outputs,), 0)
+        self.stride, self.depthwise = stride, depthwise
 
     def blocks(self, x_BNC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The terms that every input adds to its own block and to the next one, `[B, N, stride, outputs]` each."""
-        inputs, kernel, outputs = self.weight.shape
-        y = (x_BNC @ self.weight[...].reshape(inputs, kernel * outputs)).reshape(*x_BNC.shape[:2], kernel, outputs)
-        return y[:, :, : self.stride], y[:, :, self.stride :]
-
-
-class DepthwiseTransposedConv(nnx.Module):
-    """`TransposedConv` of every channel by itself (as many groups as channels)."""
-
-    def __init__(self, channels: int, stride: int):
-        self.weight = parameter((channels, 2 * stride, 1), 0, 2, 1)
-        self.bias = None
-        self.stride = stride
-
-    def blocks(self, x_BNC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = x_BNC[:, :, None] * self.weight[..., 0].T
+        if self.depthwise:
+            y = x_BNC[:, :, None] * self.weight[..., 0].T
+        else:
+            inputs, kernel, outputs = self.weight.shape
+            y = (x_BNC @ self.weight[...].reshape(inputs, kernel * outputs)).reshape(*x_BNC.shape[:2], kernel, outputs)
         return y[:, :, : self.stride], y[:, :, self.stride :]
 
 
@@ -131,7 +122,8 @@ class PaddedTransposedConv(nnx.Module):
     odd_short: an odd stride gives one output less at the end of a row (DAC, which trims both sides equally).
     """
 
-    def __init__(self, conv: TransposedConv | DepthwiseTransposedConv, *, causal=True, norm=0, odd_short=False):
+    def __init__(self, conv: TransposedConv, *, causal=True, norm=0, odd_short=False):
+        """norm: channels of the normalisation over time, 0: none."""
         self.conv = conv
         self.norm = TimeNorm(norm) if norm else None
         self.causal, self.odd_short = causal, odd_short
@@ -203,16 +195,29 @@ class LSTM(nnx.Module):
         return jax.lax.scan(step, state, x_NBC @ weight_ih + (bias_ih + bias_hh))
 
 
-def reach(parts: Sequence) -> tuple[Fraction, Fraction]:
+def run(layers: Sequence, x_BNC: jax.Array, n_B: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array]:
+    """One layer after the other."""
+    for layer in layers:
+        x_BNC, n_B = layer(x_BNC, n_B, tape)
+    return x_BNC, n_B
+
+
+def reach(layers: Sequence) -> tuple[Fraction, Fraction]:
     """(positions before, positions after) that an output of these layers depends on, in positions of the input."""
     left = right = Fraction(0)
     position = Fraction(1)  # size of a position of the current layer, in positions of the input
-    for part in parts:
-        if isinstance(part, PaddedConv):
-            before, after = part.padding
+    for layer in flat(layers):
+        if isinstance(layer, PaddedConv):
+            before, after = layer.padding
             left += before * position
-            right += (after + part.conv.stride - 1) * position
-            position *= part.conv.stride
-        elif isinstance(part, PaddedTransposedConv):
-            left, right, position = left + position, right + position, position / part.conv.stride
+            right += (after + layer.conv.stride - 1) * position
+            position *= layer.conv.stride
+        elif isinstance(layer, PaddedTransposedConv):
+            left, right, position = left + position, right + position, position / layer.conv.stride
     return left, right
+
+
+def flat(layers: Sequence) -> Iterator[nnx.Module]:
+    """The layers, with the longest path through those that have a `chain` of layers inside."""
+    for layer in layers:
+        yield from flat(layer.chain) if hasattr(layer, "chain") else [layer]

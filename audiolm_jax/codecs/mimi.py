@@ -7,24 +7,21 @@ latents, whose sums are added. It streams exactly, frame by frame.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.layers import DepthwiseTransposedConv, PaddedConv, PaddedTransposedConv
+from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, TransposedConv
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig
 from audiolm_jax.codecs.streaming import About, Carry, Codec, Tape, own_mesh
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import ACTIVATIONS, MLP, Attention, Conv, Norm, parameter, rope, rope_table
-from audiolm_jax.hub.weights import fingerprint, named
+from audiolm_jax.hub.weights import fingerprint
 
-REPOSITORY = "kyutai/mimi"  # suggested by the error for a missing path
 SIZES = (32, 16, 8, 1)  # frames per call
 
 
@@ -77,6 +74,9 @@ class MimiConfig(SEANetConfig):
     @property
     def head_width(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+CHECKPOINTS = {"kyutai/mimi": MimiConfig()}
 
 
 class Scale(nnx.Module):
@@ -158,11 +158,11 @@ class MimiModel(nnx.Module):
         self.encoder, self.encoder_transformer = Encoder(c), Transformer(c)
         self.downsample = PaddedConv(Conv(c.hidden_size, c.hidden_size, 4, 2, bias=False), mode="replicate")
         self.quantizer = SplitQuantizer(c)
-        self.upsample = PaddedTransposedConv(DepthwiseTransposedConv(c.hidden_size, 2))
+        self.upsample = PaddedTransposedConv(TransposedConv(c.hidden_size, c.hidden_size, 2, depthwise=True))
         self.decoder_transformer, self.decoder = Transformer(c), Decoder(c)
 
 
-def chain_names(c: MimiConfig) -> list[str]:
+def codebook_names(c: MimiConfig) -> list[str]:
     """The name of every codebook, the semantic ones first."""
     counts = {"semantic": c.num_semantic_quantizers, "acoustic": c.num_quantizers - c.num_semantic_quantizers}
     return [
@@ -172,72 +172,50 @@ def chain_names(c: MimiConfig) -> list[str]:
     ]
 
 
-def load(path=None, codebooks: int | None = None) -> Codec:
-    """The codec of a folder, a file or a repository; see `hub.files.locate`. Raises InputError."""
-    published, weights = files.read(path, "mimi", REPOSITORY)
-    rope = published.get("rope_parameters") or {}
-    config = files.config_of({**published, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
-    weights.ignore(r"\.codebook\.initialized$")
-    digest = fingerprint(dataclasses.asdict(config), weights.tensors)
-    with own_mesh():
-        model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
-        names, size = chain_names(config), config.codebook_size
-        sums_QKZ = weights.stack([f"{name}.embed_sum" for name in names], (size, config.codebook_dim))
-        usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (size,))
-        books_QKZ = sums_QKZ / jnp.maximum(usage_QK, 1e-5)[..., None]
-    weights.finish()
-    return build(config, model, books_QKZ, digest, codebooks)
-
-
-def save(folder, config: MimiConfig, model: MimiModel, books_QKZ) -> None:
-    """Writes config.json and model.safetensors, which `transformers` opens."""
-    tensors = named(model)
-    for name, book_KZ in zip(chain_names(config), jax.device_get(books_QKZ), strict=True):
-        ones = np.ones(config.codebook_size, np.float32)
-        tensors |= {f"{name}.embed_sum": book_KZ, f"{name}.cluster_usage": ones, f"{name}.initialized": ones[:1]}
-    files.write(folder, {"model_type": "mimi", **dataclasses.asdict(config)}, tensors)
-
-
-def build(config: MimiConfig, model: MimiModel, books_QKZ, digest: str, codebooks: int | None = None) -> Codec:
-    """The codec of a model whose parameters are loaded."""
+def about(config: MimiConfig, codebooks: int | None = None, digest: str = "") -> About:
+    """The attributes of a codec of that configuration. Raises InputError for a wrong number of codebooks."""
     count = checks.leading(codebooks, config.num_quantizers)
     if count < config.num_semantic_quantizers:
         raise InputError(f"codec.codebooks: {count}; Mimi needs its {config.num_semantic_quantizers} semantic ones")
-    graph, params = nnx.split(model)
-    about = About(
-        name="mimi",
-        fingerprint=digest,
-        sample_rate=config.sampling_rate,
-        hop=config.hop,
-        codebooks=count,
-        codebook_size=config.codebook_size,
-    )
+    return About("mimi", digest, config.sampling_rate, config.hop, count, config.codebook_size)
+
+
+def load(path=None, codebooks: int | None = None) -> Codec:
+    """The codec of a folder, a file or a repository; see `hub.files.read`. Raises InputError."""
+    published, weights = files.read(path, "mimi", CHECKPOINTS)
+    rope = published.get("rope_parameters") or {}
+    config = files.config_of({**published, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
+    weights.ignore(r"\.codebook\.initialized$")
+    attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
+        model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
+        names, size = codebook_names(config), config.codebook_size
+        sums_QKZ = weights.stack([f"{name}.embed_sum" for name in names], (size, config.codebook_dim))
+        usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (size,))
+        weights.finish()
+        books_QKZ = sums_QKZ / jnp.maximum(usage_QK, 1e-5)[..., None]
         semantic = config.num_semantic_quantizers
         # Sliced here: slicing an argument inside the program would copy 65 MB in every call.
-        fixed = (graph, params, (books_QKZ[:semantic], books_QKZ[semantic:count]))
-    encoder = Carry(functools.partial(_encode, *fixed), config.hop, 1, SIZES)
-    decoder = Carry(functools.partial(_decode, *fixed), 1, config.hop, SIZES)
-    return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))
+        fixed = model, (books_QKZ[:semantic], books_QKZ[semantic : attributes.codebooks])
+    encoder, decoder = Carry(_encode, fixed, config.hop, 1, SIZES), Carry(_decode, fixed, 1, config.hop, SIZES)
+    return Codec(attributes, (encoder,), (decoder,), (config, model, books_QKZ))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(graph, params, books, waveform_BNC, n_B, pasts, first):
-    tape, model = Tape(pasts, first), nnx.merge(graph, params)
+def _encode(weights, waveform_BNC, n_B, tape):
+    model, books = weights
     x, n_B = model.encoder(waveform_BNC, n_B, tape)
     x, n_B = model.encoder_transformer(x, n_B, tape)
     latents, _ = model.downsample(x, n_B, tape)
     codes = [quantize(chain.input_proj(latents), books_QKZ)[0] for chain, books_QKZ in model.quantizer.chains(books)]
-    return jnp.concatenate(codes, axis=-1), tape.next
+    return jnp.concatenate(codes, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(graph, params, books, codes_BTQ, n_B, pasts, first):
-    tape, model = Tape(pasts, first), nnx.merge(graph, params)
+def _decode(weights, codes_BTQ, n_B, tape):
+    model, books = weights
     latents, start = 0, 0
     for chain, books_QKZ in model.quantizer.chains(books):
         latents += chain.output_proj(dequantize(codes_BTQ[..., start : start + len(books_QKZ)], books_QKZ))
         start += len(books_QKZ)
     x, n_B = model.upsample(latents, n_B, tape)
     x, n_B = model.decoder_transformer(x, n_B, tape)
-    return model.decoder(x, n_B, tape)[0], tape.next
+    return model.decoder(x, n_B, tape)[0]

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.layers import LSTM, PaddedConv, PaddedTransposedConv, TransposedConv
+from audiolm_jax.codecs.layers import LSTM, PaddedConv, PaddedTransposedConv, TransposedConv, run
 from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.layers import Conv
@@ -88,22 +88,30 @@ class ResidualBlock(nnx.Module):
 
     def __init__(self, c: SEANetConfig, width: int, dilation: int):
         hidden = width // c.compress
-        self.block = nnx.List(
-            [
-                Elu(),
-                c.conv(width, hidden, c.residual_kernel_size, dilation=dilation),
-                Elu(),
-                c.conv(hidden, width, 1),
-            ]
-        )
+        first = c.conv(width, hidden, c.residual_kernel_size, dilation=dilation)
+        self.block = nnx.List([Elu(), first, Elu(), c.conv(hidden, width, 1)])
         self.shortcut = c.conv(width, width, 1) if c.use_conv_shortcut else None
+
+    @property
+    def chain(self) -> nnx.List:
+        return self.block
 
     def __call__(self, x_BNC, n_B, tape: Tape):
         y, _ = run(self.block, x_BNC, n_B, tape)
         return (self.shortcut(x_BNC, n_B, tape)[0] if self.shortcut else x_BNC) + y, n_B
 
 
-class Encoder(nnx.Module):
+class Network(nnx.Module):
+    """Layers one after another."""
+
+    def __init__(self, layers: list):
+        self.layers = nnx.List(layers)
+
+    def __call__(self, x_BNC, n_B, tape: Tape):
+        return run(self.layers, x_BNC, n_B, tape)
+
+
+class Encoder(Network):
     """Waveforms `[B, N, channels]` -> latents `[B, ceil(N / stride), hidden_size]`."""
 
     def __init__(self, c: SEANetConfig):
@@ -115,13 +123,10 @@ class Encoder(nnx.Module):
             width *= 2
         layers += [LSTM(width, c.num_lstm_layers)] if c.num_lstm_layers else []
         layers += [Elu(), c.conv(width, c.hidden_size, c.last_kernel_size)]
-        self.layers = nnx.List(layers)
-
-    def __call__(self, x_BNC, n_B, tape: Tape):
-        return run(self.layers, x_BNC, n_B, tape)
+        super().__init__(layers)
 
 
-class Decoder(nnx.Module):
+class Decoder(Network):
     """Latents `[B, N, hidden_size]` -> waveforms `[B, N * stride, channels]`."""
 
     def __init__(self, c: SEANetConfig):
@@ -135,19 +140,4 @@ class Decoder(nnx.Module):
             layers += [Elu(), up]
             layers += [ResidualBlock(c, width, c.dilation_growth_rate**n) for n in range(c.num_residual_layers)]
         layers += [Elu(), c.conv(width, c.audio_channels, c.last_kernel_size)]
-        self.layers = nnx.List(layers)
-
-    def __call__(self, x_BNC, n_B, tape: Tape):
-        return run(self.layers, x_BNC, n_B, tape)
-
-
-def run(layers, x_BNC, n_B, tape: Tape):
-    """One layer after the other."""
-    for layer in layers:
-        x_BNC, n_B = layer(x_BNC, n_B, tape)
-    return x_BNC, n_B
-
-
-def parts(layers) -> list:
-    """The layers, residual blocks replaced by their convolutions."""
-    return [part for layer in layers for part in (layer.block if isinstance(layer, ResidualBlock) else [layer])]
+        super().__init__(layers)

@@ -1,16 +1,26 @@
 """A codec from its networks: complete signals, batches of unequal lengths, streams, hours of audio in constant memory.
 
-Each direction of a codec (encode, decode) is a chain of stages, each a pure function of a chunk of its input:
+A codec file writes each direction (encode, decode) as a chain of stages, and hands both to `Codec`:
 
-    Carry    a causal network with a streaming state: its chunks together give exactly the output for the signal.
-    Window   a network that looks `left` frames back and `right` frames ahead. Chunks are taken with that context, and
+    Carry    a causal network with a streaming state: the outputs for chunks are exactly the output for the signal.
+    Window   a network that sees `left` frames back and `right` frames ahead. Chunks are taken with that context, and
              the outputs of the context are dropped.
+
+The network of a stage is a function
+
+    run(weights, x [B, F * unit_in, ...], n_B, tape) -> y [B, F * unit_out, ...]
+
+that is compiled: jax.numpy only, no branches on values, and at the top level of its module (programs are cached by
+it). weights: any pytree, modules included. n_B: valid positions (not frames) of each row in the chunk; more than the
+chunk has if the row goes on. tape: the streaming state. For every layer that remembers something, `run` calls
+`tape.take(initial state)` and `tape.leave(next state)`, in the same order for every chunk.
 
 Chunks have few sizes, so few shapes are compiled, and memory does not grow with the length of a signal. A complete
 signal and a stream run the same programs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,20 +35,34 @@ LONG = 1024  # frames of a signal that pass all stages before the next ones ente
 ENDLESS = 1 << 40  # length of a row whose end is not known yet
 
 
-@dataclasses.dataclass(frozen=True)
-class Carry:
-    """run(x [B, F * unit_in, ...], n_B, pasts, first) -> (y [B, F * unit_out, ...], pasts), pasts being arrays.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _call(run, tree, leaves, x, n_B, pasts, first):
+    tape = Tape(pasts, first)
+    return run(jax.tree.unflatten(tree, leaves), x, n_B, tape), tape.next
 
-    `run` must be traceable (`jax.eval_shape` gives the shapes of its state): no numpy, no branches on values.
-    n_B: valid positions (not frames) of each row in the chunk. In the first chunk `pasts` may be None or any arrays,
-    whose values it must ignore. start: smallest number of frames of the first chunk.
-    """
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A network as in the docstring of this module."""
 
     run: Callable
+    weights: Any
     unit_in: int = 1
     unit_out: int = 1
+
+    @functools.cached_property
+    def program(self) -> Callable:
+        """(x, n_B, pasts, first) -> (y, pasts). Flattening the weights once saves a millisecond in every call."""
+        leaves, tree = jax.tree.flatten(self.weights)
+        return functools.partial(_call, self.run, tree, leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Carry(Stage):
+    """A causal network, in chunks that carry its streaming state on."""
+
     sizes: tuple[int, ...] = (32, 8, 1)  # frames of a chunk, largest first
-    start: int = 1
+    start: int = 1  # smallest number of frames of the first chunk
     shapes: dict = dataclasses.field(default_factory=dict, compare=False)  # cache: rows -> shapes of the state
 
     def init(self) -> dict:
@@ -47,7 +71,7 @@ class Carry:
     def blank(self, x: np.ndarray, n_B: np.ndarray) -> Any:
         """A zero state for the first chunk, so that it runs the same compiled program as later ones."""
         if len(x) not in self.shapes:
-            self.shapes[len(x)] = jax.eval_shape(self.run, x, n_B, None, True)[1]
+            self.shapes[len(x)] = jax.eval_shape(self.program, x, n_B, None, True)[1]
         zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), self.shapes[len(x)])
         # With the sharding of the program's output, or the second chunk would compile it again.
         return jax.device_put(zeros, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))
@@ -62,36 +86,33 @@ class Carry:
         while waiting is not None and waiting.shape[1]:
             frames = -(-waiting.shape[1] // self.unit_in)
             sizes = [size for size in self.sizes if done or size >= self.start]
-            size = piece_size(sizes, frames, last, eager)
+            if last:  # the last chunk may be larger than what is left: it is padded
+                size = min((size for size in sizes if size >= frames), default=sizes[0])
+            else:
+                size = next((size for size in (sizes if eager else sizes[:1]) if size <= frames), 0)
             if not size:
                 break
             piece, waiting = cut(waiting, size * self.unit_in)
             n_B = remaining(ends_B, done * self.unit_in, piece)
             pasts = self.blank(piece, n_B) if pasts is None else pasts
-            y, pasts = self.run(piece, n_B, pasts, done == 0)
+            y, pasts = self.program(piece, n_B, pasts, done == 0)
             pieces.append(np.asarray(y)[:, : min(size, frames) * self.unit_out])
             done += size
         return concatenated(pieces), {"pasts": pasts, "waiting": waiting, "done": done}
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
-    """run(x [B, F * unit_in, ...], n_B) -> y [B, F * unit_out, ...], with a context of `left` and `right` frames."""
+class Window(Stage):
+    """A network that looks ahead, in chunks with a context of `left` and `right` frames."""
 
-    run: Callable
-    left: int
-    right: int
-    unit_in: int = 1
-    unit_out: int = 1
+    left: int = 0
+    right: int = 0
     # Frames of a window, largest first, all above left + right. Closely spaced, as short signals are padded to one.
     sizes: tuple[int, ...] = (128, 112, 96, 80, 64, 56, 48, 40, 32)
 
     def init(self) -> dict:
-        return {
-            "around": None,
-            "begin": 0,
-            "done": 0,
-        }  # frames from `begin` on are buffered; those before `done` are emitted
+        """Frames from `begin` on are buffered; those before `done` are emitted."""
+        return {"around": None, "begin": 0, "done": 0}
 
     def push(self, state: dict, x, ends_B: np.ndarray, last: bool, eager: bool) -> tuple[np.ndarray | None, dict]:
         """See `Carry.push`."""
@@ -105,7 +126,7 @@ class Window:
             if stop <= done or not (last or eager or size == self.sizes[0] <= have - start):
                 break
             piece, _ = cut(around[:, (start - begin) * self.unit_in :], size * self.unit_in)
-            y = np.asarray(self.run(piece, remaining(ends_B, start * self.unit_in, piece)))
+            y = np.asarray(self.program(piece, remaining(ends_B, start * self.unit_in, piece), None, True)[0])
             pieces.append(y[:, (done - start) * self.unit_out : (stop - start) * self.unit_out])
             done = stop
             drop = max(0, done - self.left) - begin
@@ -117,12 +138,9 @@ class Tape:
     """The streaming states of the layers of a causal network, in the order in which the layers run."""
 
     def __init__(self, pasts: Sequence | None = None, first: jax.Array | bool = True):
-        """pasts: `next` of the previous chunk, None: this is the first. first: ignore the pasts, this is the first.
-
-        With both, one compiled program serves first and later chunks.
-        """
+        """pasts: `next` of the previous chunk; ignored if this chunk is the `first`, and None if there are none yet."""
         self.first = first
-        self.next: list = []  # states for the next chunk
+        self.next: list = []  # states for the next chunk; a traced `first` lets one program serve all chunks
         self._pasts = None if pasts is None else iter(pasts)
 
     def take(self, beginning):
@@ -134,13 +152,6 @@ class Tape:
     def leave(self, past) -> None:
         """Stores this layer's streaming state for the next chunk."""
         self.next.append(past)
-
-
-def piece_size(sizes: tuple[int, ...], frames: int, last: bool, eager: bool) -> int:
-    """Size of the next chunk of `frames` waiting ones; 0: wait for more. The last chunk may be larger, to be padded."""
-    if last:
-        return min((size for size in sizes if size >= frames), default=sizes[0])
-    return next((size for size in (sizes if eager else sizes[:1]) if size <= frames), 0)
 
 
 def joined(before: np.ndarray | None, x: np.ndarray | None) -> np.ndarray | None:
@@ -178,79 +189,70 @@ class About:
     channels: int = 1
     block: int = 1
 
+    @property
+    def frame_rate(self) -> float:
+        return self.sample_rate / self.hop
+
 
 class Codec:
-    """The contract in `audiolm_jax.codecs`, from two chains of stages.
-
-    encoder: waveforms [B, N, channels] -> codes [B, T, Q]; decoder: codes [B, T, Q], -1 for an absent
-    codebook -> waveforms [B, T * hop, channels].
-    """
+    """The functions and attributes of the contract in `audiolm_jax.codecs`, from two chains of stages."""
 
     def __init__(self, about: About, encoder: tuple, decoder: tuple, config: object = None):
+        """encoder: waveforms [B, N, channels] -> int32 codes [B, T, Q], cut to the leading `about.codebooks`.
+
+        decoder: int32 codes [B, T, about.codebooks], -1 for an absent codebook -> waveforms [B, T * hop, channels].
+        config: what writing the codec to a file takes.
+        """
         vars(self).update(vars(about))
-        self.frame_rate = self.sample_rate / self.hop
-        self.config, self._encoder, self._decoder = config, encoder, decoder
+        self.frame_rate, self.config = about.frame_rate, config
+        self._encoder, self._decoder = encoder, decoder
 
     def frames(self, samples: int) -> int:
-        """Frames that cover `samples` samples."""
         return -(-int(samples) // self.hop)
 
     def samples(self, frames: int) -> int:
-        """Samples that `frames` frames are decoded to."""
         return frames * self.hop
 
     def encode(self, waveform_BN, samples_B=None) -> np.ndarray:
-        """`[B, N]` (or `[N]`; `[B, channels, N]` if stereo) -> codes `[B, T, Q]` (or `[T, Q]`), T = ceil(N / hop).
-
-        samples_B: the length of every row, where they differ. Codes after the end of a row are 0.
-        """
         audio_BNC, alone = checks.waveform(waveform_BN, self.channels)
         ends_B = checks.lengths(samples_B, *audio_BNC.shape[:2], "samples")
-        codes_BTQ = self._whole(self._encoder, audio_BNC, ends_B, self.hop, 1)
+        codes_BTQ = self._run(self._encoder, audio_BNC, ends_B, self.hop, 1)[..., : self.codebooks]
         return codes_BTQ[0] if alone else codes_BTQ
 
     def decode(self, codes_BTQ, frames_B=None) -> np.ndarray:
-        """Codes `[B, T, q <= Q]` (or `[T, q]`) -> samples `[B, T * hop]` (or `[T * hop]`; channels before samples).
-
-        frames_B: the length of every row, where they differ. Samples after the end of a row are 0.
-        """
         grid, alone = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
-        waveform = outside(self._whole(self._decoder, grid, ends_B, 1, self.hop))
+        waveform = as_output(self._run(self._decoder, grid, ends_B, 1, self.hop))
         return waveform[0] if alone else waveform
 
     def encode_init(self, batch: int) -> tuple:
-        """The streaming state before the first sample."""
         return 0, [stage.init() for stage in self._encoder]
 
     def encode_step(self, state: tuple, waveform_BN) -> tuple[np.ndarray, tuple]:
-        """The next `[B, N]` samples (N a multiple of hop) -> (the codes that they complete, state)."""
         audio_BNC, _ = checks.waveform(waveform_BN, self.channels, multiple_of=self.hop)
         codes, state = self._push(self._encoder, state, audio_BNC, None, False)
-        return np.zeros((len(audio_BNC), 0, self.codebooks), np.int32) if codes is None else codes, state
+        codes = np.zeros((len(audio_BNC), 0, self.codebooks), np.int32) if codes is None else codes
+        return codes[..., : self.codebooks], state
 
     def encode_end(self, state: tuple, waveform_BN=None) -> np.ndarray | None:
-        """The last `[B, N < hop]` samples, or none -> the codes still to come, None if there are none."""
         audio_BNC = None if waveform_BN is None else checks.waveform(waveform_BN, self.channels)[0]
-        return self._push(self._encoder, state, audio_BNC, None, True)[0]
+        codes = self._push(self._encoder, state, audio_BNC, None, True)[0]
+        return None if codes is None else codes[..., : self.codebooks]
 
     def decode_init(self, batch: int) -> tuple:
-        """The streaming state before the first frame."""
         return 0, [stage.init() for stage in self._decoder]
 
     def decode_step(self, state: tuple, codes_BTQ) -> tuple[np.ndarray, tuple]:
-        """The next frames `[B, T, q <= Q]` -> (the samples that they complete, state)."""
         grid, _ = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         waveform, state = self._push(self._decoder, state, grid, None, False)
         waveform = np.zeros((len(grid), 0, self.channels), np.float32) if waveform is None else waveform
-        return outside(waveform), state
+        return as_output(waveform), state
 
     def decode_end(self, state: tuple) -> np.ndarray | None:
-        """The samples still to come after the last frame, None if there are none."""
         waveform = self._push(self._decoder, state, None, None, True)[0]
-        return None if waveform is None else outside(waveform)
+        return None if waveform is None else as_output(waveform)
 
-    def _whole(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit_in: int, unit_out: int) -> np.ndarray:
+    def _run(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit_in: int, unit_out: int) -> np.ndarray:
         """A complete signal through a chain, LONG frames at a time, in groups of rows; zero after the end of a row."""
         batch, count = x.shape[:2]
         result, long = None, LONG * unit_in
@@ -286,7 +288,7 @@ class Codec:
         return x, (seen, after)
 
 
-def outside(waveform_BNC: np.ndarray) -> np.ndarray:
+def as_output(waveform_BNC: np.ndarray) -> np.ndarray:
     """[B, N, channels] -> [B, N] for mono, [B, channels, N] for stereo, clipped to [-1, 1]."""
     clipped = np.clip(waveform_BNC, -1, 1, out=waveform_BNC if waveform_BNC.flags.writeable else None)
     return clipped[..., 0] if clipped.shape[2] == 1 else clipped.swapaxes(1, 2)

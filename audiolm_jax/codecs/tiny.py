@@ -44,9 +44,7 @@ class TinyCodec:
         self.hop = config["hop"]
         self.frame_rate = self.sample_rate / self.hop
         self.codebook_size = config["codebook_size"]
-        self.delay = 0
-        self.channels = 1
-        self.block = 1
+        self.delay, self.channels, self.block = 0, 1, 1
         self.codebooks = checks.leading(codebooks, config["codebooks"])
         self.books_QKC = build_codebooks(config["seed"], config["codebooks"], self.codebook_size, config["cosines"])
         n, c = np.arange(self.hop)[:, None], np.arange(config["cosines"])[None]
@@ -56,15 +54,12 @@ class TinyCodec:
         self.fingerprint = files.digest(config, {"": self.books_QKC})
 
     def frames(self, samples: int) -> int:
-        """Frames that cover `samples` samples."""
         return -(-int(samples) // self.hop)
 
     def samples(self, frames: int) -> int:
-        """Samples that `frames` frames are decoded to."""
         return frames * self.hop
 
     def encode(self, waveform_BN, samples_B=None) -> np.ndarray:
-        """`[B, N]` (or `[N]`) float samples -> codes `[B, T, Q]` (or `[T, Q]`) int32, T = ceil(N / hop)."""
         audio_BNC, alone = checks.waveform(waveform_BN)
         batch, count, _ = audio_BNC.shape
         ends_B = checks.lengths(samples_B, batch, count, "samples")[:, None]
@@ -85,7 +80,6 @@ class TinyCodec:
         return codes_BTQ[0] if alone else codes_BTQ
 
     def decode(self, codes_BTQ, frames_B=None) -> np.ndarray:
-        """Codes `[B, T, q <= Q]` (or `[T, q]`) -> float32 samples `[B, T * hop]` (or `[T * hop]`)."""
         grid, alone = checks.codes(codes_BTQ, self.codebooks, self.codebook_size)
         ends_B = checks.lengths(frames_B, *grid.shape[:2], "frames")
         present = (grid[0, 0] >= 0).sum()
@@ -97,35 +91,27 @@ class TinyCodec:
         return waveform_BN[0] if alone else waveform_BN
 
     def encode_init(self, batch: int) -> tuple:
-        """Frames are independent: the streaming state is empty."""
         return ()
 
     def encode_step(self, state: tuple, waveform_BN) -> tuple[np.ndarray, tuple]:
-        """The next samples (a multiple of hop) -> (their codes, state)."""
         checks.waveform(waveform_BN, multiple_of=self.hop)
         return self.encode(waveform_BN), state
 
     def encode_end(self, state: tuple, waveform_BN=None) -> np.ndarray | None:
-        """The codes of the last samples, if there are any."""
         return None if waveform_BN is None else self.encode(waveform_BN)
 
     def decode_init(self, batch: int) -> tuple:
-        """Frames are independent: the streaming state is empty."""
         return ()
 
     def decode_step(self, state: tuple, codes_BTQ) -> tuple[np.ndarray, tuple]:
-        """The next frames of codes -> (their samples, state)."""
         return self.decode(codes_BTQ), state
 
     def decode_end(self, state: tuple) -> None:
-        """None: a step returns all samples of its frames."""
-        return
+        return None
 
 
 def load(path: str | None = None, codebooks: int | None = None) -> TinyCodec:
     """The seeded codec; it has no weights file, so a `path` is refused."""
     if path is not None:
-        raise InputError(
-            f"codec.path: {str(path)!r} was given, but the codec 'tiny' is built from a seed and reads no file"
-        )
+        raise InputError(f"codec.path: {path} was given, but the codec 'tiny' is built from a seed and reads no file")
     return TinyCodec(CONFIG, codebooks)

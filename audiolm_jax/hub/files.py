@@ -1,14 +1,14 @@
 """Published models in the Hugging Face layout, `config.json` beside `model.safetensors`, without torch.
 
-A source is a folder, a safetensors file with its config.json beside it, or a repository `owner/name@revision`, which
-`huggingface_hub` downloads once and caches. Large models are several safetensors files and an index. A model may be
-named without a revision: that means @main, and the commit is logged. A codec may not: tokens made today must fit it in
-a year.
+`read` opens a codec: a folder, a safetensors file with its config.json beside it, or a repository
+`owner/name@revision`, which `huggingface_hub` downloads once and caches. `folder` and `read_folder` open a language
+model or an encoder, whose weights may be several safetensors files with an index. A model without a revision is taken
+at @main, and the commit is logged. A codec needs its revision: tokens are read with it long after they were written.
 """
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +24,54 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"
 
 
-def locate(source: str | Path) -> tuple[Path, Path]:
-    """(config.json, weights) of a source. Raises InputError saying which file is missing and where it should be."""
+def read(source: str | Path | None, kind: str, known: Iterable[str]) -> tuple[dict, Weights]:
+    """(config, weights) of a codec: a folder, a safetensors file with its config.json beside it, or a repository.
+
+    Raises InputError unless its config.json has "model_type": kind. known: repositories of that kind; the message for
+    no source names the first.
+    """
+    what = "codec.path"
+    if source is None:
+        raise InputError(
+            f"{what}: the codec {kind!r} ships with no weights; give a folder with {CONFIG} and {WEIGHTS}, or a "
+            f"repository such as {next(iter(known))}@main"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         config, weights = path / CONFIG, path / WEIGHTS
     elif path.is_file() or path.suffix:
         config, weights = path.parent / CONFIG, path
     elif re.fullmatch(REPOSITORY, str(source)):
-        config, weights = _download(str(source), (CONFIG, WEIGHTS), "codec.path")
-        return config, weights
+        config, weights = _download(str(source), (CONFIG, WEIGHTS), what)
     else:
-        raise InputError(
-            f"codec.path: {source} is no folder, no safetensors file and no repository owner/name@revision"
-        )
+        raise InputError(f"{what}: {source} is no folder, no safetensors file and no repository owner/name@revision")
     if weights.is_file() and weights.suffix != ".safetensors":
-        raise InputError(f"codec.path: {weights} is not a safetensors file; weights are never read from other formats")
+        raise InputError(f"{what}: {weights} is not a safetensors file; weights are never read from other formats")
     for file in (weights, config):
         if not file.is_file():
-            raise InputError(
-                f"codec.path: {file} does not exist{_hint(file.parent)}; a codec is {CONFIG} beside {WEIGHTS}"
-            )
-    return config, weights
+            raise InputError(f"{what}: {file} does not exist{_hint(file.parent)}; a codec is {CONFIG} beside {WEIGHTS}")
+    return read_config(config, (kind,), what), Weights(weights, files.read_safetensors(weights, what)[0])
+
+
+def read_config(path: Path, kinds: Collection[str], what: str) -> dict:
+    """The fields of a config.json. Raises InputError unless its "model_type" is among `kinds`."""
+    if not path.is_file():
+        raise InputError(f"{what}: {path} does not exist; a model is {CONFIG} beside {WEIGHTS}")
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {path} cannot be read as JSON ({error})") from None
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if kind not in kinds:
+        needed = " or ".join(map(repr, kinds))
+        raise InputError(f"{what}: {path} describes a model of type {kind!r}; {needed} is needed")
+    return fields
 
 
 def _hint(folder: Path) -> str:
     """A hint for a folder that holds a pickle instead of safetensors, or ""."""
-    others = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]
-    return f" ({others[0]} is a pickle, which is never read; convert it to safetensors)" if others else ""
+    pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]
+    return f" ({pickles[0]} is a pickle, which is never read; convert it to safetensors)" if pickles else ""
 
 
 def is_repository(source: str | Path) -> bool:
@@ -63,11 +83,11 @@ def is_repository(source: str | Path) -> bool:
 
 
 def folder(source: str | Path, what: str, needed: Callable[[Path], Sequence[str]]) -> tuple[Path, str]:
-    """(the folder of a source, "" or owner/name@commit of a repository). The weights may be several files.
+    """(the folder of a source, "" or owner/name@commit of a repository).
 
-    A repository is downloaded at the commit of its revision (or of main). needed: the folder with its config.json ->
-    names of further files. what: the key, flag or argument that named the source; messages begin with it.
-    Raises InputError for anything else, and for a failed download.
+    A repository is downloaded at the commit of its revision (or of main): config.json, all weights, and the files that
+    `needed` names when it sees the folder with config.json. what: the key, flag or argument that named the source;
+    messages begin with it. Raises InputError.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -92,25 +112,11 @@ def folder(source: str | Path, what: str, needed: Callable[[Path], Sequence[str]
 
 
 def shards(index: Path, what: str) -> tuple[str, ...]:
-    """The names of the files that an index lists. Raises InputError if it is none."""
+    """The names of the files of weights that an index lists. Raises InputError if it cannot be read."""
     try:
         return tuple(sorted(set(json.loads(index.read_text())["weight_map"].values())))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{what}: {index} cannot be read as an index of weights ({error!r})") from None
-
-
-def read_config(path: Path, kinds: Collection[str], what: str) -> dict:
-    """The fields of a config.json. Raises InputError unless its "model_type" is among `kinds`."""
-    if not path.is_file():
-        raise InputError(f"{what}: {path} does not exist; a model is {CONFIG} beside {WEIGHTS}")
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what}: {path} cannot be read as JSON ({error})") from None
-    kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if kind not in kinds:
-        raise InputError(f"{what}: {path} describes a model of type {kind!r}; {' or '.join(kinds)} is needed")
-    return fields
 
 
 def read_folder(directory: Path, kinds: Collection[str], what: str) -> tuple[dict, Weights]:
@@ -131,14 +137,14 @@ def read_folder(directory: Path, kinds: Collection[str], what: str) -> tuple[dic
 
 
 def _download(source: str, names: tuple[str, ...], what: str, absent: type | None = None) -> list[Path]:
-    """Paths of files of a repository. absent: the exception for a file that the repository lacks (None: InputError)."""
+    """Paths of downloaded files. absent: the exception for a file that the repository lacks (None: InputError)."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name, _, revision = source.partition("@")
     if not revision:
         raise InputError(
-            f"{what}: {source} names no revision, so what it means may change; write {name}@COMMIT, with the "
+            f"{what}: {source} names no revision, so its weights may change; write {name}@COMMIT, with the "
             f"commit from the repository's history (or @main to take the latest)"
         )
     paths = []
@@ -157,32 +163,16 @@ def _download(source: str, names: tuple[str, ...], what: str, absent: type | Non
     return paths
 
 
-def read(source: str | Path | None, kind: str, example: str) -> tuple[dict, Weights]:
-    """(config, weights) of a source. Raises InputError unless its config.json has "model_type": kind.
-
-    example: a repository of that kind, for the message when `source` is None.
-    """
-    if source is None:
-        raise InputError(
-            f"codec.path: the codec {kind!r} ships with no weights; give a folder with {CONFIG} and {WEIGHTS}, or a "
-            f"repository such as {example}@main"
-        )
-    config_path, weights_path = locate(source)
-    config = read_config(config_path, (kind,), "codec.path")
-    return config, Weights(weights_path, files.read_safetensors(weights_path, "codec.path")[0])
-
-
-def config_of(fields: dict, config_class: type, where: Any = "config.json", what: str = "codec.path") -> Any:
+def config_of(fields: dict, config_class: type, what: str = "codec.path") -> Any:
     """A dataclass from its fields in a published config.json. Raises InputError for values that it refuses."""
     names = config_class.__dataclass_fields__
     try:
         return config_class(**{k: v for k, v in fields.items() if k in names and v is not None})
     except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: {where} holds values that this package cannot use ({error})") from None
+        raise InputError(f"{what}: {CONFIG} holds values that this package cannot use ({error})") from None
 
 
 def write(directory: str | Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
     """Writes config.json and model.safetensors so that `transformers` opens them."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
+    files.write_json(Path(directory) / CONFIG, config)  # makes the folder
     files.write_safetensors(Path(directory) / WEIGHTS, tensors, {"format": "pt"})
-    files.write_json(Path(directory) / CONFIG, config)

@@ -34,14 +34,6 @@ from audiolm_jax.training.step import init_state, jitted, program
 
 TEXT = 254  # bytes of the text before what is sampled; with BOS and <audio> a bucket of 256 positions
 
-# Frames per second, codebooks and codes of published codecs, by the name of the repository ("": without one), from the
-# config.json of each; the weights of these are not needed to plan.
-PUBLISHED = {
-    "encodec": {"": (75.0, 32, 1024), "encodec_32khz": (50.0, 4, 2048), "encodec_48khz": (150.0, 16, 1024)},
-    "dac": {"": (44100 / 512, 9, 1024), "dac_16khz": (50.0, 12, 1024), "dac_24khz": (75.0, 32, 1024)},
-    "mimi": {"": (12.5, 32, 2048)},
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -63,20 +55,11 @@ def describe(config: ConfigDict) -> tuple[Spec, Run]:
     """
     if config.finetune.base:
         raise InputError(f"finetune.base={config.finetune.base}: fine-tuning cannot be planned; leave it empty")
-    name, path = config.codec.name, str(config.codec.path or "")
-    if name in PUBLISHED:
-        variants = PUBLISHED[name]
-        rate, available, size = variants.get(path.partition("@")[0].rstrip("/").rpartition("/")[2], variants[""])
-        codebooks = config.codec.codebooks or available
-        if codebooks > available:
-            raise InputError(f"codec.codebooks={codebooks}, but {name} has {available}")
-    else:
-        codec = codecs.load(**config.codec)
-        rate, codebooks, size = codec.frame_rate, codec.codebooks, codec.codebook_size
+    codec = codecs.about(**config.codec)
     sections = ("model", "serialization", "data", "training", "optimizer", "sharding")
     model, order, data, *of_run = (configs.section(config, name) for name in sections)
-    vocab = make_vocab({"codebooks": codebooks, "codebook_size": size}, data)
-    return Spec(model, vocab, order, data=data), Run(*of_run, config.seed, rate)
+    vocab = make_vocab({"codebooks": codec.codebooks, "codebook_size": codec.codebook_size}, data)
+    return Spec(model, vocab, order, data=data), Run(*of_run, config.seed, codec.frame_rate)
 
 
 def train(spec: Spec, run: Run, mesh: Mesh) -> Iterator[Program]:

@@ -25,6 +25,7 @@ from audiolm_jax import files
 from audiolm_jax.cli import allocator
 from audiolm_jax.codecs import default
 from audiolm_jax.codecs.default_model import FrameConfig, FrameModel
+from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.errors import InputError, exit_code
 from audiolm_jax.training import processes
 from experiments.default_codec import adversary, codebooks, corpus, objective
@@ -90,8 +91,7 @@ def init(networks: Networks, start: Path | None) -> dict:
 
 
 def encode(networks, params, waveform_BN):
-    encoder = nnx.merge(networks.codec, params).encoder
-    return encoder(waveform_BN, encoder.initial_state(len(waveform_BN)))[0]
+    return nnx.merge(networks.codec, params).encoder(waveform_BN, Tape())
 
 
 def loss_terms(networks, trained: dict, waveform_BN, prefix_B, judge=None):
@@ -104,8 +104,7 @@ def loss_terms(networks, trained: dict, waveform_BN, prefix_B, judge=None):
     latents, found, losses = encode(networks, trained["params"], waveform_BN), None, {}
     if prefix_B is not None:
         latents, losses, found = codebooks.quantized(latents, trained["books"], prefix_B)
-    decoder = nnx.merge(networks.codec, trained["params"]).decoder
-    output, _ = decoder(latents, decoder.initial_state(len(waveform_BN)))
+    output = nnx.merge(networks.codec, trained["params"]).decoder(latents, Tape())
     output, target = output[:, config.delay :], waveform_BN[:, : -config.delay]
     terms = objective.reconstruction(output, target, config.sample_rate) | losses
     loss = terms["total"] + COMMITMENT * losses.get("commit", 0.0)

@@ -20,30 +20,9 @@ transformers = pytest.importorskip("transformers", reason="pip install 'audiolm-
 
 # The sizes of the published repositories.
 PUBLISHED = {
-    "encodec-24khz": encodec.EnCodecConfig(),
-    "encodec-32khz": encodec.EnCodecConfig(
-        sampling_rate=32000,
-        num_filters=64,
-        upsampling_ratios=(8, 5, 4, 4),
-        codebook_size=2048,
-        target_bandwidths=(2.2,),
-        use_causal_conv=False,
-        use_conv_shortcut=False,
-    ),
-    "encodec-48khz": encodec.EnCodecConfig(
-        sampling_rate=48000,
-        audio_channels=2,
-        target_bandwidths=(3.0, 6.0, 12.0, 24.0),
-        use_causal_conv=False,
-        norm_type="time_group_norm",
-        normalize=True,
-        chunk_length_s=1.0,
-        overlap=0.01,
-    ),
-    "dac-16khz": dac.DACConfig(downsampling_ratios=(2, 4, 5, 8), n_codebooks=12),
-    "dac-24khz": dac.DACConfig(downsampling_ratios=(2, 4, 5, 8), n_codebooks=32, sampling_rate=24000),
-    "dac-44khz": dac.DACConfig(sampling_rate=44100),
-    "mimi-24khz": mimi.MimiConfig(),
+    name.partition("/")[2].replace("_", "-"): config
+    for module in (encodec, dac, mimi)
+    for name, config in module.CHECKPOINTS.items()
 }
 MODELS = {"encodec": "EncodecModel", "dac": "DacModel", "mimi": "MimiModel"}
 
@@ -94,7 +73,7 @@ def reference_decode(model, codes_TQ, scales):
 
 def our_latents(codec, waveform_CN):
     """Latents [T, Z] of one signal from the encoder alone."""
-    _, model, _ = codec.config
+    model = codec.config[1]
     graph, params = nnx.split(model)
     hop = codec.hop
     padded = np.pad(waveform_CN.T[None], ((0, 0), (0, -waveform_CN.shape[-1] % hop), (0, 0)))
@@ -117,17 +96,18 @@ def residuals(codec, latents_TZ, codes_TQ):
 
     Written out anew here: a code may differ only where two rows are equally near.
     """
-    config, model, quantizer = codec.config
+    config, model, *books = codec.config
     if codec.name == "dac":
         left, found = latents_TZ.astype(np.float64), []
         for q in range(codec.codebooks):
-            part = {key: np.asarray(value, np.float64)[q] for key, value in quantizer.items()}
-            low = left @ part["in_weight"][0] + part["in_bias"]
-            unit = part["book"] / np.linalg.norm(part["book"], axis=1, keepdims=True)
+            book = jax.tree.map(lambda value: np.asarray(value, np.float64), model.quantizer.quantizers[q])
+            low = left @ book.in_proj.weight[0] + book.in_proj.bias[...]
+            rows_KZ = book.codebook.weight[...]
+            unit = rows_KZ / np.linalg.norm(rows_KZ, axis=1, keepdims=True)
             found.append((low / np.linalg.norm(low, axis=1, keepdims=True), unit))
-            left = left - part["book"][codes_TQ[:, q]] @ part["out_weight"][0] - part["out_bias"]
+            left = left - rows_KZ[codes_TQ[:, q]] @ book.out_proj.weight[0] - book.out_proj.bias[...]
         return found
-    books_QKZ = np.asarray(quantizer, np.float64)
+    books_QKZ = np.asarray(books[0], np.float64)
     if codec.name == "mimi":
         split = config.num_semantic_quantizers
         chains = [

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import json
 
 import jax
@@ -20,7 +19,7 @@ from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, generator
 from audiolm_jax.serialization.vocab import Vocab
-from tests.helpers.published_codecs import CONFIGS, sound, write
+from tests.helpers.published_codecs import CONFIGS, save, sound, write
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +151,7 @@ def test_loudness_goes_beside_the_codes(opened):
 def test_weights_come_back_as_they_were(folders, tmp_path):
     for name, (kind, folder) in folders.items():
         codec = codecs.load(kind, folder)
-        importlib.import_module(codecs.CODECS[kind]).save(tmp_path / name, *codec.config)
+        save(tmp_path / name, *codec.config)
         again = codecs.load(kind, tmp_path / name)
         ours, theirs = load_file(tmp_path / name / "model.safetensors"), load_file(folder / "model.safetensors")
         assert ours.keys() == theirs.keys()

@@ -1,5 +1,6 @@
 """Published codecs of odd small sizes with random weights, written as a folder in the Hugging Face layout."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,6 +10,8 @@ from flax import nnx
 
 from audiolm_jax.codecs import dac, encodec, mimi
 from audiolm_jax.codecs.streaming import Tape
+from audiolm_jax.hub import files
+from audiolm_jax.hub.weights import named
 from experiments.colab.random_musicgen import CENTRED, SEANET, books, filled, sound, write_encodec
 
 # Three, five and seven-fold strides, kernels of other sizes, several LSTMs or none, a window shorter than the signal.
@@ -51,7 +54,6 @@ CONFIGS = {
         sliding_window=5,
     ),
 }
-MODULES = {"encodec": encodec, "dac": dac, "mimi": mimi}
 
 
 def write(folder: Path, name: str, config=None, seed: int = 0) -> str:
@@ -59,15 +61,9 @@ def write(folder: Path, name: str, config=None, seed: int = 0) -> str:
     config, kind = config or CONFIGS[name], name.partition("-")[0]
     if kind == "dac":
         model = filled(nnx.eval_shape(lambda: dac.DACModel(config)), seed)
-        rng = np.random.default_rng(seed)
-        quantizer = {}
-        for part, shape in dac.shapes(config).items():
-            axes = dac.QUANTIZER[part][1]
-            ours = tuple(shape[axis] for axis in axes)
-            fan = 1 if part == "book" else np.sqrt(ours[1]) if len(ours) == 3 else 20
-            value = rng.standard_normal((config.n_codebooks, *ours)) / fan
-            quantizer[part] = jnp.asarray(value * 0.5 ** (part == "out_weight"), jnp.float32)
-        dac.save(folder, config, model, quantizer)
+        for book in model.quantizer.quantizers:
+            book.codebook.weight[...] *= np.sqrt(config.codebook_size) / 2
+        save(folder, config, model)
         return kind
     if kind == "encodec":
         write_encodec(folder, config, seed)
@@ -89,5 +85,18 @@ def write(folder: Path, name: str, config=None, seed: int = 0) -> str:
     semantic, acoustic = map(np.asarray, jax.jit(latents_of)(model, audio))
     counts = config.num_semantic_quantizers, config.num_quantizers - config.num_semantic_quantizers
     stacked = [books(x, k, config.codebook_size, seed) for x, k in zip((semantic, acoustic), counts, strict=True)]
-    mimi.save(folder, config, model, jnp.concatenate(stacked))
+    save(folder, config, model, jnp.concatenate(stacked))
     return kind
+
+
+def save(folder: Path, config, model: nnx.Module, books_QKZ: jax.Array | None = None) -> None:
+    """Writes config.json and model.safetensors, which `transformers` opens; the rest is `config` of a codec."""
+    if isinstance(config, encodec.EnCodecConfig):
+        encodec.save(folder, config, model, books_QKZ)
+    elif isinstance(config, dac.DACConfig):
+        files.write(folder, {"model_type": "dac", **dataclasses.asdict(config)}, named(model, dac.renamed))
+    else:
+        tensors, ones = named(model), np.ones(config.codebook_size, np.float32)
+        for name, book_KZ in zip(mimi.codebook_names(config), jax.device_get(books_QKZ), strict=True):
+            tensors |= {f"{name}.embed_sum": book_KZ, f"{name}.cluster_usage": ones, f"{name}.initialized": ones[:1]}
+        files.write(folder, {"model_type": "mimi", **dataclasses.asdict(config)}, tensors)

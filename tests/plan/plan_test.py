@@ -166,6 +166,7 @@ def test_seconds_of_a_step_are_those_of_whole_segments():
         (("codec.name=mimi", "codec.path=kyutai/mimi@main", "codec.codebooks=8"), (12.5, 8, 2048)),
         (("codec.name=encodec", "codec.path=facebook/encodec_32khz", "codec.codebooks=4"), (50.0, 4, 2048)),
         (("codec.name=encodec", "codec.path=anywhere", "codec.codebooks=8"), (75.0, 8, 1024)),
+        (("codec.name=encodec_stereo", "codec.path=facebook/encodec_32khz@main"), (50.0, 8, 2048)),
         (("codec.name=default", "codec.codebooks=8"), (25.0, 8, 1024)),
     ],
 )
