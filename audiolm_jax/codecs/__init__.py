@@ -6,14 +6,18 @@ To add a codec, write a module with the function
 
 and enter it in `CODECS`, or leave it outside of the package and name it by its import path, which must have a dot
 (`--config.codec.name=my_package.my_module`). `path` names the weights (None: those that ship with the codec),
-`codebooks` is the number of leading codebooks to use (None: all). `tiny.py` writes every function of a codec out, in
-numpy. A codec of JAX networks needs two functions, for encoding and for decoding: `streaming.py` makes the rest of the
-contract of them, and `default.py` is an example. `checks.py` refuses bad input in one sentence. For a codec of
-published weights see also `about` below and `hub/files.py`. `tests/contracts/codecs_test.py` runs over `CODECS`.
+`codebooks` is the number of leading codebooks to use (None: all).
+
+`tiny.py` writes every function of a codec out, in numpy. A codec of JAX networks needs two functions, for encoding and
+for decoding: `streaming.py` makes the rest of the contract of them, and `default.py` is an example. `checks.py` refuses
+bad input in one sentence. For published weights see also `about` below and `hub/files.py`. The tests of the contract
+run over `CODECS`, and over modules from outside:
+
+    AUDIOLM_CODECS=my_package.my_module python -m pytest tests/contracts/codecs_test.py
 
 A codec has
 
-    name                 str, as in `codec.name`
+    name                 str, the key in `CODECS` or the import path: saved tokens are opened with it again
     fingerprint          str, the sha256 of weights and configuration (`files.digest`). It does not depend on the number
                          of codebooks in use: fewer codebooks give a prefix of the same codes.
     sample_rate          Hz

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,7 @@ def load(path=None, codebooks=None):
     return Codec(about, (Carry(encode, None, unit_in=2),), (Carry(decode, None, unit_out=2),))
 """
 OUTSIDE = "outside_codec.mu_law"
+MINE = [name for name in os.environ.get("AUDIOLM_CODECS", "").split(",") if name]  # modules of a user, without a path
 # Small random weights for the codecs that ship with none; a new codec of the table that needs some is added here.
 SMALL_PUBLISHED = {"encodec": "encodec", "encodec_stereo": "encodec", "dac": "dac", "mimi": "mimi"}
 
@@ -110,9 +112,11 @@ def paths(tmp_path_factory, small):
         yield {name: root / folder for name, folder in SMALL_PUBLISHED.items()} | {"default": small}
 
 
-@pytest.fixture(scope="module", params=[*codecs.CODECS, OUTSIDE])
+@pytest.fixture(scope="module", params=[*codecs.CODECS, OUTSIDE, *MINE])
 def codec(request, paths):
-    return codecs.load(request.param, paths.get(request.param))
+    codec = codecs.load(request.param, paths.get(request.param))
+    assert codec.name == request.param  # tokens and recordings of codes are opened by it again
+    return codec
 
 
 def audio(codec, rows, samples, seed=0):

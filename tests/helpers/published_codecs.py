@@ -1,6 +1,7 @@
 """Published codecs of odd small sizes with random weights, written as a folder in the Hugging Face layout."""
 
 import dataclasses
+import operator
 from pathlib import Path
 
 import jax
@@ -61,8 +62,15 @@ def write(folder: Path, name: str, config=None, seed: int = 0) -> str:
     config, kind = config or CONFIGS[name], name.partition("-")[0]
     if kind == "dac":
         model = filled(nnx.eval_shape(lambda: dac.DACModel(config)), seed)
-        for book in model.quantizer.quantizers:
-            book.codebook.weight[...] *= np.sqrt(config.codebook_size) / 2
+        rng, books_Q = np.random.default_rng(seed), model.quantizer.quantizers
+        low, high = np.sqrt(config.codebook_dim), np.sqrt(config.hidden_size)
+        scales = {"in_proj.weight": 1 / high, "in_proj.bias": 1 / 20, "codebook.weight": 1}
+        scales |= {"out_proj.weight": 0.5 / low, "out_proj.bias": 1 / 20}
+        for name, scale in scales.items():
+            parameters = [operator.attrgetter(name)(book) for book in books_Q]
+            values = scale * rng.standard_normal((len(parameters), *parameters[0].shape))
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter[...] = jnp.asarray(value, jnp.float32)
         save(folder, config, model)
         return kind
     if kind == "encodec":
