@@ -23,11 +23,10 @@ def waveform(waveform_BN, channels: int = 1, multiple_of: int | None = None) -> 
     audio = np.asarray(waveform_BN)
     axes = 1 if channels == 1 else 2
     if audio.ndim not in (axes, axes + 1) or not np.issubdtype(audio.dtype, np.floating):
-        wanted = (
-            "[batch, samples] or [samples]" if axes == 1 else f"[batch, {channels}, samples] or [{channels}, samples]"
-        )
+        shape = "samples]" if axes == 1 else f"{channels}, samples]"
         raise InputError(
-            f"audio: shape {audio.shape} of {audio.dtype}; this codec takes float samples in [-1, 1] shaped {wanted}"
+            f"audio: shape {audio.shape} of {audio.dtype}; this codec takes float samples in [-1, 1] shaped "
+            f"[batch, {shape} or [{shape}"
         )
     if axes == 2 and audio.shape[-2] != channels:
         raise InputError(f"audio: {audio.shape[-2]} channels in shape {audio.shape}; this codec takes {channels}")

@@ -127,6 +127,11 @@ class Codebook(nnx.Module):
         return self.codebook(codes_BT) @ self.out_proj.weight[0] + self.out_proj.bias[...]
 
 
+def network(first: PaddedConv, blocks: list[Sequence], last: PaddedConv) -> Sequence:
+    numbered = Sequence(**{str(n): block for n, block in enumerate(blocks)})
+    return Sequence(conv1=first, block=numbered, snake1=Snake(last.conv.weight.shape[1]), conv2=last)
+
+
 class Quantizer(nnx.Module):
     def __init__(self, c: DACConfig):
         self.quantizers = nnx.List([Codebook(c) for _ in range(c.n_codebooks)])
@@ -134,16 +139,12 @@ class Quantizer(nnx.Module):
 
 class DACModel(nnx.Module):
     def __init__(self, c: DACConfig):
-        width, depth = c.encoder_hidden_size, len(c.downsampling_ratios)
-        blocks = {str(n): encoder_block(width << n, stride) for n, stride in enumerate(c.downsampling_ratios)}
-        last = Snake(c.hidden_size), conv(c.hidden_size, c.hidden_size, 3)
-        self.encoder = Sequence(conv1=conv(1, width, 7), block=Sequence(**blocks), snake1=last[0], conv2=last[1])
+        narrow, wide, ratios = c.encoder_hidden_size, c.decoder_hidden_size, c.downsampling_ratios
+        down = [encoder_block(narrow << n, stride) for n, stride in enumerate(ratios)]
+        up = [decoder_block(wide >> n, stride) for n, stride in enumerate(reversed(ratios))]
+        self.encoder = network(conv(1, narrow, 7), down, conv(c.hidden_size, c.hidden_size, 3))
         self.quantizer = Quantizer(c)
-        width = c.decoder_hidden_size
-        blocks = {str(n): decoder_block(width >> n, stride) for n, stride in enumerate(reversed(c.downsampling_ratios))}
-        last = Snake(width >> depth), conv(width >> depth, 1, 7)
-        first = conv(c.hidden_size, width, 7)
-        self.decoder = Sequence(conv1=first, block=Sequence(**blocks), snake1=last[0], conv2=last[1])
+        self.decoder = network(conv(c.hidden_size, wide, 7), up, conv(wide >> len(ratios), 1, 7))
 
 
 def renamed(path: str) -> str:

@@ -50,19 +50,10 @@ def load(path: str | Path | None = None, codebooks: int | None = None) -> Codec:
     if not path.is_file():
         raise InputError(f"codec.path: {path} does not exist; a safetensors file of the codec 'default' is needed")
     config, model, books_QKZ, fingerprint = _read(path, path.stat().st_mtime_ns)
-    count = checks.leading(codebooks, config.codebooks)
-    about = About(
-        "default",
-        fingerprint,
-        config.sample_rate,
-        config.hop,
-        count,
-        config.codebook_size,
-        config.delay,
-        block=SIZES[0],
-    )
+    shape = config.sample_rate, config.hop, checks.leading(codebooks, config.codebooks), config.codebook_size
+    about = About("default", fingerprint, *shape, delay=config.delay, block=SIZES[0])
     with own_mesh():
-        used_QKZ = books_QKZ[:count]
+        used_QKZ = books_QKZ[: about.codebooks]
     encoder = Carry(_encode, (model.encoder, used_QKZ), config.hop, 1, SIZES)
     decoder = Carry(_decode, (model.decoder, used_QKZ), 1, config.hop, SIZES)
     return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))

@@ -149,14 +149,11 @@ def greedy(characters_T: np.ndarray, alphabet: str) -> str:
 
 
 class Recogniser:
-    """Frozen weights behind one method.
+    """Frozen weights behind one method. `fingerprint`: sha256 of architecture and weights."""
 
-    fingerprint: sha256 of architecture and weights. card: how it was trained, and its scores.
-    """
-
-    def __init__(self, config: RecogniserConfig, weights: dict[str, np.ndarray], card: dict | None = None):
+    def __init__(self, config: RecogniserConfig, weights: dict[str, np.ndarray]):
         """Raises InputError for weights that do not fit the configuration."""
-        self.config, self.card = config, card or {}
+        self.config = config
         self.fingerprint = files.digest(asdict(config), weights)
         tensors = Weights("the file", weights, "recogniser")
         network = tensors.fill(nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0))))
@@ -209,7 +206,7 @@ def load(path: str | Path = WEIGHTS) -> Recogniser:
         config = RecogniserConfig(**card["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot load the recogniser {path}: the .json beside it cannot be used ({error})") from error
-    recogniser = Recogniser(config, weights, card)
+    recogniser = Recogniser(config, weights)
     if recogniser.fingerprint != card.get("fingerprint"):
         raise InputError(f"the recogniser {path} is damaged: its fingerprint is not the one in its .json")
     return recogniser

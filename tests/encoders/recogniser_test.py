@@ -167,7 +167,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot load the recogniser"):
         recogniser.load(path)
     training.save(path, TINY, tiny_weights(), {"cer": {}})
-    assert recogniser.load(path).card["cer"] == {}
+    recogniser.load(path)
     other = {**tiny_weights(), "head": np.zeros((16, 58), np.float32)}
     card = path.with_suffix(".json").read_text()
     training.save(path, TINY, other, {})
