@@ -110,7 +110,7 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
     # States are projected unless they have the decoder's width: of the text alone, or of chroma and text.
     states = [("states", "enc_to_dec_proj", c.cross_width)]
     if c.state_widths:
-        pairs = (("given0", "audio_enc_to_dec_proj"), ("given1", "enc_to_dec_proj"))
+        pairs = (("states0", "audio_enc_to_dec_proj"), ("states1", "enc_to_dec_proj"))
         states = [(*pair, width) for pair, width in zip(pairs, c.state_widths, strict=True)]
     for ours, theirs, width in states:
         if width != D:

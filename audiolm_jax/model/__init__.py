@@ -1,1 +1,1 @@
-"""The transformer and what it stands on: layers, attention, losses, LoRA, sharding, checkpoints, kernels/."""
+"""The transformer and its parts: layers, attention, losses, LoRA, sharding, checkpoints, kernels/."""

@@ -1,13 +1,13 @@
 """Checkpoints of a run (orbax), its parameters for inference, and safetensors in and out.
 
-    WORKDIR/config.json                  the run's whole configuration
+    WORKDIR/config.json                  configuration of the run
     WORKDIR/checkpoints/STEP/params      parameters for inference: the moving average if there is one
-    WORKDIR/checkpoints/STEP/state       all else that training needs: optimizer, key, counters
-    WORKDIR/checkpoints/STEP/position    where the data iterator of each process stood, seconds trained
+    WORKDIR/checkpoints/STEP/state       what else training needs: optimizer, key, counters
+    WORKDIR/checkpoints/STEP/position    position of the data iterator of each process, seconds trained
     WORKDIR/checkpoints/STEP/about       the `Spec` of the model
 
 A checkpoint is written under a temporary name and renamed, so that a run killed while writing resumes from the one
-before. The latest one wins.
+before. Runs resume from the latest checkpoint.
 """
 
 import base64
@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +31,13 @@ from flax.traverse_util import unflatten_dict
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
-from audiolm_jax.model import spec as specs
 from audiolm_jax.model.config import ModelConfig
-from audiolm_jax.model.spec import Spec
+from audiolm_jax.model.spec import Spec, from_json
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization.vocab import Vocab
 
 FOLDER = "checkpoints"
-FREE_AFTER = 2 << 20  # bytes that must be left on the disk beside a checkpoint
+FREE_AFTER = 2 << 20  # bytes that must stay free on the disk after a checkpoint
 
 
 def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
@@ -48,9 +48,9 @@ def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
 
 
 def _folder(workdir: str | Path) -> Path:
-    """Where the checkpoints of a run are: below a folder of this machine, or an address such as gs://bucket/run."""
-    where = files.place(workdir)
-    return (where if files.remote(where) else where.resolve()) / FOLDER
+    """The folder of a run's checkpoints, on this machine or at an address such as gs://bucket/run."""
+    root = files.place(workdir)
+    return (root if files.remote(root) else root.resolve()) / FOLDER
 
 
 @contextlib.contextmanager
@@ -64,15 +64,15 @@ def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
 
 
 def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, position: dict, spec: Spec) -> None:
-    """Writes checkpoint `step`; returns when the arrays are copied, not yet written. An existing one is kept.
+    """Writes checkpoint `step`, unless it exists; returns when the arrays are copied to the host, not yet written.
 
-    Raises InputError if the disk refuses (full, or not writable); the earlier checkpoint is untouched then.
+    Raises InputError if the disk is full or not writable; earlier checkpoints are untouched then.
     """
     if step in opened.all_steps():
         return
     needed = sum(x.nbytes for x in jax.tree.leaves((params, state)))
     free = math.inf if files.remote(opened.directory) else shutil.disk_usage(opened.directory).free
-    if free < needed + FREE_AFTER:  # told here: orbax notices in threads of its own, after the training went on
+    if free < needed + FREE_AFTER:  # checked here: orbax would fail in threads of its own, some steps later
         raise InputError(
             f"{opened.directory}: the disk is full, {free / 1e6:.1f} MB are free and checkpoint {step} takes "
             f"{needed / 1e6:.1f} MB; nothing written before is lost: make room and run the same command again"
@@ -88,7 +88,7 @@ def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, posi
 
 
 def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -> tuple[Any, Any, dict]:
-    """Checkpoint `step` -> (params, state, position), laid out like the given abstract trees; params None is not read.
+    """Checkpoint `step` -> (params, state, position), sharded like these abstract trees; params None is not read.
 
     Raises InputError naming every array that is missing, unexpected or of another shape.
     """
@@ -118,7 +118,7 @@ def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
 
 
 def check_tree(expected: Any, actual: Any, where: str) -> None:
-    """Compares two trees of things with a shape, by key path. Raises one InputError that lists all differences."""
+    """Compares the shapes of two trees by key path. Raises one InputError that lists all differences."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -137,12 +137,12 @@ def check_tree(expected: Any, actual: Any, where: str) -> None:
 
 
 def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
-    """The model as shapes with shardings (a mesh must be entered)."""
+    """The model as shapes with shardings. A mesh is entered."""
     return jax.eval_shape(lambda: Transformer(config, vocab.size, nnx.Rngs(0), rules))
 
 
 def count_parameters(config: ModelConfig, vocab: Vocab) -> int:
-    """Numbers in the parameters of a model, from shapes alone."""
+    """The number of parameters of a model, from shapes alone."""
     with jax.set_mesh(sharding.single_device_mesh()):
         return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(config, vocab), nnx.Param)))
 
@@ -163,9 +163,9 @@ def params_of(model: Transformer) -> dict:
 
 @contextlib.contextmanager
 def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.CheckpointManager, int, Spec]]:
-    """The manager of a run, the number of a checkpoint (None: the latest) and its Spec.
+    """The manager of a run, the step of a checkpoint (None: the latest) and its Spec.
 
-    Raises InputError if there is none.
+    Raises InputError if there is no such checkpoint.
     """
     directory = _folder(workdir)
     if not directory.is_dir():
@@ -178,12 +178,12 @@ def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.Checkpo
                 f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}"
             )
         values = m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        yield m, step, specs.from_json(values, directory / str(step) / "about")
+        yield m, step, from_json(values, directory / str(step) / "about")
 
 
-def read_spec(workdir: str | Path, step: int | None = None) -> Spec:
-    """The Spec in a checkpoint of a run. Raises InputError if there is none."""
-    with _opened(workdir, step) as (_, _, spec):
+def read_spec(workdir: str | Path) -> Spec:
+    """The Spec in the latest checkpoint of a run. Raises InputError if there is none."""
+    with _opened(workdir, None) as (_, _, spec):
         return spec
 
 
@@ -193,25 +193,27 @@ def restore_params(
     rules: sharding.Rules = sharding.PRESETS["data"],
     **model_changes: Any,
 ) -> tuple[Transformer, Spec]:
-    """The trained model of a run on the mesh that is entered (or else one device), and its Spec.
+    """The trained model of a run on the current mesh (without one: on one device), and its Spec.
 
-    step: None for the latest. rules: how it lies there. model_changes: fields of ModelConfig that do not change the
+    step: None for the latest. rules: its sharding. model_changes: fields of ModelConfig that do not change the
     weights (dtype). Raises InputError if there is no checkpoint or it does not fit.
     """
     with _opened(workdir, step) as (m, step, spec):
-        where = f"{_folder(workdir) / str(step)}/params"
         metadata = m.item_metadata(step)["params"]
 
         def load(abstract: dict) -> dict:
-            check_tree(abstract, metadata, where)
-            args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-            return m.restore(step, args=args)["params"]
+            wanted = abstract  # under the names in the checkpoint
+            if any(re.match(r"given\d", name) for name in metadata):
+                wanted = _rename(abstract, "states", "given")
+            check_tree(wanted, metadata, f"{_folder(workdir) / str(step)}/params")
+            params = m.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted)))["params"]
+            return _rename(params, "given", "states")
 
         return _build(spec, load, model_changes, rules), spec
 
 
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None, dtype: str = "float32") -> None:
-    """The parameters for inference of a run -> one file; see `save_safetensors`."""
+    """Writes the parameters for inference of a run to one file; see `save_safetensors`."""
     model, spec = restore_params(workdir, step)
     save_safetensors(path, model, spec, dtype)
 
@@ -219,7 +221,7 @@ def export_safetensors(workdir: str | Path, path: str | Path, step: int | None =
 def save_safetensors(path: str | Path, model: Transformer, spec: Spec, dtype: str = "float32") -> None:
     """Writes parameters under their `/`-joined key paths, with the Spec as metadata.
 
-    dtype: float32, or float16 for half the size; what is computed with is float32 in either case.
+    dtype: float32, or float16 for half the size; `load_safetensors` makes float32 of either.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
     tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x, dtype) for p, x in leaves}
@@ -230,14 +232,12 @@ def save_safetensors(path: str | Path, model: Transformer, spec: Spec, dtype: st
 def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, Spec]:
     """A file of `save_safetensors` -> (model, Spec); see `restore_params`."""
     tensors, metadata = files.read_safetensors(path)
-    about = json.loads(metadata.get("about", "null"))
-    if about is None:
+    if "about" not in metadata:
         raise InputError(f"{path} has no description of its model (metadata key 'about'); export it with this package")
-
-    spec = specs.from_json(about, path)
+    spec = from_json(json.loads(metadata["about"]), path)
 
     def load(abstract: dict) -> dict:
-        params = unflatten_dict(tensors, sep="/")
+        params = _rename(unflatten_dict(tensors, sep="/"), "given", "states")
         check_tree(abstract, params, str(path))
         return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, params)
 
@@ -245,13 +245,18 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
 
 
 def _build(spec: Spec, load: Any, model_changes: dict, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
-    """The described model with the parameters that `load(abstract parameters)` gives."""
+    """The model of `spec` with the parameters that `load` makes of abstract ones."""
     config = dataclasses.replace(spec.model, **model_changes)
     entered = not jax.sharding.get_abstract_mesh().empty
     with contextlib.nullcontext() if entered else jax.set_mesh(sharding.single_device_mesh()):
         mesh = jax.sharding.get_mesh()
         graph, abstract = nnx.split(abstract_model(config, spec.vocab, rules))
         return nnx.merge(graph, load(sharding.on_mesh(nnx.to_pure_dict(abstract), mesh)))
+
+
+def _rename(params: dict, before: str, after: str) -> dict:
+    """Parameters with `after` for `before` in front of a number: until November 2026 states0_WD was given0_WD."""
+    return {re.sub(rf"^{before}(?=\d)", after, name): x for name, x in params.items()}
 
 
 def pack_position(iterator_state: Any) -> str:

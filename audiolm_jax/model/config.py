@@ -19,7 +19,7 @@ AXES = ("data", "context", "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axis, several of them (the first is the outermost), or None: not sharded."""
+    """Logical axis -> mesh axis, or several (the outermost first), or None: not sharded."""
 
     batch: str | tuple[str, ...] | None = None  # rows of a batch
     length: str | None = None  # positions of a row; keys and values are gathered over it
@@ -36,7 +36,7 @@ class Rules:
     def spec(self, *logical: str | None) -> "PartitionSpec":
         """The partition of an array whose axes have these logical names.
 
-        Raises InputError if two of its axes would live on the same mesh axis.
+        Raises InputError if two of them are on the same mesh axis.
         """
         from jax.sharding import PartitionSpec
 
@@ -54,8 +54,8 @@ class Rules:
         return math.prod(mesh.shape[axis] for axis in self.axes(logical))
 
     def for_decoding(self) -> "Rules":
-        """Rules for sampling: weights gathered over the axes of the rows (once, not in every step), and rows sharded
-        over the axes of the positions too."""
+        """Rules for sampling: weights gathered over the data axis, once, and rows sharded also over the axis of the
+        positions."""
         rows = self.axes("batch") + self.axes("length")
         return dataclasses.replace(self, batch=rows[0] if len(rows) == 1 else rows, length=None, embed=None)
 
@@ -70,10 +70,9 @@ PRESETS = {
 
 
 def platform() -> str:
-    """Platform of the current mesh, "cpu", "tpu" or "gpu"; the mesh may be abstract, or a topology to compile for.
-    Without a mesh, the platform of the default backend.
+    """Platform of the current mesh, which may be abstract; without a mesh that of the default backend.
 
-    Everything that chooses by platform asks here, so that a program compiled ahead of time is the one that runs.
+    Everything that depends on the platform calls this, so that a program compiled ahead of time is the one that runs.
     """
     import jax
 
@@ -133,11 +132,9 @@ class ModelConfig:
         if self.head_width % 2 and self.positions == "rotary":
             raise InputError(f"model.head_width={self.head_width} must be even (rotary positions pair channels)")
         if bool(self.max_positions) != (self.positions == "learned"):
+            accepted = "at least 1" if self.positions == "learned" else "0"
             raise InputError(
-                f"model.max_positions={self.max_positions} must be at least 1 with model.positions=learned, and 0 "
-                f"with model.positions={self.positions}"
-                if self.max_positions
-                else f"model.max_positions={self.max_positions} must be at least 1 with model.positions=learned"
+                f"model.max_positions={self.max_positions} must be {accepted} with model.positions={self.positions}"
             )
 
     @property
@@ -157,20 +154,20 @@ class ModelConfig:
         return jnp.dtype("float32") if platform() == "cpu" else self.compute_dtype
 
     def sharded_sizes(self, vocab_size: int) -> dict[str, tuple[str, int]]:
-        """What mesh axes may have to divide, for `sharding.check_sizes`."""
+        """The sizes that mesh axes must divide, for `sharding.check_sizes`."""
         names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
         sizes = {logical: (f"model.{name}", getattr(self, name)) for logical, name in names.items()}
         return sizes | {"vocab": ("the number of rows of the vocabulary", table_rows(vocab_size))}
 
 
 def table_rows(vocab_size: int) -> int:
-    """Rows of the embedding table and columns of the output matrix: a multiple of 128, which meshes divide."""
+    """Rows of the embedding table and columns of the output matrix: padded to a multiple of 128 for the mesh."""
     return -(-vocab_size // 128) * 128
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
-    """How arrays lie on several devices."""
+    """How arrays are sharded over devices."""
 
     preset: str = key(
         "data",

@@ -17,23 +17,23 @@ from audiolm_jax.model.sharding import Rules, gather
 Cross = tuple[dict[str, jax.Array], jax.Array]  # {"cross_k": [B, H, E, K], "cross_v": same}, valid_BE
 
 
-def row_axes(axes: int) -> tuple[str | None, ...]:
-    """Logical names of the leading axes of an input: rows `[B]` of a decoding step, positions `[B, L]` of a pass."""
-    return ("batch", "length", *(None,) * axes)[:axes]
+def row_axes(axes: int) -> tuple[str, ...]:
+    """Logical names of the leading axes of an input: `[B]` in a decoding step, `[B, L]` in a pass."""
+    return ("batch", "length")[:axes]
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
-    """A float32 weight, normally distributed, initialised sharded."""
+    """A float32 weight, normally distributed, sharded from the start."""
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
 
 
 def product(
     subscripts: str, x: jax.Array, weight: jax.Array, spec: jax.sharding.PartitionSpec, dtype: jnp.dtype | None = None
 ) -> jax.Array:
-    """einsum of x and a weight, summed in float32 whatever their dtype, in `dtype` (None: that of x).
+    """einsum of x and a weight, accumulated in float32 whatever their dtypes; the result in `dtype` (None: that of x).
 
     On a CPU the result is float32 and cast: XLA has kernels for 16-bit products with 32-bit results and at least two
-    rows, and writes a float32 copy of the weights for any other. Accelerators sum in float32 by themselves.
+    rows, and writes a float32 copy of the weights for any other. Accelerators accumulate in float32 anyway.
     """
     dtype = dtype or x.dtype
     if x.dtype == jnp.float32 or sharding.platform() != "cpu":
@@ -41,11 +41,11 @@ def product(
     terms, result = subscripts.split("->")
     letters = terms.split(",")[1]
     summed = math.prod(size for letter, size in zip(letters, weight.shape, strict=True) if letter not in result)
-    alone = x.size == summed  # one row: another beside it is next to free
-    if alone:
+    one_row = x.size == summed  # a second one costs next to nothing
+    if one_row:
         x = jnp.pad(x, ((0, 1), *((0, 0),) * (x.ndim - 1)))
     y = jnp.einsum(subscripts, x, weight, preferred_element_type=jnp.float32, out_sharding=spec)
-    return (y[:1] if alone else y).astype(dtype)
+    return (y[:1] if one_row else y).astype(dtype)
 
 
 def bias(shape: tuple[int, ...], axes: tuple, rules: Rules) -> nnx.Param:
@@ -58,8 +58,8 @@ def biased(y: jax.Array, module: nnx.Module, name: str) -> jax.Array:
     return y + getattr(module, name)[...].astype(y.dtype) if hasattr(module, name) else y
 
 
-def projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> None:
-    """A matrix and a bias that project states of an encoder to the width of the model; none if that is their width."""
+def add_projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> None:
+    """Gives a module the matrix and bias that project states of an encoder to the model's width, if it is another."""
     c = module.config
     if width != c.width:
         setattr(module, f"{name}_WD", normal(rngs, (width, c.width), (None, "embed"), module.rules, width**-0.5))
@@ -67,7 +67,7 @@ def projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> Non
 
 
 def projected(states_BEW: jax.Array, module: nnx.Module, name: str, rows: tuple[str | None, ...]) -> jax.Array:
-    """States times the matrix of that name, plus its bias; unchanged if there is none. rows: names of leading axes."""
+    """States times the matrix of that name plus its bias; unchanged without one. rows: names of the leading axes."""
     if not hasattr(module, f"{name}_WD"):
         return states_BEW
     weight_WD = gather(getattr(module, f"{name}_WD")[...], (None, "embed"), module.rules, states_BEW.dtype)
@@ -76,10 +76,10 @@ def projected(states_BEW: jax.Array, module: nnx.Module, name: str, rows: tuple[
 
 
 def with_states(x_BLD: jax.Array, states_BLW: jax.Array, module: nnx.Module) -> jax.Array:
-    """x plus states of encoders, each projected by a matrix of its own. W is the sum of `state_widths`: the states of
-    one encoder after those of another. Where all states of an encoder are zero it adds nothing, not even its bias.
+    """x plus the states of encoders, each with a projection of its own, concatenated along W (model.state_widths).
+    Where all states of an encoder are zero nothing is added, not even the bias.
 
-    Raises InputError if W differs.
+    Raises InputError if W is not the sum of the widths.
     """
     widths = module.config.state_widths
     if states_BLW.shape[-1] != sum(widths):
@@ -90,7 +90,7 @@ def with_states(x_BLD: jax.Array, states_BLW: jax.Array, module: nnx.Module) -> 
     for n, (end, width) in enumerate(zip(itertools.accumulate(widths), widths, strict=True)):
         part_BLW = states_BLW[..., end - width : end]
         present_BL1 = jnp.any(part_BLW != 0, axis=-1, keepdims=True)
-        x_BLD += jnp.where(present_BL1, projected(part_BLW, module, f"given{n}", row_axes(2)), 0)
+        x_BLD += jnp.where(present_BL1, projected(part_BLW, module, f"states{n}", row_axes(2)), 0)
     return x_BLD
 
 
@@ -134,9 +134,9 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
 
 
 class CrossAttention(nnx.Module):
-    """Cross-attention to the states of an encoder, grouped-query (G >= 1) as the self-attention.
+    """Grouped-query cross-attention to the states of an encoder.
 
-    Keys and values depend on the states alone: decoding computes them once per request and then only reads them.
+    Keys and values depend on the states alone: decoding computes them once per request.
     """
 
     def __init__(self, config: Any, rules: Rules, rngs: nnx.Rngs):
@@ -147,13 +147,8 @@ class CrossAttention(nnx.Module):
         heads = ("heads", None, None)
         self.q_DHGK = normal(rngs, (c.width, c.kv_heads, group, c.head_width), ("embed", *heads), rules, c.width**-0.5)
         self.kv_DHCK = normal(rngs, (c.width, c.kv_heads, 2, c.head_width), ("embed", *heads), rules, c.width**-0.5)
-        self.out_HGKD = normal(
-            rngs,
-            (c.kv_heads, group, c.head_width, c.width),
-            (*heads, "embed"),
-            rules,
-            (2 * c.layers * c.heads * c.head_width) ** -0.5,
-        )
+        scale = (2 * c.layers * c.heads * c.head_width) ** -0.5
+        self.out_HGKD = normal(rngs, (c.kv_heads, group, c.head_width, c.width), (*heads, "embed"), rules, scale)
         if c.bias:
             self.q_bias_HGK = bias((c.kv_heads, group, c.head_width), heads, rules)
             self.kv_bias_HCK = bias((c.kv_heads, 2, c.head_width), heads, rules)
@@ -167,7 +162,7 @@ class CrossAttention(nnx.Module):
         return {name: kv[..., c, :].swapaxes(1, 2) for c, name in enumerate(("cross_k", "cross_v"))}
 
     def __call__(self, x: jax.Array, cross: Cross) -> jax.Array:
-        """x `[B, ..., D]` -> the residual update. Zeros for a row without a valid state, but for the bias."""
+        """x `[B, ..., D]` -> the residual update; of a row without a valid state the bias alone."""
         states, valid_BE = cross
         rows = row_axes(x.ndim - 1)
         kernel = gather(self.q_DHGK[...], ("embed", "heads", None, None), self.rules, x.dtype)

@@ -1,12 +1,12 @@
 """LoRA (arXiv 2106.09685, section 4.1): a matrix W becomes W + alpha / rank * A B, and only A and B are trained.
 
-All of it is arithmetic on the tree of parameters; the model says no more than which of its attributes are stacks of
-layers (`Transformer.STACKS`). A is random at first and B zero, so
-that training begins at W, bit for bit. A matrix of several axes counts as [inputs, outputs], so the queries, keys and
-values of a block, which are one matrix here, share one A. Every layer has its own A and B.
+All of it is arithmetic on the tree of parameters; the model only names its attributes that are stacks of layers
+(`Transformer.STACKS`). A is random at first and B zero, so that training starts at W, bit for bit. A weight of several
+axes counts as a matrix [inputs, outputs], so the queries, keys and values of a block, which are one matrix here, share
+one A. Every layer has its own A and B.
 
-A step computes `merged` once for each microbatch, and a whole gradient of the chosen matrices on the way to that of A
-and B: what is saved is the optimizer's two averages of every weight, and what devices send each other of them.
+A step computes `merged` once per microbatch, and the gradients of the chosen matrices on the way to those of A and B:
+what LoRA saves is the optimizer's state of these matrices and the all-reduce of their gradients.
 """
 
 import math
@@ -29,27 +29,25 @@ MATRICES = {
 
 
 def chosen(config: LoraConfig, params: dict) -> dict[tuple[str, ...], int]:
-    """Path of every chosen parameter in the whole tree -> how many of its axes, after that of layers, are inputs."""
+    """Path of every chosen parameter in the tree -> number of its axes, after that of layers, that are inputs."""
     parts = [MATRICES[name] for name in MATRICES if name in config.matrices]
     stacks = [stack for stack in Transformer.STACKS if stack in params]
     return {(stack, *path): inputs for stack in stacks for part in parts for path, inputs in part.items()}
 
 
 def check(config: LoraConfig, params: dict) -> None:
-    """Raises InputError for a rank that is larger than that of a chosen matrix. params: anything with shapes."""
+    """Raises InputError for a rank above that of a chosen matrix. params: anything with shapes."""
     flat = flatten_dict(params)
     for path, inputs in chosen(config, params).items():
         shape = flat[path].shape
         largest = min(math.prod(shape[1 : 1 + inputs]), math.prod(shape[1 + inputs :]))
         if config.rank > largest:
-            raise InputError(
-                f"lora.rank={config.rank} is more than the rank of {'/'.join(path)} can be, {largest}; choose a "
-                "smaller one"
-            )
+            name = "/".join(path)
+            raise InputError(f"lora.rank={config.rank} must be at most {largest}, the largest rank of {name}")
 
 
 def init(config: LoraConfig, params: dict, key: jax.Array) -> dict:
-    """A and B of every chosen matrix, {"a": [N, inputs ..., rank], "b": [N, rank, outputs ...]} at its path, laid out
+    """A and B of every chosen matrix, {"a": [N, inputs ..., rank], "b": [N, rank, outputs ...]} at its path, sharded
     like its inputs and outputs. A is normal, of variance one over the number of inputs; B is zero."""
     flat, adapters = flatten_dict(params), {}
     for number, (path, inputs) in enumerate(chosen(config, params).items()):
@@ -64,7 +62,7 @@ def init(config: LoraConfig, params: dict, key: jax.Array) -> dict:
 
 
 def merged(config: LoraConfig, params: dict, adapters: dict) -> dict:
-    """The parameters with what A and B add to them: those that the model has, in the loss and for inference."""
+    """The parameters of the model: W + alpha / rank * A B where there is a pair."""
     flat, pairs = dict(flatten_dict(params)), flatten_dict(adapters)
     for path in chosen(config, params):
         a, b = pairs[*path, "a"], pairs[*path, "b"]

@@ -2,7 +2,7 @@
 
 A prediction's `head` (see `serialization/vocab.py`) says which ids are legal; every other id has probability zero. The
 output matrix is read as three blocks (text and structure, codebooks, lengths), each block's log-normaliser is computed
-once per position, and a prediction picks its own. Logits are float32 and live for `chunk` positions at a time.
+once per position, and every prediction takes that of its head. Logits are float32, of `chunk` positions at a time.
 """
 
 import functools
@@ -15,23 +15,14 @@ from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
 from audiolm_jax.model.sharding import PRESETS, Rules
-from audiolm_jax.serialization.vocab import (
-    AUDIO,
-    END_AUDIO,
-    EOS,
-    HEAD_CODE,
-    HEAD_LENGTH,
-    HEAD_TEXT,
-    TEXT_START,
-    Vocab,
-)
+from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
 
-# Logits of at most this many float32 numbers per device exist at once.
+# Largest number of float32 logits in memory at once, per device.
 CHUNK_LOGITS = 1 << 25
 
 
 def by_codebook(x_V: jax.Array, vocab: Vocab) -> jax.Array:
-    """The codes of the vocabulary, `[..., V]` -> `[..., Q, K]`; 0 beyond the last code of a smaller codebook."""
+    """The ids of codes, `[..., V]` -> `[..., Q, K]`; 0 beyond the last code of a smaller codebook."""
     if vocab.legal_QK.all():
         codes = x_V[..., vocab.code_start : vocab.length_start]
         return codes.reshape(*x_V.shape[:-1], vocab.codebooks, vocab.largest_codebook)
@@ -41,11 +32,10 @@ def by_codebook(x_V: jax.Array, vocab: Vocab) -> jax.Array:
 
 
 def output_blocks(out_DV: jax.Array, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
-    """The output matrix cut into "text" [D, X], "codes" [D, Q, K], "length" [D, M] and gathered over "embed".
+    """The output matrix split into "text" [D, X], "codes" [D, Q, K], "length" [D, M] and gathered over "embed".
 
     K, the size of the largest codebook, keeps the vocabulary's mesh axis if that divides it; the small blocks are
-    replicated. The cut comes first, so that the gradient of each block is reduced and scattered before the blocks are
-    put together.
+    replicated. It is split before the gather, so that the gradient of each block is reduce-scattered by itself.
     """
     stored = jax.sharding.reshard(out_DV, rules.spec("embed", None))
     codes_DQK = by_codebook(stored, vocab)
@@ -58,21 +48,14 @@ def output_blocks(out_DV: jax.Array, vocab: Vocab, rules: Rules) -> dict[str, ja
     }
 
 
-def _text_legal(vocab: Vocab) -> np.ndarray:
-    legal = np.zeros(vocab.code_start, bool)
-    legal[TEXT_START:] = True
-    legal[[AUDIO, EOS]] = True
-    return legal
-
-
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
-    """values `[..., n]` at index `[..., S]` -> `[..., S]` as a masked sum (0 where the index is not in 0..n-1)."""
+    """values `[..., n]` at index `[..., S]` -> `[..., S]`, 0 where the index is not in 0..n-1 (a masked sum)."""
     hit = index[..., None] == jnp.arange(values.shape[-1], dtype=jnp.int32)
     return jnp.sum(jnp.where(hit, values[..., None, :], 0), axis=-1)
 
 
-def _either(lse_BLS, code_BLS, end_BL, targets_BLS, heads_BLS, vocab: Vocab) -> dict[str, jax.Array]:
-    """From log-normalisers and target logits of the codes alone to the result, end of audio included."""
+def _with_end(lse_BLS, code_BLS, end_BL, targets_BLS, heads_BLS, vocab: Vocab) -> dict[str, jax.Array]:
+    """The result of `target_logprobs` from log-normalisers and target logits that leave out the end of audio."""
     either = heads_BLS == vocab.head_code_or_end
     is_end = either & (targets_BLS == END_AUDIO)
     end_BLS = jnp.broadcast_to(end_BL[..., None], heads_BLS.shape)
@@ -87,11 +70,11 @@ def _either(lse_BLS, code_BLS, end_BL, targets_BLS, heads_BLS, vocab: Vocab) -> 
     }
 
 
-def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
-    """Every block's logits at every position; layouts of any kind."""
+def _dense(hidden_BLD, blocks, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+    """The logits of every block at every position, for any sharding."""
 
     def logits(block: str, spec: tuple) -> jax.Array:
-        weight = cut[block].astype(hidden_BLD.dtype)
+        weight = blocks[block].astype(hidden_BLD.dtype)
         axes = "QK" if weight.ndim == 3 else "K"
         return jnp.einsum(
             f"BLD,D{axes}->BL{axes}",
@@ -101,46 +84,38 @@ def _dense(hidden_BLD, cut, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules) 
             out_sharding=rules.spec("batch", None, *spec),
         )
 
-    sharded = jax.typeof(cut["codes"]).sharding.spec[2] is not None
+    sharded = jax.typeof(blocks["codes"]).sharding.spec[2] is not None
     text = logits("text", (None,))
     codes = logits("codes", (None, "vocab" if sharded else None))
     length = logits("length", (None,))
-    lse_text = jax.nn.logsumexp(jnp.where(_text_legal(vocab), text, -jnp.inf), axis=-1)
+    lse_text = jax.nn.logsumexp(jnp.where(vocab.legal_text, text, -jnp.inf), axis=-1)
     if not vocab.legal_QK.all():
         codes = jnp.where(vocab.legal_QK, codes, -jnp.inf)
     lse_codes = jax.nn.logsumexp(codes, axis=-1)
     lse_length = jax.nn.logsumexp(length, axis=-1)
-    lse_BLH = jnp.concatenate(
-        [
-            jnp.zeros_like(lse_text)[..., None],
-            lse_text[..., None],
-            lse_length[..., None],
-            lse_codes,
-            lse_codes[..., :1],
-        ],
-        axis=-1,
-    )
+    single = (x[..., None] for x in (jnp.zeros_like(lse_text), lse_text, lse_length))
+    lse_BLH = jnp.concatenate([*single, lse_codes, lse_codes[..., :1]], axis=-1)
     ids_QK = vocab.code_offsets[:, None] + jnp.arange(vocab.largest_codebook, dtype=jnp.int32)
     hit = (targets_BLS[..., None, None] == ids_QK) & vocab.legal_QK
     target = jnp.sum(jnp.where(hit, codes[:, :, None], 0), axis=(-2, -1))
     target += _pick(text, targets_BLS) + _pick(length, targets_BLS - vocab.length_start)
-    return _either(_pick(lse_BLH, heads_BLS), target, text[..., END_AUDIO], targets_BLS, heads_BLS, vocab)
+    return _with_end(_pick(lse_BLH, heads_BLS), target, text[..., END_AUDIO], targets_BLS, heads_BLS, vocab)
 
 
-def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
-    """Only the legal logits of every prediction; on one CPU device (see `kernels/cpu_loss.py`)."""
+def _on_cpu(hidden_BLD, targets_BLS, heads_BLS, blocks, vocab: Vocab, rules: Rules) -> dict[str, jax.Array]:
+    """The legal logits of every prediction alone; on one CPU device (see `kernels/cpu_loss.py`)."""
     from audiolm_jax.model.kernels import cpu_loss
 
     stream = rules.spec("batch", "length", None)
-    sets_XWD = [cut["text"].T, cut["length"].T, *cut["codes"].transpose(1, 2, 0)]
+    sets_XWD = [blocks["text"].T, blocks["length"].T, *blocks["codes"].transpose(1, 2, 0)]
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes]
     legal_XW = np.arange(max(sizes)) < np.array(sizes)[:, None]
-    legal_XW[0, : vocab.code_start] = _text_legal(vocab)
+    legal_XW[0, : vocab.code_start] = vocab.legal_text
     weight_XWD = jnp.stack([jnp.pad(w, ((0, max(sizes) - len(w)), (0, 0))) for w in sets_XWD])
     starts_X = np.array([0, vocab.length_start, *vocab.code_offsets], np.int32)
     sets_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, HEAD_CODE, heads_BLS) - HEAD_TEXT
     start_BLS = _pick(jnp.broadcast_to(starts_X, (1, 1, len(starts_X))), sets_BLS)
-    # </audio> as the target of a code comes out negative: it is not in the codebook, `_either` adds it.
+    # </audio> as the target of a code comes out negative: it is not in the codebook, `_with_end` adds it.
     lse, target = cpu_loss.normalisers(
         hidden_BLD.reshape(-1, hidden_BLD.shape[-1], out_sharding=P()),
         weight_XWD.astype(hidden_BLD.dtype),
@@ -149,9 +124,9 @@ def _blocked(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules
         (targets_BLS - start_BLS).reshape(-1, sets_BLS.shape[-1], out_sharding=P()),
     )
     lse_BLS, target_BLS = (jax.sharding.reshard(x.reshape(heads_BLS.shape), stream) for x in (lse, target))
-    end_D = cut["text"][:, END_AUDIO].astype(hidden_BLD.dtype)
+    end_D = blocks["text"][:, END_AUDIO].astype(hidden_BLD.dtype)
     end_BL = jnp.einsum("BLD,D->BL", hidden_BLD, end_D, preferred_element_type=jnp.float32)
-    return _either(lse_BLS, target_BLS, end_BL, targets_BLS, heads_BLS, vocab)
+    return _with_end(lse_BLS, target_BLS, end_BL, targets_BLS, heads_BLS, vocab)
 
 
 def target_logprobs(
@@ -165,45 +140,44 @@ def target_logprobs(
 ) -> dict[str, jax.Array]:
     """log p(target | legal set) in nats, float32, 0 where head is 0.
 
-    Returns `logprob_BLS`; `end_BLS`, the part of it that belongs to the end of audio where the head offers
-    it (log p(end) if the target is the end, else log p(not the end); 0 elsewhere), so that
-    `logprob - end` is the code's own conditional log-probability; and `lse_BLS`, the log-normaliser.
-    `chunk`: positions whose logits exist at once (None: by size, or in blocks on one CPU). Targets must be legal.
+    Returns `logprob_BLS`; `end_BLS`, its part about the end of audio where the head has one (log p(end) if the target
+    is the end, else log p(not the end); 0 elsewhere), so that `logprob - end` is the code's own conditional
+    log-probability; and `lse_BLS`, the log-normaliser.
+    `chunk`: positions whose logits are in memory at once (None: by size, or in blocks on one CPU). Targets must be
+    legal.
     """
-    cut = output_blocks(out_DV, vocab, rules)
+    blocks = output_blocks(out_DV, vocab, rules)
     stream = rules.spec("batch", "length", None)
     args = [jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS)]
     if chunk is None and sharding.on_one_cpu():
-        return _blocked(*args, cut, vocab, rules)
-    # Each device takes its own rows and positions in pieces; the gradients of the output matrix are summed over the
-    # devices once, after the last piece. The vocabulary's axis stays as it is inside.
-    logits = sum(math.prod(jax.typeof(x).sharding.shard_shape(x.shape)[1:]) for x in cut.values())
-    compute = functools.partial(_pieces, vocab=vocab, rules=Rules(vocab=rules.vocab), chunk=chunk, logits=logits)
-    apart = {*rules.axes("batch"), *rules.axes("length")}
-    if apart:
-        compute = jax.shard_map(compute, in_specs=(stream, stream, stream, P()), out_specs=stream, axis_names=apart)
-    return compute(*args, cut)
+        return _on_cpu(*args, blocks, vocab, rules)
+    # Each device chunks its own rows and positions; the gradient of the output matrix is all-reduced once, after the
+    # last chunk. The vocabulary's axis stays explicit inside.
+    logits = sum(math.prod(jax.typeof(x).sharding.shard_shape(x.shape)[1:]) for x in blocks.values())
+    compute = functools.partial(_chunked, vocab=vocab, rules=Rules(vocab=rules.vocab), chunk=chunk, logits=logits)
+    mapped = {*rules.axes("batch"), *rules.axes("length")}
+    if mapped:
+        compute = jax.shard_map(compute, in_specs=(stream, stream, stream, P()), out_specs=stream, axis_names=mapped)
+    return compute(*args, blocks)
 
 
-def _pieces(hidden_BLD, targets_BLS, heads_BLS, cut, vocab: Vocab, rules: Rules, chunk: int | None, logits: int):
-    """`_dense` in pieces of `chunk` positions (None: by size, `logits` of each position being here)."""
+def _chunked(hidden_BLD, targets_BLS, heads_BLS, blocks, vocab: Vocab, rules: Rules, chunk: int | None, logits: int):
+    """`_dense` in chunks of positions (None: by size, with `logits` numbers per position on this device)."""
     rows, positions = hidden_BLD.shape[:2]
     if chunk is None:
         chunk = max(1, CHUNK_LOGITS // (rows * logits))
-        # As equal as possible, so that little is padded.
-        chunk = -(-positions // -(-positions // chunk))
-    compute = functools.partial(_dense, vocab=vocab, rules=rules)
+        chunk = -(-positions // -(-positions // chunk))  # as equal as possible, for little padding
     if chunk >= positions:
-        return compute(hidden_BLD, cut, targets_BLS, heads_BLS)
+        return _dense(hidden_BLD, blocks, targets_BLS, heads_BLS, vocab, rules)
     count = -(-positions // chunk)
 
-    def pieces(x: jax.Array) -> jax.Array:
+    def chunks(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, count * chunk - positions)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
 
     # Without the checkpoint the backward pass would keep the logits of all chunks.
-    piece = jax.checkpoint(lambda xs: compute(xs[0], cut, xs[1], xs[2]), prevent_cse=False)
-    parts = jax.lax.map(piece, (pieces(hidden_BLD), pieces(targets_BLS), pieces(heads_BLS)))
+    compute = jax.checkpoint(lambda xs: _dense(xs[0], blocks, xs[1], xs[2], vocab, rules), prevent_cse=False)
+    parts = jax.lax.map(compute, tuple(map(chunks, (hidden_BLD, targets_BLS, heads_BLS))))
     return jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * chunk, *x.shape[3:])[:, :positions], parts
     )
@@ -219,11 +193,11 @@ def loss_and_sums(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Unnormalised loss sum(weights * nll) + z_loss * sum(weights * lse^2), and the sums behind the metrics.
 
-    Divide by `sums["weight"]` for the loss (kept apart so that gradient accumulation weighs every prediction
-    alike, whatever microbatch it fell into). `sums`: weight (scalar), and per class of prediction
-    `nll_X` (nats, unweighted) and `count_X` with X = text, length, Q codebooks, end: `[3 + Q]`. A prediction
-    of codebook 0 that could have been the end counts in both: its end part under `end`, the rest under its
-    codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311, section 5).
+    Divide by `sums["weight"]` for the loss (separate, so that gradient accumulation weighs every prediction alike).
+    `sums`: weight (scalar), and per class of prediction `nll_X` (nats, unweighted) and `count_X` with X = text, length,
+    Q codebooks, end: `[3 + Q]`. A prediction of codebook 0 that could have been the end counts in both: its end part
+    under `end`, the rest under its codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311,
+    section 5).
     """
     targets, heads, weights = (
         jax.sharding.reshard(batch[name], rules.spec("batch", "length", None))
@@ -244,11 +218,7 @@ def loss_and_sums(
     count = jnp.sum(member, axis=(0, 1, 2), dtype=jnp.float32)
     end_nll = -jnp.sum(jnp.where(scored, out["end_BLS"], 0))
     end_count = jnp.sum(scored & either, dtype=jnp.float32)
-    sums = {
-        "weight": jnp.sum(weights),
-        "nll_X": jnp.append(nll, end_nll),
-        "count_X": jnp.append(count, end_count),
-    }
+    sums = {"weight": jnp.sum(weights), "nll_X": jnp.append(nll, end_nll), "count_X": jnp.append(count, end_count)}
     return total, jax.lax.stop_gradient(sums)
 
 

@@ -1,10 +1,10 @@
-"""The mesh, the one table from logical axes to mesh axes, and how a host's rows become a global batch.
+"""The mesh, shardings from logical axes, and the global batch of a host's rows.
 
-Every array of the model is described by logical axis names ("batch", "embed", ...); a `Rules` value says on
-which mesh axis each of them lives. Weights are *stored* as their full spec says and *used* after gathering
-their "embed" axis, which is what makes a preset with `embed` sharded fully-sharded data parallelism (the
-transpose of the gather is the reduce-scatter of the gradient). The idiom is the JAX training cookbook's and
-jax-llm-examples' (explicit axis types, so a wrong layout is a type error at trace time).
+Every array of the model has logical axis names ("batch", "embed", ...); `Rules` (config.py) maps them to mesh axes.
+Weights are *stored* as their full spec says and *used* after gathering their "embed" axis, so a preset that shards
+`embed` is fully-sharded data parallelism (the transpose of the gather is the reduce-scatter of the gradient). The idiom
+is the JAX training cookbook's and jax-llm-examples' (explicit axis types: a wrong sharding is a type error at trace
+time).
 
 Collectives of a training step under each preset (the tests count them in compiled programs):
 
@@ -32,9 +32,8 @@ from audiolm_jax.model.config import platform as platform
 
 
 def make_mesh(config: ShardingConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """An explicit-axis mesh of shape (data, context, tensor) over all given devices (default: every device).
+    """An explicit-axis mesh of shape (data, context, tensor) over `devices` (default: all), for `jax.set_mesh`.
 
-    Enter it with `jax.set_mesh(mesh)`; the model never runs without one, also on a single device.
     Raises InputError if `context` times `tensor` does not divide the number of devices, and for several TPU slices.
     """
     config, devices = config or ShardingConfig(), jax.devices() if devices is None else list(devices)
@@ -45,7 +44,7 @@ def make_mesh(config: ShardingConfig | None = None, devices: Sequence[jax.Device
     if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
         raise InputError("the devices belong to several TPU slices; a run takes the devices of one")
     shape = (len(devices) // inner, config.context, config.tensor)
-    # A logical axis may be a part of a physical one: 4 of the 16 chips of a side.
+    # A mesh axis may be a part of a dimension of the torus: 4 of 16 chips.
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
@@ -69,13 +68,13 @@ def check_sizes(mesh: Mesh, rules: Rules, sizes: dict[str, tuple[str, int]]) -> 
             )
 
 
-def single_device_mesh(device: jax.Device | None = None) -> Mesh:
-    """The mesh of one device, for inference and notebooks."""
-    return make_mesh(devices=[device or jax.local_devices()[0]])
+def single_device_mesh() -> Mesh:
+    """The mesh of the first device, for inference and notebooks."""
+    return make_mesh(devices=jax.local_devices()[:1])
 
 
 def gather(weight: jax.Array, logical: Sequence[str | None], rules: Rules, dtype=None) -> jax.Array:
-    """A stored weight as a layer uses it: cast, then its "embed" axis (and only it) gathered."""
+    """A stored weight as a layer uses it: cast, then gathered over its "embed" axis alone."""
     used = rules.spec(*(None if axis == "embed" else axis for axis in logical))
     weight = weight if dtype is None else weight.astype(dtype)
     return jax.sharding.reshard(weight, used)
@@ -87,7 +86,7 @@ def save_all_but_gathers(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Abstract arrays with a partition, as `jax.eval_shape` gives them, -> the same with shardings on `mesh`."""
+    """Abstract arrays of `jax.eval_shape`, their partitions as shardings on `mesh`."""
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = x.sharding.spec if x.sharding else P()
@@ -97,8 +96,10 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
 
 
 def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """Process -> the places along `data` where its devices lie; those that share a tensor or context group have the
-    same. Raises InputError if the places of two processes overlap without being the same."""
+    """Process -> indices of its devices along `data`, the same for processes that share a tensor or context group.
+
+    Raises InputError if the indices of two processes overlap without being the same.
+    """
     places: dict[int, set[int]] = {}
     for index, device in np.ndenumerate(mesh.devices):
         places.setdefault(device.process_index, set()).add(index[AXES.index("data")])
@@ -115,8 +116,8 @@ def _places(mesh: Mesh) -> dict[int, tuple[int, ...]]:
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading: int = 0) -> dict[str, jax.Array]:
     """This process's rows -> global arrays: after `leading` unsharded axes, rows over `batch`, positions over `length`.
 
-    The axes are those in the names: `tokens_BLS` has positions, `text_BE` has none. Every process holds the rows of its
-    places along `data`, in their order, with all positions. Raises InputError if rows or positions do not divide.
+    The axes are those in the names: `tokens_BLS` has positions, `text_BE` has none. A process holds the rows of its
+    indices along `data`, in order, with all positions. Raises InputError if the mesh does not divide rows or positions.
     """
     places = _places(mesh)
     mine, count = places[jax.process_index()], len(set(places.values()))

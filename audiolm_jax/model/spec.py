@@ -1,4 +1,4 @@
-"""`Spec`: the description of a model, with which its weights can be used. Its JSON lies in every checkpoint.
+"""`Spec`: the description of a model, which its weights are used with. Its JSON is in every checkpoint.
 
     {"model", "vocab", "serialization", "framing", "data", "codec", "tokens", "conditioning", "source"}
 
@@ -19,9 +19,9 @@ from audiolm_jax.serialization.vocab import Vocab
 
 @dataclasses.dataclass(frozen=True)
 class CodecSpec:
-    """The codec whose codes the model predicts: section `codec` of the configuration and what identifies the weights.
+    """The codec whose codes the model predicts: section `codec` of the configuration and a hash of the weights.
 
-    A path that is not absolute is one inside the workdir where the model has a `source.family`.
+    A relative path is inside the workdir if the model has a `source.family`.
     """
 
     name: str
@@ -32,14 +32,14 @@ class CodecSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ConditioningSpec:
-    """Encoders beside the model."""
+    """The encoders that condition the model."""
 
     text_encoder: str = ""  # folder inside the workdir; "": text is tokens of the row
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the weights come from; empty for a model trained here from random weights."""
+    """Where the weights come from; empty for a model trained from random weights."""
 
     family: str = ""  # of a published model: a name of `families.FAMILIES`
     repository: str = ""  # owner/name@commit that was imported
@@ -50,14 +50,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What must be known to use the weights of a model."""
+    """The description of a model."""
 
     model: ModelConfig
     vocab: Vocab
     serialization: SerializationConfig
-    framing: str = "markers"  # what stands around audio: a name of `framing.FRAMINGS`
+    framing: str = "markers"  # a name of `framing.FRAMINGS`
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    codec: CodecSpec | None = None  # None: a model of codes that no codec made
+    codec: CodecSpec | None = None  # None: the codes are of no codec
     tokens: str = ""  # fingerprint of the token data set that it was trained on
     conditioning: ConditioningSpec = ConditioningSpec()
     source: Source = Source()
@@ -84,9 +84,9 @@ PARTS = {
 
 
 def from_json(values: dict[str, Any], where: Any) -> Spec:
-    """The Spec of `to_json`, also of one that an earlier version wrote.
+    """The Spec of the JSON that `to_json`, of this version or an earlier one, made.
 
-    Raises InputError, with `where` they were read, for values that are no Spec of this version.
+    Raises InputError, naming `where` the values were read, if they are no Spec.
     """
     try:
         values = values if "conditioning" in values else _renamed(values)
@@ -98,8 +98,8 @@ def from_json(values: dict[str, Any], where: Any) -> Spec:
 
 
 def upgrade(config: dict[str, Any], where: Any) -> dict[str, Any]:
-    """The config.json of a run or of a comparison, with the keys that this version writes."""
-    if "vocab" not in config:  # of a comparison: sections of the configuration alone
+    """The config.json of a run or a comparison with the keys of this version."""
+    if "vocab" not in config:  # a comparison: sections of the configuration alone
         return config | {"model": _renamed_keys(config["model"])}
     config = config if "conditioning" in config else _renamed(config)
     names = [field.name for field in dataclasses.fields(Spec) if field.name in config]

@@ -1,14 +1,14 @@
-"""The transformer. It knows tokens, positions and visibility, and no serialization strategy.
+"""The transformer, a function of tokens, positions and visibility, for every serialization strategy.
 
 Axes: B batch, L positions, S streams, V vocabulary, D model width, H key/value heads, G query heads per
 key/value head, K head width, F feed-forward width, N layers, P prompt positions, E states of an encoder. Pre-norm
-blocks, one embedding table whose rows are summed over the streams of a position, one output matrix. Rotary or other
-positions, biases, and cross-attention to an encoder's states are choices of `ModelConfig`; their parts are `layers.py`.
+blocks, one embedding table whose rows are summed over the streams of a position, one output matrix. `ModelConfig`
+chooses the positions (rotary or others), biases and cross-attention to an encoder's states; layers.py has these parts.
 
 - Training: `Transformer.__call__`, layers stacked on a leading axis and scanned.
 - Decoding: `unstack` once, then `prefill` and `step`. The keys and values of the prompt (rows of any length)
-  and of the encoder's states are computed once and only read; those of generated positions live in a cache of their
-  own whose slot index all rows share, a leaf per layer, read first and written last.
+  and of the encoder's states are computed once and only read; those of generated positions are in a second cache
+  whose slot index all rows share, a leaf per layer, read first and written last.
 
 A mesh must be entered (`jax.set_mesh`), also on one device; see `sharding.py`.
 """
@@ -38,29 +38,23 @@ class Block(nnx.Module):
         # The two matrices that write into the residual stream start smaller with depth (GPT-2, section 2.3).
         depth = (2 * c.layers) ** -0.5
         self.attention_norm = Norm(c)
-        self.qkv_DHAK = normal(
-            rngs, (c.width, c.kv_heads, group + 2, c.head_width), ("embed", "heads", None, None), rules, c.width**-0.5
-        )
-        self.out_HGKD = normal(
-            rngs,
-            (c.kv_heads, group, c.head_width, c.width),
-            ("heads", None, None, "embed"),
-            rules,
-            depth * (c.heads * c.head_width) ** -0.5,
-        )
+        heads, scale = ("heads", None, None), depth * (c.heads * c.head_width) ** -0.5
+        qkv_shape = (c.width, c.kv_heads, group + 2, c.head_width)
+        self.qkv_DHAK = normal(rngs, qkv_shape, ("embed", *heads), rules, c.width**-0.5)
+        self.out_HGKD = normal(rngs, (c.kv_heads, group, c.head_width, c.width), (*heads, "embed"), rules, scale)
         self.ffn_norm = Norm(c)
         self.up_DCF = normal(rngs, (c.width, parts, c.ffn), ("embed", None, "ffn"), rules, c.width**-0.5)
         self.down_FD = normal(rngs, (c.ffn, c.width), ("ffn", "embed"), rules, depth * c.ffn**-0.5)
         if c.cross_width:
             self.cross = CrossAttention(c, rules, rngs)
         if c.bias:
-            self.qkv_bias_HAK = bias((c.kv_heads, group + 2, c.head_width), ("heads", None, None), rules)
+            self.qkv_bias_HAK = bias(qkv_shape[1:], heads, rules)
             self.out_bias_D = bias((c.width,), (None,), rules)
             self.up_bias_CF = bias((parts, c.ffn), (None, "ffn"), rules)
             self.down_bias_D = bias((c.width,), (None,), rules)
 
     def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x `[B, ..., D]` -> scaled q `[B, ..., H, G, K]`, k and v `[B, ..., H, K]`; rope turns q and k, if given."""
+        """x `[B, ..., D]` -> scaled q `[B, ..., H, G, K]`, k and v `[B, ..., H, K]`; rope (if any) rotates q and k."""
         weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
         y = self.attention_norm(x)
         spec = self.rules.spec(*row_axes(x.ndim - 1), "heads", None, None)
@@ -110,8 +104,7 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Tokens of any number of streams -> hidden states -> logits over the unified vocabulary.
 
-    The rows of the table beyond `vocab_size` (to a multiple of 128) are never read or predicted; they make
-    the vocabulary axis divisible by any mesh.
+    The rows of the table beyond `vocab_size` (to a multiple of 128) are padding, so that a mesh divides them.
     """
 
     STACKS = ("layers",)  # attributes that are stacks of blocks, each weight with a leading axis of layers
@@ -124,16 +117,15 @@ class Transformer(nnx.Module):
         self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)
         self.norm = Norm(config)
         if not config.tied:
-            self.unembedding_DV = normal(
-                rngs, (config.width, rows), ("embed", "vocab"), rules, 0.5 * config.width**-0.5
-            )
+            shape = (config.width, rows)
+            self.unembedding_DV = normal(rngs, shape, ("embed", "vocab"), rules, 0.5 * config.width**-0.5)
         if config.positions == "learned":
             shape = (config.max_positions, config.width)
             self.positions_PD = normal(rngs, shape, (None, "embed"), rules, config.width**-0.5)
         if config.cross_width:
-            layers.projection(self, "states", config.cross_width, rngs)
+            layers.add_projection(self, "states", config.cross_width, rngs)
         for n, width in enumerate(config.state_widths):
-            layers.projection(self, f"given{n}", width, rngs)
+            layers.add_projection(self, f"states{n}", width, rngs)
 
     def embed(self, tokens: jax.Array, states_BLW: jax.Array | None = None) -> jax.Array:
         """Rows of tokens `[B, ..., S]`, summed over streams -> `[B, ..., D]`; id 0 (PAD) is zero.
@@ -149,7 +141,7 @@ class Transformer(nnx.Module):
         return summed.astype(self.config.compute_dtype)
 
     def rows(self, x: jax.Array | None) -> jax.Array | None:
-        """An input `[B]` or `[B, L]` resharded to the layout that `rules` give it."""
+        """An input `[B]` or `[B, L]` resharded by `rules`."""
         return None if x is None else jax.sharding.reshard(x, self.rules.spec(*row_axes(jnp.ndim(x))))
 
     def add_positions(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
@@ -185,9 +177,9 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         """hidden_BLD after the last norm, in the compute dtype.
 
-        positions: position inside the document. segments: packed document of each position, 0 for
-        padding. ahead: positions ahead a query may also see (None or 0: causal). key: dropout, or None. encoded: what
-        the blocks attend to besides (model.cross_width); None adds nothing. states: as in `embed`.
+        positions: inside the document. segments: number of the packed document, 0 for padding. ahead: number of later
+        positions that a query also sees (None or 0: causal). key: of dropout; None: no dropout. encoded: states for the
+        cross-attention (model.cross_width). states: as in `embed`.
         """
         x_BLD, rope = self.add_positions(self.embed(tokens_BLS, states_BLW), positions_BL)
         encoded = self.project(encoded)
@@ -202,7 +194,7 @@ class Transformer(nnx.Module):
         if self.config.remat:
             layer = jax.checkpoint(layer, prevent_cse=not stacked)
         elif self.rules.embed is not None:
-            # The backward pass gathers the weights again: saved, they would be a second copy of the model.
+            # The backward pass gathers the weights again: saved, they would take the memory of the whole model.
             layer = jax.checkpoint(layer, policy=sharding.save_all_but_gathers, prevent_cse=not stacked)
         if stacked:
             x_BLD, _ = jax.lax.scan(layer, x_BLD, (self.layers, keys_N))
@@ -221,11 +213,11 @@ class Transformer(nnx.Module):
         weight_DV = gather(self.output_DV(), ("embed", "vocab"), self.rules, hidden.dtype)
         spec = self.rules.spec(*rows, "vocab")
         logits = product("...D,DV->...V", hidden, weight_DV, spec, jnp.dtype("float32"))
-        # Gather the logits, which are few, and not the output matrix in every step.
+        # The logits are gathered, which are few, not the output matrix in every step.
         return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.vocab_size]
 
     def _blocks(self) -> list[Block]:
-        """One Block per layer. Slicing a stacked tree inside a decode loop copies every weight: `unstack` first."""
+        """One Block per layer. Slicing stacked weights inside a decode loop copies all of them: `unstack` first."""
         return _unstacked(self.layers) if isinstance(self.layers, Block) else list(self.layers)
 
     def prefill(
@@ -237,10 +229,9 @@ class Transformer(nnx.Module):
         encoded: Encoded | None = None,
         states_BPW: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """The prompt in one pass -> (hidden_BPD, prompt cache, read-only from then on).
+        """The prompt in one pass -> (hidden_BPD, prompt cache with the keys and values of `encoded`, only read later).
 
-        Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end. The keys and
-        values of `encoded` are in the cache; `step` takes which of them are valid.
+        Rows are left aligned and of any length: segments 1 where a row has a token, 0 after its end.
         """
         x_BPD, rope = self.add_positions(self.embed(tokens_BPS, states_BPW), positions_BP)
         encoded = self.project(encoded)
@@ -277,10 +268,9 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """One more position for every row -> (hidden_BD, cache with slot `i` written).
 
-        i: slot shared by all rows (slots below it are filled), int32 scalar. positions: position per row.
-        prompt_valid: True where a row's prompt has a token. encoded_valid: as given to `prefill`. Donate the cache,
-        carry it through `lax.scan`/`fori_loop` with a static trip count, and compile with
-        `sampling.performance.compiler_options()`.
+        i: int32, the slot of all rows; lower ones are filled. prompt_valid: True where a row's prompt has a token.
+        encoded_valid: which states of `prefill`'s `encoded` are valid. Donate the cache, carry it through
+        `lax.scan`/`fori_loop` with a static trip count, and compile with `sampling.performance.compiler_options()`.
         """
         x_BD, rope = self.add_positions(self.embed(tokens_BS), positions_B)
         prompt_valid_BP = self.rows(prompt_valid_BP)

@@ -1,10 +1,10 @@
-"""Chips and slices: what a chip has, which shapes are sold, and the devices that a compiler without them takes.
+"""Chips and slices: the numbers of a chip, the shapes that are sold, and descriptions of devices for a compiler.
 
 Sources of the numbers:
   [docs]  cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: capacity, bandwidth and the tables of slice shapes; the peak of
           arithmetic is in training/chips.py
   [book]  "How to scale your model" (jax-ml.github.io/scaling-book), tables of chapter 2 (TPU) and 12 (GPU): links
-  [xla]   the limit at which libtpu 0.0.42 refuses a program ("exceeds available HBM"), which is what fits in practice
+  [xla]   the limit at which libtpu 0.0.42 refuses a program ("exceeds available HBM")
   [nv]    data sheets of the A100 80GB SXM, H100 SXM and H200 SXM
 
 A mesh axis over a whole torus dimension (16 chips of v5e and v6e, multiples of 4 of v4 and v5p) has wrap-around
@@ -26,16 +26,15 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Per chip: bytes of memory that a program may use, FLOP/s (dense bfloat16), bytes/s of the memory and of one link
-    in one direction; shapes of slices; chips of one virtual machine; cores that a name such as v5p-512 counts."""
+    """The numbers of one chip."""
 
-    memory: float
-    flops: float
-    bandwidth: float
-    link: float
-    shapes: tuple[str, ...] = ()
-    per_host: int = 4
-    cores: int = 1
+    memory: float  # bytes that a program may use
+    flops: float  # FLOP/s, dense bfloat16
+    bandwidth: float  # bytes/s of the memory
+    link: float  # bytes/s of one link in one direction
+    shapes: tuple[str, ...] = ()  # of slices
+    per_host: int = 4  # chips of one virtual machine
+    cores: int = 1  # of a chip in a name such as v5p-512
     torus: int = 4  # a dimension that is a multiple of this closes to a ring
     network: float = 0.0  # GPUs: bytes/s of each to other machines
 
@@ -51,8 +50,8 @@ TPUS = {
     "v5p": Chip(95.74 * GIB, PEAKS["v5p"], 2.765e12, 1e11, (*CUBES, "16x16x24"), cores=2),
     "v6e": Chip(31.25 * GIB, PEAKS["v6e"], 1.638e12, 1e11, FLAT, torus=16),
 }
-# Three quarters of the memory: what jax takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. The link
-# is NVLink in one direction, the network one card of 200 or 400 Gbit/s per GPU, as in DGX machines.
+# Three quarters of the memory, jax's default for XLA_PYTHON_CLIENT_MEM_FRACTION. The link is NVLink in one direction,
+# the network one card of 200 or 400 Gbit/s per GPU, as in DGX machines.
 GPUS = {
     "a100": Chip(0.75 * 85.1e9, PEAKS["a100"], 2.04e12, 3e11, per_host=8, network=2.5e10),  # [nv]
     "h100": Chip(0.75 * 84.9e9, PEAKS["h100"], 3.35e12, 4.5e11, per_host=8, network=5e10),
@@ -64,7 +63,7 @@ LARGEST = {"v4": 4096, "v5p": 6144}  # chips [docs]
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips of one kind that are wired together; `shape` is their torus, (count,) of GPUs."""
+    """Connected chips of one kind; `shape` is their torus, (count,) of GPUs."""
 
     kind: str
     shape: tuple[int, ...]
@@ -93,7 +92,7 @@ class Slice:
 
     @property
     def sold_as(self) -> str:
-        """The accelerator type, as gcloud takes it: v5e and v6e count chips, v4 and v5p cores."""
+        """The accelerator type of gcloud: v5e and v6e count chips, v4 and v5p cores."""
         if self.is_gpu:
             return self.name
         name = "v5litepod" if self.kind == "v5e" else self.kind
@@ -101,7 +100,7 @@ class Slice:
 
     def link_bandwidth(self, group: int) -> float:
         """Bytes/s that a chip sends and receives in a collective of `group` chips: over the fewest dimensions of the
-        torus that hold the group, two directions of a link where the dimension is a ring."""
+        torus that hold the group, two directions of a link if the dimension is a ring."""
         if self.is_gpu:
             return self.chip.link if group <= self.chip.per_host else self.chip.network
         total, held = 0.0, 1
@@ -117,7 +116,7 @@ class Slice:
 def parse(text: str) -> Slice:
     """A slice by shape ("v5e:16x16"), by accelerator type ("v5e-256", "v5p-512": 256 chips) or GPUs ("h100:8").
 
-    Raises InputError naming what there is for an unknown chip, a shape or a size that is not sold.
+    Raises InputError, naming those there are, for an unknown chip and a shape or size that is not sold.
     """
     match = re.fullmatch(r"(v5litepod|[a-z]\w*?)([:-])(\d+(?:x\d+)*)", text.strip().lower())
     kind = {"v5litepod": "v5e"}.get(match[1], match[1]) if match else text
@@ -141,7 +140,7 @@ def parse(text: str) -> Slice:
 
 
 def legal(kind: str, shape: tuple[int, ...]) -> bool:
-    """Whether there is such a slice: one of the table or, of v4 and v5p, whole cubes of 4x4x4 in rising order."""
+    """Whether a slice is sold: one of the table or, of v4 and v5p, multiples of 4 in rising order."""
     if "x".join(map(str, shape)) in TPUS[kind].shapes:
         return True
     cubes = len(shape) == 3 and all(n > 0 and n % 4 == 0 for n in shape) and list(shape) == sorted(shape)
@@ -150,10 +149,8 @@ def legal(kind: str, shape: tuple[int, ...]) -> bool:
 
 def _by_size(text: str, kind: str, size: int) -> Slice:
     cores = TPUS[kind].cores
-    by_size = {}
-    for shape in TPUS[kind].shapes:
-        numbers = tuple(int(n) for n in shape.split("x"))
-        by_size[math.prod(numbers) * cores] = numbers
+    shapes = [tuple(map(int, shape.split("x"))) for shape in TPUS[kind].shapes]
+    by_size = {math.prod(shape) * cores: shape for shape in shapes}
     if size not in by_size:
         counted = "cores, two of a chip" if cores == 2 else "chips"
         raise InputError(
@@ -164,9 +161,9 @@ def _by_size(text: str, kind: str, size: int) -> Slice:
 
 
 def devices(of: Slice) -> list[Any]:
-    """Descriptions of the chips of a slice, made by libtpu or by jax's CUDA plugin; no chip is needed.
+    """Descriptions of the chips of a slice by libtpu or jax's CUDA plugin, without such a chip.
 
-    Raises InputError if that is not installed, or refuses the shape.
+    Raises InputError if the library is not installed or refuses the shape.
     """
     if of.is_gpu:
         return gpus.devices(of.kind, of.hosts, min(of.chips, of.chip.per_host))
@@ -178,7 +175,7 @@ def devices(of: Slice) -> list[Any]:
     from jax.experimental import topologies
 
     options = {}
-    if TPUS[of.kind].cores == 2:  # both cores of a chip are one device, as on the chips themselves
+    if TPUS[of.kind].cores == 2:  # both cores of a chip are one device, as on a TPU
         options["chip_config_name"] = "megacore"
     if of.hosts == 1:  # libtpu takes a machine to have 2x2 chips
         options["chips_per_host_bounds"] = (*of.shape, 1)[:3]

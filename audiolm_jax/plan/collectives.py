@@ -1,9 +1,9 @@
-"""What a compiled program sends between its devices, read from the text of its HLO (`compiled.as_text()`).
+"""The collectives of a compiled program, from the text of its HLO (`compiled.as_text()`).
 
-Loops count as often as they run: XLA says so on some platforms (`known_trip_count`), elsewhere the loop's condition
-compares a counter from 0 with a constant, as `jax.lax.scan` and `fori_loop` make it. A loop whose length depends on
+Those in a loop count as often as it runs: XLA states it on some platforms (`known_trip_count`), elsewhere the loop's
+condition compares a counter from 0 with a constant, for `jax.lax.scan` and `fori_loop`. A loop whose length depends on
 data counts once. TPU's compiler writes a reduce-scatter as a fusion `all-reduce-scatter` of an all-reduce and slices,
-and cuts some collectives into a chain of fusions with one `chain_id`; both are counted as the one operation they are.
+and splits some collectives into a chain of fusions with one `chain_id`; both count as one operation.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective instruction. `arrays`: (element type, shape) of the arrays that a group of devices shares: the
-    result of an all-gather, the operand of an all-reduce or a reduce-scatter."""
+    """One collective instruction."""
 
     kind: str  # one of KINDS
     times: int  # executions in one run of the program
-    group: int  # devices that take part in one of them
+    group: int  # devices of one execution
+    # (element type, shape): the result of an all-gather, the operand of an all-reduce or a reduce-scatter
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
 
     @property
@@ -37,7 +37,7 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Every collective of a compiled module that joins more than one device, in the order of the program."""
+    """Every collective of more than one device in a compiled module, in the order of the program."""
     entry, computations = _parse(hlo)
     devices = re.search(r"num_partitions=(\d+)", hlo)
     sent = []
@@ -58,7 +58,7 @@ def totals(sent: list[Collective]) -> dict[str, dict[str, int]]:
 
 
 def _width(element: str) -> int:
-    """Bytes of one element; narrower ones than a byte count as one."""
+    """Bytes of one element, at least 1."""
     return 1 if element == "pred" else max(1, int(re.search(r"\d+", element)[0]) // 8)
 
 
@@ -96,8 +96,8 @@ def _walk(name: str, times: int, computations: dict[str, list[str]], devices: in
 
 
 def _with_fusions(name: str, computations: dict[str, list[str]]) -> list[str]:
-    """The instructions of a computation and of all it calls, once for each call; those of TPU's fused reduce-scatter
-    are renamed to what they are."""
+    """The instructions of a computation and of those it calls, once per call; the all-reduce of TPU's fused
+    reduce-scatter is named reduce-scatter."""
     lines = []
     for line in computations.get(name, []):
         lines.append(line)
@@ -119,7 +119,7 @@ def _collective(match: re.Match, line: str, times: int, devices: int) -> Collect
     elif start and kind == "collective-permute":  # (operand, result, two contexts)
         arrays = arrays[:1]
     elif kind == "reduce-scatter" and not line.endswith(" fused"):
-        # The result is one part of what was reduced; along which axis, its bytes do not depend on.
+        # The result is one part of the operand; its bytes do not depend on the axis.
         arrays = [(element, (group, *shape)) for element, shape in arrays]
     return Collective(kind, times, group, tuple(arrays))
 

@@ -1,13 +1,13 @@
-"""Compile a program and read it off: does it fit, what does it send, how long must it take at least.
+"""Memory, collectives and least time of a compiled program.
 
     compute      = flops / peak of a chip
     memory       = (matrix traffic + donated arguments read and written) / bandwidth of a chip's memory
     interconnect = sum over collectives of (bytes a chip must pass on) / (bandwidth of its links)
 
-The estimate is the largest of the three: a roofline, everything at its peak and overlapping. What is reached is less:
-35 to 60 % of it in training is good. The bytes that a chip passes on in a ring of n are (n-1)/n of an array for an
-all-gather or a reduce-scatter, twice that for an all-reduce, all of it for a permutation, and for an all-to-all the
-share that leaves the chip, over a ring on average a quarter of n hops away ("How to scale your model", chapter 3).
+The estimate is the largest of the three: a roofline, with everything at its peak and overlapping. 35 to 60 % of it are
+good in training. The bytes that a chip passes on in a ring of n are (n-1)/n of an array for an all-gather or a
+reduce-scatter, twice that for an all-reduce, all of it for a permutation, and for an all-to-all the part that leaves
+the chip, over a ring on average a quarter of n hops away ("How to scale your model", chapter 3).
 """
 
 import dataclasses
@@ -27,22 +27,15 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
 
 
 def of_program(program: Program, target: Slice, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Memory, traffic and least time of one program, as plain JSON values. Compiling it may take minutes.
+    """Memory, traffic and least time of one program, as plain JSON values. Compilation may take minutes.
 
-    known: fingerprint -> an earlier result; the same program is not compiled again.
+    known: fingerprint -> an earlier result, with which the same program is not compiled again.
     """
     lowered = program.traced.lower()
     fingerprint = _fingerprint(lowered.as_text(), target)
     compiled = (known or {}).get(fingerprint) or _compile(lowered, target)
-    result = {
-        "name": program.name,
-        "rows": program.rows,
-        "positions": program.positions,
-        "runs": program.runs,
-        "audio_seconds": program.audio_seconds,
-        "fingerprint": fingerprint,
-        **{key: compiled[key] for key in COMPILED if key in compiled},
-    }
+    result = {name: getattr(program, name) for name in ("name", "rows", "positions", "runs", "audio_seconds")}
+    result |= {"fingerprint": fingerprint, **{key: compiled[key] for key in COMPILED if key in compiled}}
     if "collectives" in result:
         counted = work.count(program.traced.jaxpr)
         result["flops"], result["bytes"] = counted.flops, counted.bytes + 2 * result["memory"]["donated"]
@@ -50,26 +43,23 @@ def of_program(program: Program, target: Slice, known: dict[str, dict[str, Any]]
     return result
 
 
-# What comes out of the compiler.
+# The results of compilation.
 COMPILED = ("memory", "sent", "collectives", "interconnect_seconds", "compile_seconds", "compile_cpu_seconds")
 
 
 def _compile(lowered: Any, target: Slice) -> dict[str, Any]:
-    """COMPILED; only memory and seconds if the compiler finds that the program does not fit."""
-    wall, cpu = time.perf_counter(), time.process_time()
-
-    def clocks() -> dict[str, float]:
-        return {"compile_seconds": time.perf_counter() - wall, "compile_cpu_seconds": time.process_time() - cpu}
-
+    """COMPILED; only memory and seconds if the compiler refuses a program that does not fit."""
+    wall, cpu, needed = time.perf_counter(), time.process_time(), None
     try:
         compiled = lowered.compile(gpus.COMPILER_OPTIONS if target.is_gpu else None)
-    except Exception as error:  # jaxlib's own error type; only that of a full memory is ours to tell
+    except Exception as error:  # jaxlib's own error type
         needed = too_large(str(error))
         if needed is None:
             raise
-        full = {"total": needed, "capacity": target.chip.memory, "fits": False}
-        return {"memory": full, **clocks()}
-    seconds, sent = clocks(), collectives.collectives(compiled.as_text())
+    seconds = {"compile_seconds": time.perf_counter() - wall, "compile_cpu_seconds": time.process_time() - cpu}
+    if needed is not None:
+        return {"memory": {"total": needed, "capacity": target.chip.memory, "fits": False}, **seconds}
+    sent = collectives.collectives(compiled.as_text())
     return {
         **seconds,
         "memory": memory(compiled.memory_analysis(), target.chip.memory),
@@ -80,7 +70,7 @@ def _compile(lowered: Any, target: Slice) -> dict[str, Any]:
 
 
 def _fingerprint(text: str, target: Slice) -> str:
-    """Of a program as it goes into the compiler, and of the compiler."""
+    """A hash of a program before compilation and of the compiler's version."""
     compiler = "jax-cuda12-pjrt" if target.is_gpu else "libtpu"
     try:
         version = importlib.metadata.version(compiler)
@@ -90,7 +80,7 @@ def _fingerprint(text: str, target: Slice) -> str:
 
 
 def speed(programs: list[dict[str, Any]]) -> dict[str, float]:
-    """What programs that run one after the other reach together at most; {} if one of them does not fit."""
+    """The largest speed of programs that run one after the other; {} if one of them does not fit."""
     if not all("estimate" in program for program in programs):
         return {}
     seconds = sum(program["estimate"]["seconds"] * program["runs"] for program in programs)
@@ -102,7 +92,7 @@ def speed(programs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def memory(analysis: Any, capacity: float) -> dict[str, Any]:
-    """Bytes of a chip: `total` is what the program needs at once. Donated arguments are outputs too, and count once."""
+    """Bytes of a chip. Donated arguments are outputs too, and count once in `total`."""
     parts = {
         "arguments": analysis.argument_size_in_bytes,
         "outputs": analysis.output_size_in_bytes,
@@ -115,9 +105,9 @@ def memory(analysis: Any, capacity: float) -> dict[str, Any]:
 
 
 def too_large(message: str) -> float | None:
-    """Bytes that the compiler says a program needs, when it refuses it for them (None: it refused for something else).
+    """Bytes of a program that the compiler refuses as too large; None for another error.
 
-    The compiler has two ways to say it: "Used 18.3G of 15.75G hbm", "... memory required ... (192.00G) exceeds".
+    It has two messages: "Used 18.3G of 15.75G hbm", "... memory required ... (192.00G) exceeds".
     """
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
@@ -126,18 +116,15 @@ def too_large(message: str) -> float | None:
 
 
 def roofline(flops: float, moved: float, interconnect: float, target: Slice) -> dict[str, Any]:
-    """Seconds of one run by each bound, the largest, and which one that is. moved: bytes; interconnect: seconds."""
-    bounds = {
-        "compute": flops / target.chip.flops,
-        "memory": moved / target.chip.bandwidth,
-        "interconnect": interconnect,
-    }
+    """Seconds of one run by each bound, the largest one and its name. moved: bytes; interconnect: seconds."""
+    chip = target.chip
+    bounds = {"compute": flops / chip.flops, "memory": moved / chip.bandwidth, "interconnect": interconnect}
     bound = max(bounds, key=bounds.get)
     return {**bounds, "seconds": bounds[bound], "bound": bound}
 
 
 def interconnect_seconds(sent: list[collectives.Collective], target: Slice) -> float:
-    """Of all collectives of one run, one after the other."""
+    """Seconds of all collectives of one run, one after the other."""
     return sum(one.times * passed_on(one) / target.link_bandwidth(one.group) for one in sent)
 
 
@@ -149,7 +136,7 @@ def passed_on(one: collectives.Collective) -> float:
 
 
 def advice(program: dict[str, Any], spec: Spec, run: Run, target: Slice) -> str:
-    """What to change in a configuration whose program does not fit; "" if it does."""
+    """Changes of the configuration for a program that does not fit; "" if it does."""
     if program["memory"]["fits"]:
         return ""
     sharding, accumulate, changes = run.sharding, run.training.accumulate, []

@@ -1,8 +1,7 @@
 """Descriptions of GPUs for XLA's compiler, which needs neither a GPU nor CUDA, only jax's CUDA plugin.
 
-The fields are those of XLA's GpuTargetConfigProto, their values those of the cards (openxla/xla,
-xla/backends/gpu/target_config/specs). Kernels are chosen by rule, not by trying
-them out: a real run tries, and is at least as good.
+The fields are those of XLA's GpuTargetConfigProto, the values from openxla/xla, xla/backends/gpu/target_config/specs.
+Kernels are chosen by rules, without autotuning: a run autotunes, and is at least as fast.
 """
 
 import importlib.util

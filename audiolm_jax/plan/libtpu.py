@@ -1,6 +1,6 @@
-"""How libtpu, the compiler for TPUs, is loaded where there is no TPU: quietly, and by several processes at once.
+"""Loading libtpu, the compiler for TPUs, without a TPU: without messages, and by several processes at once.
 
-jax loads it whenever it is installed, and it then asks a metadata server for its machine and prints that there is none.
+jax loads libtpu whenever it is installed; it then looks for a metadata server and prints that there is none.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")  # what a TPU looks like to Linux
+CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")  # the device files of a TPU
 
 
 def quiet_without_chips() -> None:
-    """For this process, before jax starts: no messages about a missing TPU on a machine that has none."""
+    """Before jax starts: no messages about a missing TPU on a machine without one."""
     if not any(glob.glob(pattern) for pattern in CHIPS):
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -28,12 +28,12 @@ def plan(
     """The plan of a checked configuration, as plain JSON values.
 
     Args:
-      name: what the configuration is called in the plan.
+      name: of the configuration, for the plan.
       topology: a slice, see `chips.parse`.
       kinds: which of PROGRAMS.
       rows: requests sampled at once (None: one per batch shard).
       log: called with a line before and after every program.
-      known: fingerprint -> program of an earlier plan; it is not compiled again.
+      known: fingerprint -> program of an earlier plan, which is not compiled again.
 
     Raises InputError for a slice that does not exist, a missing libtpu, a mesh or batch that does not divide.
     """
@@ -86,9 +86,9 @@ def plan(
 
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
-    """jax's cache of executables on disk cannot hold those of chips that are not here.
+    """Turns off jax's cache of executables on disk, which cannot read those for other chips.
 
-    Whether it is used is decided once, by the first compilation: `reset_cache` lets it be decided again.
+    The first compilation decides whether the cache is used: `reset_cache` makes the next one decide again.
     """
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)

@@ -127,7 +127,7 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
     prompts = requests.prompts(batch, grid, vocab, causal=grid.causal_levels > 0, guided=sampling.guidance != 1)
     placed = shapes(lambda: requests.place(prompts))
     models, width = placed.tokens_MPS.shape[:2]
-    traced = causal.prefill_program().trace(model, *placed)
+    traced = causal.prefill.trace(model, *placed)
     yield Program("prefill", traced, 1, models * width, seconds, rows)
     cache = None
     if grid.causal_levels:
@@ -146,5 +146,5 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
         positions = models * codes_BFQ.shape[1] * sum(grid.iterations)
         passes = masked.schedule(batch, frames_B, grid)
         frames_B, passes, codes_BFQ = shapes(lambda: requests.place((frames_B, passes, codes_BFQ)))
-        traced = masked.levels_program().trace(model, vocab, fixed._replace(frames_B=frames_B), passes, codes_BFQ)
+        traced = masked.run_levels.trace(model, vocab, fixed._replace(frames_B=frames_B), passes, codes_BFQ)
         yield Program("masked passes", traced, 1, positions, seconds, rows)

@@ -1,4 +1,4 @@
-"""A plan as a person reads it."""
+"""A plan as text."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def program(plan: dict[str, Any]) -> str:
 
 
 def speeds(plan: dict[str, Any]) -> list[str]:
-    """What training and sampling can reach, a line each."""
+    """The largest speeds of training and sampling, a line each."""
     return [
         f"{kind}: at most {speed['positions_per_second']:,.0f} positions and "
         f"{speed['audio_seconds_per_second']:,.0f} seconds of audio per second"

@@ -1,15 +1,14 @@
-"""What a traced program multiplies, and the bytes that its matrices move, per chip.
+"""FLOPs and matrix traffic of a traced program, per chip.
 
-The compiler's own count visits the body of a loop once, and layers are a loop, so the count is made on what jax traced,
-before the compiler: loops times their length, recomputation included as it stands there, shapes divided as the layout
-(explicit axes) says.
+The compiler's own count visits the body of a loop once, and layers are a loop, so this counts in the jaxpr: loops times
+their length, recomputation included, shapes divided by their shardings (explicit axes).
 
     flops = 2 * outputs * contracted, of every matrix multiplication
     bytes = its two operands and its result
 
 An attention kernel (Pallas) reads its inputs and writes its outputs once; half of the blocks of its grid are counted,
-those of a causal row that is one document (packed documents have fewer, rows that see ahead more). Element-wise work is
-taken as fused into its neighbours, so both numbers are floors.
+as for a causal row of one document (packed documents have fewer, rows that see ahead more). Elementwise operations
+count as fused into their neighbours, so both numbers are floors.
 """
 
 import dataclasses
@@ -34,7 +33,7 @@ class Work:
 def count(jaxpr: Any) -> Work:
     """The work of one chip in a jaxpr (`jax.jit(f).trace(...).jaxpr`).
 
-    Of the branches of a condition the dearest counts; a loop whose length depends on data counts once.
+    Of the branches of a condition the largest counts; a loop whose length depends on data counts once.
     """
     total = Work()
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -71,7 +70,7 @@ def _kernel(eqn: Any) -> Work:
 
 
 def _local(aval: Any) -> tuple[int, ...]:
-    """The shape of one chip's part. Inside `jax.shard_map` arrays are parts already, along the axes it maps."""
+    """The shape on one chip. Inside `jax.shard_map` arrays are local already, along the axes it maps."""
     sharding = getattr(aval, "sharding", None)
     if sharding is None or sharding.mesh.empty:
         return aval.shape

@@ -1,9 +1,8 @@
 """The causal loop: one jitted program for every strategy with a causal pass, driven by its order alone.
 
 At position s of a row, the cells (t, q) with position(t, q, T) = s are drawn from the last hidden state, each from its
-legal set; cells that the grid already holds (a prompt) are taken as they are; their ids are the next input. The end
-of audio is the cell (T, 0): drawing it fixes T, the other codebooks then finish their tails. Until it is drawn T
-stands at the limit, where the end is forced.
+legal set; cells of the prompt keep their codes; the ids of all are the next input. The end of audio is the cell (T, 0):
+drawing it fixes T, and the other codebooks finish their tails. Until then T is the limit, where the end is forced.
 
 Axes: B rows; M rows of the model (B, or 2B with guidance); F frames of the grid; C cells of a step, one per stream
 that has one; Q codebooks; K codes of the largest one.
@@ -29,18 +28,18 @@ from audiolm_jax.serialization.vocab import Vocab
 
 
 class State(NamedTuple):
-    """What a step changes. `frames_B` is T once the end was drawn, the limit before."""
+    """The variables of a step. `frames_B` is T once the end was drawn, the limit before."""
 
     codes_BFQ: jax.Array  # int32, -1: still to be sampled
     frames_B: jax.Array
-    step_B: jax.Array  # the position whose cells come next; after the last one it stands
+    step_B: jax.Array  # the position whose cells come next; constant after the last one
     done_B: jax.Array
     slot: jax.Array  # generated positions so far, the same for all rows
     hidden_MD: jax.Array  # of the last position: predicts the cells of step_B
 
 
 class Fixed(NamedTuple):
-    """What a step reads."""
+    """The constants of a step."""
 
     end_from_B: jax.Array  # the first frame that may be the end
     keys_B: jax.Array
@@ -53,9 +52,9 @@ class Fixed(NamedTuple):
 
 
 def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
-    """Which cells of a grid of `frames` rows stand at position step_B: (here_BFQ bool over 0..frames, end_B bool).
+    """The cells of a grid of `frames` rows at position step_B: (here_BFQ bool over 0..frames, end_B bool).
 
-    Q is the number of causal codebooks. `end_B`: the cell (T, 0), which is the end of audio, is among them.
+    Q is the number of causal codebooks. `end_B`: whether the end of audio, the cell (T, 0), is one of them.
     """
     t = np.arange(frames + 1)[:, None]
     q = np.arange(grid.causal_levels)
@@ -66,7 +65,7 @@ def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tu
 
 
 def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: State) -> tuple[State, jax.Array]:
-    """Draws the cells of one step: the state with them, `hidden_MD` still the old one, and the next tokens_MS."""
+    """Draws the cells of one step: the state with them but for `hidden_MD`, and the next tokens_MS."""
     batch, frames, _ = state.codes_BFQ.shape
     K = vocab.largest_codebook
     here_BFQ, forced_end_B = cells(grid, state.step_B, state.frames_B, frames)
@@ -92,7 +91,7 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
 
     is_end_BC = present_BC & (chosen_BC == K)
     frames_B = jnp.where(jnp.any(is_end_BC, axis=1), frame_BC[:, 0], state.frames_B)
-    # A select over the grid, not a scatter: rows of different frames, and narrow updates rewrite buffers on a CPU.
+    # A select over the grid, not a scatter: rows differ in their frames, and on a CPU narrow updates copy the buffer.
     written_BFQ = here_BFQ[:, :frames] & (chosen_BC != K)[:, None, :]
     sampled_BFQ = jnp.where(written_BFQ, chosen_BC[:, None, :], state.codes_BFQ[:, :, : grid.causal_levels])
     codes_BFQ = jnp.concatenate([sampled_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
@@ -110,7 +109,7 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
 
 def _candidates(model, grid, vocab, hidden_MD, book_BC, guidance_B) -> jax.Array:
     """Logits [B, C, K + 1] of the codes of each cell's codebook and, last, of the end of audio."""
-    # Sampling is not sharded: a few numbers per row, on every device the same.
+    # Sampling is replicated: it takes a few numbers per row.
     logits_MV = jax.sharding.reshard(model.logits(hidden_MD), P())
     codes_MQK = by_codebook(logits_MV, vocab)[:, : grid.causal_levels]
     batch = len(book_BC)
@@ -128,68 +127,53 @@ def _candidates(model, grid, vocab, hidden_MD, book_BC, guidance_B) -> jax.Array
 
 
 def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: State, cache) -> tuple[State, tuple]:
-    """`steps` steps for every row, finished ones idle. Pure; `chunk_program` is its compiled form."""
+    """`steps` steps for every row; finished rows are masked. See `chunk_program`."""
 
     def step(_, carry):
         state, cache = carry
         state, tokens_MS = advance(model, grid, vocab, fixed, state)
-        hidden_MD, cache = model.step(
-            tokens_MS,
-            fixed.length_M + state.slot,
-            state.slot,
-            fixed.prompt_cache,
-            fixed.valid_MP,
-            cache,
-            fixed.encoded_valid_ME,
-        )
+        prompt, position_M = (fixed.prompt_cache, fixed.valid_MP), fixed.length_M + state.slot
+        hidden_MD, cache = model.step(tokens_MS, position_M, state.slot, *prompt, cache, fixed.encoded_valid_ME)
         return state._replace(hidden_MD=hidden_MD, slot=state.slot + 1), cache
 
     return jax.lax.fori_loop(0, steps, step, (state, cache))
 
 
-def run_prefill(
+@jax.jit
+def prefill(
     model: Transformer, tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, states_MPW=None, encoded=None
 ) -> tuple[jax.Array, tuple]:
-    """The prompts (`requests.Prompts`) in one pass: (hidden_MD of each row's last position, prompt cache)."""
+    """The prompts (`requests.Prompts`) in one pass: (hidden_MD of each row's last position, prompt cache).
+
+    One executable per (rows, prompt bucket).
+    """
     hidden_MPD, prompt_cache = model.prefill(tokens_MPS, positions_MP, segments_MP, ahead_MP, encoded, states_MPW)
     return jnp.take_along_axis(hidden_MPD, (length_M - 1)[:, None, None], axis=1)[:, 0], prompt_cache
 
 
-@functools.cache
-def prefill_program():
-    """One executable per (rows, prompt bucket)."""
-    return jax.jit(run_prefill)
-
-
 def chunk_program():
-    """One executable per (rows, prompt bucket, cache bucket), the cache donated and updated in place."""
+    """`run_chunk` jitted for the current mesh, the cache donated and updated in place.
+
+    One executable per (rows, prompt bucket, cache bucket).
+    """
     return _chunk_program(sharding.platform())
 
 
 @functools.cache
 def _chunk_program(platform: str):
-    """The platform is that of the mesh entered, which decides on the compiler's options."""
-    return jax.jit(
-        run_chunk,
-        static_argnames=("grid", "vocab", "steps"),
-        donate_argnames=("cache",),
-        compiler_options=performance.compiler_options(),
-    )
+    static, options = ("grid", "vocab", "steps"), performance.compiler_options()  # by platform
+    return jax.jit(run_chunk, static_argnames=static, donate_argnames=("cache",), compiler_options=options)
 
 
-@functools.cache
-def grow_program():
-    """More slots for a cache that is full: one executable per pair of sizes."""
-
-    def grow(cache, slots):
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), cache)
-
-    return jax.jit(grow, static_argnames=("slots",))
+@functools.partial(jax.jit, static_argnames=("slots",))
+def grow(cache: tuple, slots: int) -> tuple:
+    """The cache with more slots. One executable per pair of sizes."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), cache)
 
 
 def cache_sizes(steps: int, chunk: int) -> list[int]:
-    """Slots of the generated cache, one size per chunk. It doubles as positions are generated; the last size is three
-    quarters of that, if they are enough."""
+    """Slots of the generated cache in every chunk: doubled when it is full, but the last size is three quarters of that
+    if it suffices."""
     sizes, size = [], 4 * chunk
     for generated in range(chunk, steps + chunk, chunk):
         while size < generated:
@@ -202,31 +186,28 @@ def cache_sizes(steps: int, chunk: int) -> list[int]:
 def start(
     model: Transformer, grid: Grid, vocab: Vocab, batch: Sequence[requests.Request], context: int | None = None
 ) -> tuple[Fixed, State]:
-    """Prefill: the prompts of all requests, ready for the first chunk."""
+    """Prefills the prompts of all requests: the constants of the loop and its first state."""
     guidance_B = requests.guidance(batch)
     prompts = requests.prompts(batch, grid, vocab, causal=True, guided=guidance_B is not None)
     encoded = requests.place(requests.encoded(batch, model.config.cross_width, guidance_B is not None))
-    hidden_MD, prompt_cache = prefill_program()(model, *requests.place(prompts), encoded)
+    hidden_MD, prompt_cache = prefill(model, *requests.place(prompts), encoded)
     bounds = [requests.limits(request, grid, vocab, context) for request in batch]
     limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
     first_B = np.array([requests.prefilled_steps(len(r.prompt_TQ), grid) for r in batch], np.int32)
     codes_BFQ = requests.prompt_grid(batch, requests.bucket(int(limit_B.max()), requests.FRAMES), grid.codebooks)
-    done_B = np.zeros(len(batch), bool)
-    keys_B = requests.keys(batch, requests.CAUSAL)
-    rules = requests.rules(batch, grid.codebooks)
-    valid_MP = prompts.segments_MP > 0
-    placed = requests.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, valid_MP))
+    keys_B, rules = requests.keys(batch, requests.CAUSAL), requests.rules(batch, grid.codebooks)
+    placed = requests.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, prompts.segments_MP > 0))
     fixed = Fixed(*placed, prompt_cache, None if encoded is None else encoded[1])
-    state = State(*requests.place((codes_BFQ, limit_B, first_B, done_B, np.int32(0))), hidden_MD)
+    state = State(*requests.place((codes_BFQ, limit_B, first_B, np.zeros(len(batch), bool), np.int32(0))), hidden_MD)
     return fixed, state
 
 
 def generate(
     model: Transformer, grid: Grid, vocab: Vocab, batch: Sequence[requests.Request], context: int | None = None
 ) -> Iterator[tuple[Fixed, State]]:
-    """The state after every chunk, until all rows are done. Reading it is the only transfer to the host.
+    """Yields the state after every chunk, until all rows are done. Reading it is the only transfer to the host.
 
-    `model` is unstacked (`model.unstack`); a mesh is entered.
+    `model` is unstacked (`transformer.unstack`). A mesh is entered.
     """
     fixed, state = start(model, grid, vocab, batch, context)
     chunk = batch[0].sampling.chunk
@@ -236,7 +217,7 @@ def generate(
         if cache is None:
             cache = model.init_cache(len(fixed.length_M), slots)
         elif cache[0]["k"].shape[2] < slots:
-            cache = grow_program()(cache, slots)
+            cache = grow(cache, slots)
         state, cache = chunk_program()(model, grid, vocab, chunk, fixed, state, cache)
         yield fixed, state
         if np.asarray(state.done_B).all():
@@ -244,7 +225,7 @@ def generate(
 
 
 def complete_frames(state: State, grid: Grid) -> np.ndarray:
-    """[B]: how many leading frames of each row have all their causal cells, and so can be decoded."""
+    """[B]: leading frames of each row whose causal cells are all drawn."""
     T_B = np.asarray(state.frames_B)
     t, q = np.arange(state.codes_BFQ.shape[1])[:, None], np.arange(grid.causal_levels)
     T = T_B[:, None, None]

@@ -1,4 +1,4 @@
-"""From text, audio and melody to audio: the API that notebooks, the command line and the evaluation call.
+"""From text, audio and melody to audio: the API of notebooks, of the command line and of the evaluation.
 
     generator = audiolm_jax.load("runs/delay")
     result = generator.generate("three one four")
@@ -9,7 +9,7 @@
     for [samples] in generator.stream(["three one four"]):    # the same samples, as they are generated
         play(samples)
 
-`generate` drains `stream`: both run the same executables on the same shapes, so their samples are equal bit for bit.
+`generate` exhausts `stream`: the same executables on the same shapes, so their samples are equal bit for bit.
 """
 
 import dataclasses
@@ -30,29 +30,29 @@ from audiolm_jax.sampling.requests import Request, check, limits, prefilled_step
 from audiolm_jax.sampling.windows import Windows
 from audiolm_jax.serialization import text
 
-# Frames go through the codec in multiples of this (but for the last ones), so that it compiles few shapes.
+# The codec decodes multiples of this many frames (but for the last ones), so that it compiles few shapes.
 DECODE_FRAMES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One finished row. Its first frames are the prompt; `waveform` holds them only with `include_prompt`."""
+    """One finished row. Its first frames are the prompt, which `waveform` includes only with `include_prompt`."""
 
     codes_TQ: np.ndarray  # int32, prompt included
     prompt_frames: int
     waveform: np.ndarray  # float32 [samples], [2, samples] from a stereo codec
     sample_rate: int  # Hz
-    ended: bool  # the model predicted the end; False: cut at the limit, or at the length asked for
+    ended: bool  # the model predicted the end; False: cut at the limit or at the requested length
     passes: int  # sequential passes of the network for this row, the prompt's included
     seconds: float  # wall time of the batch, codec included
 
 
 @dataclasses.dataclass
 class Progress:
-    """State after a chunk: the grid, the number of final leading frames of each row, and the passes so far."""
+    """State after a chunk."""
 
     codes_BFQ: np.ndarray
-    complete_B: np.ndarray
+    complete_B: np.ndarray  # number of leading frames that are final
     frames_B: np.ndarray  # number of frames; the limit until the end was predicted
     done_B: np.ndarray
     passes_B: np.ndarray
@@ -60,12 +60,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is asked for in one row.
+    """The options of one row.
 
     text: what to say, or a description of the music. audio: codes (integers [frames, Q]) or a waveform (floats
     [samples], at the codec's rate) to continue, in the same voice. prompt_text: transcript of `audio`, which the
-    text continues. melody: what to follow, a waveform at the codec's rate or (waveform, Hz). frames or seconds: length
-    with the prompt; without them the model predicts the end. sampling: None is that of the Generator.
+    text continues. melody: to follow, a waveform at the codec's rate or (waveform, Hz). frames or seconds: length with
+    the prompt; without them the model predicts the end. sampling: None: that of the Generator.
     """
 
     text: str
@@ -92,24 +92,23 @@ COLUMNS = {  # options for many rows -> fields of a Row
 
 
 class Conditioning(Protocol):
-    """What a model that reads states of encoders, and no text in its sequence, is conditioned on (families/)."""
+    """The conditioning of a model with encoders, which has no text in its sequence (families/)."""
 
     follows_melodies: bool
 
     def __call__(self, texts: Sequence[str], melodies: Sequence[Any]) -> list[dict[str, Any]]:
-        """Per row the fields of `Request` that condition it: encoded_EW, or document, unconditional and window.
+        """The conditioning fields of the `Request` of each row: encoded_EW, or document, unconditional and window.
 
-        melodies: None, or a waveform at the codec's rate or (waveform, Hz). Raises InputError for anything else.
+        melodies: None, a waveform at the codec's rate or (waveform, Hz). Raises InputError for anything else.
         """
 
 
 class Generator:
-    """A trained model with its description and codec.
+    """A trained model with its Spec and codec.
 
-    sampling: None is the default. context: positions the model was trained on (None: unchecked). mesh: where it runs
-    (None: on one device, wherever the model was trained); the weights are copied there, so training may go on.
-    conditioning: None for text that is part of the sequence. windows: for audio longer than the training segments
-    (None: refused).
+    sampling: None: the default. context: positions that the model was trained on (None: unchecked). mesh: to run on
+    (None: the first device); the weights are copied, so training may continue. conditioning: None for text that is part
+    of the sequence. windows: for audio longer than the training segments (None: refused).
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class Generator:
         self.model = performance.for_decoding(model, self.mesh)
 
     def request(self, text: str = "", **options: Any) -> Request:
-        """A checked request for one row; options are the fields of `Row`, and it raises what `requests` raises."""
+        """A checked request for one row. options: fields of `Row`. Raises what `requests` raises."""
         return self._requests([Row(text, **options)])[0]
 
     def requests(self, texts: Sequence[str], **options: Any) -> list[Request]:
@@ -151,7 +150,7 @@ class Generator:
         options: of `COLUMNS`, each a list with a value for every text, or one value for all. Without `seeds` row b has
         sampling.seed + b.
 
-        Raises InputError for an empty text without a prompt, no or too many frames, a prompt that leaves no room,
+        Raises InputError for an empty text without a prompt, no or too many frames, a prompt without room after it,
         codes out of range, lists of unequal lengths.
         """
         count = len(texts)
@@ -166,9 +165,7 @@ class Generator:
             if isinstance(values, (str, int, float, SamplingConfig)):
                 values = [values] * count
             if len(values) != count:
-                raise InputError(
-                    f"{len(values)} {name} were given for {count} texts; give one for each, or one for all"
-                )
+                raise InputError(f"{len(values)} {name} were given for {count} texts; give one for each or for all")
             for row, value in zip(rows, values, strict=True):
                 row[COLUMNS[name]] = value
         for b, row in enumerate(rows):
@@ -206,9 +203,8 @@ class Generator:
         """Number of frames in `seconds`. Raises InputError for less than one frame."""
         frames = round(seconds * self.codec.frame_rate) if np.isfinite(seconds) else 0
         if frames < 1:
-            raise InputError(
-                f"{seconds} seconds were asked for; one frame, {1 / self.codec.frame_rate} s, is the least"
-            )
+            least = 1 / self.codec.frame_rate
+            raise InputError(f"{seconds} seconds were asked for; one frame, {least} s, is the least")
         return frames
 
     def generate(
@@ -221,8 +217,8 @@ class Generator:
     ) -> Result | list[Result]:
         """A Result for a text, or a list of them for several.
 
-        audio: what to continue, melody: what to follow; for one text a waveform (or codes), for several a list. They
-        are the `prompts` and `melodies` of `requests`, whose other options are `options` (seconds, sampling, ...).
+        audio: to continue, melody: to follow; for one text a waveform (or codes), for several a list. They are the
+        `prompts` and `melodies` of `requests`; options are its others (seconds, sampling, ...).
         """
         if isinstance(text, str):
             audio, melody = (None if one is None else [one] for one in (audio, melody))
@@ -233,7 +229,7 @@ class Generator:
         return self.run(self.requests(text, **options), include_prompt)
 
     def stream(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> Iterator[list[np.ndarray]]:
-        """Yields the samples that became final, per text float32 [samples] (maybe none); returns the Results.
+        """Yields the new final samples of each text, float32 [samples] (maybe none); returns the Results.
 
         Flat, parallel and delay yield from the first chunks on; the other orders complete their first frame late.
         """
@@ -256,7 +252,7 @@ class Generator:
         waveforms: list[list[np.ndarray]] = [[] for _ in requests]
         decoded_B = np.zeros(len(requests), int)
         nothing = np.zeros((0,) if self.codec.channels == 1 else (self.codec.channels, 0), np.float32)
-        # Samples of the prompts that the codec is still to return, and that are dropped.
+        # Samples of the prompts that the codec has still to return, which are dropped.
         skip_B = [0 if include_prompt else self.codec.samples(len(request.prompt_TQ)) for request in requests]
         parts = self.windows and self.windows.progress(self.progress, requests, self.codec.hop)
         progress = None
@@ -296,7 +292,7 @@ class Generator:
         ]
 
     def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
-        """Codes alone, chunk by chunk; the last one holds the finished grid."""
+        """Codes alone, chunk by chunk; the last one is the finished grid."""
         grid, count = self.grid, len(requests)
         if self.extra_frames:
             requests = [dataclasses.replace(r, frames=r.frames + self.extra_frames) for r in requests]

@@ -1,7 +1,6 @@
-"""Fast decoding: layout of the weights, compiler options, number of rows in a batch.
+"""Fast decoding: sharding of the weights, compiler options, number of rows in a batch.
 
-What differs between platforms in the loop over `Transformer.step` is chosen here, in `attention.attend_step` (and
-`two_rows` beside it) and in `sampling.rules`.
+`attention.attend_step`, `attention.two_rows` and `sampling.rules` also choose by platform.
 """
 
 from collections.abc import Sequence
@@ -54,7 +53,7 @@ def _gathered(spec: P, model: Transformer) -> P:
 
 
 def compiler_options() -> dict[str, bool | int]:
-    """XLA options for an executable that loops over `step` on the current mesh, to pass as `compiler_options`.
+    """XLA's `compiler_options` for an executable that loops over `step` on the current mesh.
 
     On a CPU XLA copies each cache buffer once per iteration unless copy insertion analyses live regions. On a GPU it
     computes the scores of the prompt's keys and of the cache in one product, for which it copies both into one array.
@@ -66,7 +65,7 @@ def compiler_options() -> dict[str, bool | int]:
 
 
 def missing_rows(requests: Sequence[Request], model: Transformer, grid: Grid, mesh: jax.sharding.Mesh) -> int:
-    """How many rows to add to a batch: every device takes the same number, and one row alone is slow on a GPU.
+    """Number of rows to add to a batch: every device has the same number, and a single row is slow on a GPU.
 
     A step of MusicGen-small without its cross-attention takes 1.30 ms with two rows and 1.66 ms with one on an H100;
     see `attention.two_rows`. With guidance a row counts as two.

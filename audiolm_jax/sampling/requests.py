@@ -1,9 +1,10 @@
-"""Requests -> the fixed-shape arrays that the loops take. Everything here is numpy, on the host, once per request.
+"""Requests -> the fixed-shape arrays of the loops: numpy, on the host, once per request.
 
-Axes: B rows asked for; M rows of the model, B or, with guidance, 2B (the second half without its text); P positions
-of the prompt; F frames of the grid. P and F are rounded up to buckets, so that few shapes are ever compiled.
+Axes: B requested rows; M rows of the model, B or, with guidance, 2B (the second half is unconditional); P positions of
+the prompt; F frames of the grid. P and F are rounded up to buckets, so that few shapes are compiled.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,10 +21,10 @@ from audiolm_jax.serialization import Grid, documents, layout
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 
-# Random numbers of a row are drawn from fold_in(key of (stage, seed), step): never one key for two draws.
+# The key of a draw is fold_in(key of (stage, seed), step): never one key for two draws.
 CAUSAL, LEVELS, LENGTH = range(3)
 
-# Smallest buckets of positions, frames and states: below a smaller shape saves less than its compilation costs.
+# Smallest buckets of positions, frames and states: a smaller one would save less time than its compilation takes.
 PROMPT, FRAMES, STATES = 32, 64, 16
 
 
@@ -32,10 +33,10 @@ class Request:
     """One row: the segments before the audio, its first frames, and how the others are sampled.
 
     document: segments before it, () for none. prompt_TQ: int32 [frames, Q], the frames to continue (0 or more).
-    frames: how many the finished segment has, prompt included; None leaves the end to the model. sampling may differ
-    between the rows of a batch, but for its `chunk`: that of the first row counts. encoded_EW: states that the model
-    attends to (model.cross_width). unconditional: the document of the unconditional branch of guidance; None is
-    `document` without its text. window: sample -> the document of a window that begins there (windows.py); None is
+    frames: length of the finished segment, prompt included; None: the model predicts the end. sampling may differ
+    between the rows of a batch, but for `chunk`, which is that of the first row. encoded_EW: states for the
+    cross-attention (model.cross_width). unconditional: the document of the unconditional branch of guidance; None:
+    `document` without its text. window: sample -> the document of a window that begins there (windows.py); None:
     `document` for all.
     """
 
@@ -72,9 +73,9 @@ def bucket(size: int, smallest: int) -> int:
 
 
 def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> None:
-    """Raise InputError for what cannot be continued: no room after the prompt, codes out of range, zero frames.
+    """Raises InputError for no room after the prompt, codes out of range, no frames, too many positions.
 
-    `context` is the number of positions that the model was trained on; None leaves it unchecked.
+    context: the number of positions that the model was trained on; None: unchecked.
     """
     if request.prompt_TQ.ndim != 2 or request.prompt_TQ.shape[1] != grid.codebooks:
         raise InputError(
@@ -97,11 +98,13 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
             f"the prompt (text, earlier audio and {prompt} frames) and one frame more take {needed} positions; "
             f"the context of this model has {context}: shorten the prompt or the text"
         )
-    if request.frames is not None and positions(request, request.frames, grid, vocab) > context:
-        raise InputError(
-            f"{request.frames} frames and their prompt take {positions(request, request.frames, grid, vocab)} "
-            f"positions; the context of this model has {context}"
-        )
+    if request.frames is not None:
+        needed = positions(request, request.frames, grid, vocab)
+        if needed > context:
+            raise InputError(
+                f"{request.frames} frames and their prompt take {needed} positions; the context of this model has "
+                f"{context}"
+            )
 
 
 def longest(request: Request, vocab: Vocab) -> int:
@@ -110,13 +113,13 @@ def longest(request: Request, vocab: Vocab) -> int:
 
 def positions(request: Request, frames: int, grid: Grid, vocab: Vocab) -> int:
     """Positions of the longest row of the passes that generate `frames` frames."""
-    counts = [0]
-    if grid.causal_levels:
-        before = len(documents.prompt_row(request.document, grid, vocab, causal=True)["tokens"])
-        counts.append(before + steps_of(frames, grid))
-    if grid.causal_levels < grid.codebooks:
-        counts.append(len(documents.prompt_row(request.document, grid, vocab, causal=False)["tokens"]) + frames)
-    return max(counts)
+
+    def prompt(causal: bool) -> int:
+        return len(documents.prompt_row(request.document, grid, vocab, causal)["tokens"])
+
+    causal_row = prompt(causal=True) + steps_of(frames, grid) if grid.causal_levels else 0
+    level_row = prompt(causal=False) + frames if grid.causal_levels < grid.codebooks else 0
+    return max(causal_row, level_row)
 
 
 def limits(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> tuple[int, int]:
@@ -124,12 +127,11 @@ def limits(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> t
     where the context is full."""
     if request.frames is not None:
         return request.frames, request.frames
-    low, high = len(request.prompt_TQ) + 1, longest(request, vocab)
+    prompt, limit = len(request.prompt_TQ), longest(request, vocab)
     if context is not None:
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if positions(request, middle, grid, vocab) <= context else (low, middle - 1)
-    return high, max(1, len(request.prompt_TQ))
+        more = range(prompt + 2, limit + 1)  # one frame after the prompt fits (`check`)
+        limit = prompt + 1 + bisect.bisect_right(more, context, key=lambda n: positions(request, n, grid, vocab))
+    return limit, max(1, prompt)
 
 
 def steps_of(frames, grid: Grid):
@@ -142,12 +144,12 @@ def steps_of(frames, grid: Grid):
 
 
 def prefilled_steps(frames: int, grid: Grid) -> int:
-    """Positions that hold only the first `frames` frames: the causal prompt. Later ones are forced in the loop."""
+    """Positions with cells of the first `frames` frames alone, which are prefilled; the loop forces later cells."""
     return int(min(grid.position(frames, q, frames + 1) for q in range(grid.causal_levels)))
 
 
 def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
-    """The row of the document, the opening of the audio, and the steps that lie wholly in the prompt."""
+    """The row of the document, the opening of the audio, and the positions of `prefilled_steps`."""
     row = documents.prompt_row(request.document, grid, vocab, causal=True)
     steps = prefilled_steps(len(request.prompt_TQ), grid)
     if steps == 0:
@@ -171,7 +173,7 @@ def unconditional(request: Request) -> Request:
 
 
 def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool, guided: bool) -> Prompts:
-    """The padded prompt rows of all requests, those without text after them if `guided`."""
+    """The padded prompt rows of all requests, and after them the unconditional ones if `guided`."""
     every = [*requests, *(unconditional(request) for request in requests)] if guided else requests
     rows = [
         causal_prompt(request, grid, vocab) if causal else documents.prompt_row(request.document, grid, vocab, False)
@@ -186,22 +188,16 @@ def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool,
         ahead_MP[m, : length_M[m]] = row["ahead"]
     positions_MP = np.tile(np.arange(width, dtype=np.int32), (len(rows), 1))
     segments_MP = (positions_MP < length_M[:, None]).astype(np.int32)
-    return Prompts(tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, _states(rows, width))
-
-
-def _states(rows: Sequence[documents.Row], positions: int) -> np.ndarray | None:
-    """[M, positions, W], zeros where a row has no states; None if no row has any."""
-    present = [(m, row["states"]) for m, row in enumerate(rows) if "states" in row]
-    if not present:
-        return None
-    states_MPW = np.zeros((len(rows), positions, present[0][1].shape[1]), np.float32)
-    for m, states_LW in present:
+    states_MPW, with_states = None, {m: row["states"] for m, row in enumerate(rows) if "states" in row}
+    for m, states_LW in with_states.items():
+        if states_MPW is None:
+            states_MPW = np.zeros((len(rows), width, states_LW.shape[1]), np.float32)
         states_MPW[m, : len(states_LW)] = states_LW
-    return states_MPW
+    return Prompts(tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, states_MPW)
 
 
 def encoded(requests: Sequence[Request], width: int, guided: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """(states [M, E, width], valid_ME) that the model attends to, none in unconditional rows; None if width is 0."""
+    """(states [M, E, width], valid_ME) for the cross-attention, none in unconditional rows; None if width is 0."""
     if not width:
         return None
     states = [np.zeros((0, width)) if request.encoded_EW is None else request.encoded_EW for request in requests]
@@ -226,8 +222,7 @@ def prompt_grid(requests: Sequence[Request], frames: int, codebooks: int) -> np.
 
 
 def place(tree: Any) -> Any:
-    """Host arrays -> the current mesh, replicated: as the loops return them, so that the second chunk uses the
-    executable of the first."""
+    """Host arrays replicated on the current mesh, as the loops return them: all chunks share an executable."""
     return jax.tree.map(lambda x: jax.device_put(x, P(*(None,) * np.ndim(x))), tree)
 
 
@@ -238,13 +233,13 @@ def keys(requests: Sequence[Request], stage: int) -> jax.Array:
 
 
 def guidance(requests: Sequence[Request]) -> np.ndarray | None:
-    """[B] coefficients, or None if no row has any: then there is no second half of the batch."""
+    """[B] coefficients, or None if no row is guided: then there is no second half of the batch."""
     guidance_B = np.array([request.sampling.guidance for request in requests], np.float32)
     return None if (guidance_B == 1).all() else guidance_B
 
 
 def rules(requests: Sequence[Request], codebooks: int) -> LogitRules:
-    """The rules [B, Q] of all requests; a filter that no row uses is None."""
+    """The rules [B, Q] of all requests; a filter is None if no row uses it."""
 
     def table(name: str, dtype: type, off: float) -> np.ndarray | None:
         values_BQ = np.array([request.sampling.per_codebook(name, codebooks) for request in requests], dtype)

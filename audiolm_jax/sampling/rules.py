@@ -28,7 +28,7 @@ def guide(conditional: jax.Array, unconditional: jax.Array, guidance: jax.Array)
     """u + g (c - u): classifier-free guidance (arXiv 2207.12598; AudioGen, arXiv 2209.15352, section 3.3).
 
     On raw logits, before any id is made illegal: an infinite logit on both sides would give NaN. A coefficient of 1
-    gives c exactly, so that a row without guidance is the same in a batch of rows with it.
+    gives c exactly, so that a row without guidance does not depend on the other rows.
     """
     guidance = jnp.asarray(guidance)[..., None]
     return jnp.where(guidance == 1, conditional, unconditional + guidance * (conditional - unconditional))
@@ -51,9 +51,9 @@ def top(logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None) -> 
 def _keep(logits: jax.Array, mass: jax.Array, needed: jax.Array, width: int | None = None) -> jax.Array:
     """The fewest of the highest logits whose `mass` sums to `needed`; -inf elsewhere.
 
-    Their lowest value is found `width` bits at a time, in the integers that order like floats: a few sums instead of a
-    sort, which takes ten times as long as a whole step of a small model on a CPU. The default is by platform: the
-    least work on a CPU, on an accelerator few kernels in a row, none of them in a loop.
+    Their lowest value is computed `width` bits at a time, in the integers that order like floats: a few sums instead of
+    a sort, which on a CPU takes ten times as long as a step of a small model. The default is by platform: the least
+    work on a CPU, few kernels without a loop on an accelerator.
     """
     width = width or (1 if sharding.platform() == "cpu" else 4)
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
@@ -62,7 +62,7 @@ def _keep(logits: jax.Array, mass: jax.Array, needed: jax.Array, width: int | No
     digits = jnp.arange(1, 1 << width, dtype=jnp.uint32)
 
     def search(i: jax.Array, lowest: jax.Array) -> jax.Array:
-        """`lowest` with its next digit: how many of the higher ones would still keep enough."""
+        """`lowest` with its next digit: the number of higher digits that would still keep enough."""
         shift = (32 - width * (i + 1)).astype(jnp.uint32)
         higher = lowest[..., None] | (digits << shift)
         kept = jnp.sum(jnp.where(key[..., None, :] >= higher[..., None], mass[..., None, :], 0), axis=-1)
@@ -77,7 +77,7 @@ def _keep(logits: jax.Array, mass: jax.Array, needed: jax.Array, width: int | No
 def choose(logits: jax.Array, rules: LogitRules, gumbel: jax.Array) -> jax.Array:
     """Ids [...] from logits [..., V] (-inf: illegal): drawn by the Gumbel-max trick; at temperature 0 the most likely.
 
-    `gumbel` [..., V] is standard Gumbel noise, drawn by the caller from keys of its own rows.
+    gumbel: standard Gumbel noise [..., V], from keys by row.
     """
     temperature = jnp.asarray(rules.temperature)[..., None]
     scaled = top(logits / jnp.where(temperature > 0, temperature, 1.0), rules.top_k, rules.top_p)

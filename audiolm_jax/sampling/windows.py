@@ -1,8 +1,8 @@
 """Audio longer than the training segments of a model, generated in overlapping windows.
 
-As audiocraft extends MusicGen (`_generate_tokens` of its musicgen.py): a window is as long as a training segment, the
-next one begins a stride later, and the frames in both are its prompt. The codes of all windows are one grid, decoded
-once. Conditions that depend on time, such as a melody, move with the window (`Request.window`).
+As in audiocraft (`_generate_tokens` of its musicgen.py): a window is as long as a training segment, the next one begins
+a stride later, and the frames in both are its prompt. The codes of all windows are one grid, decoded once. Conditions
+that depend on time, such as a melody, are those of the window (`Request.window`).
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Windows:
     def starts(self, prompt: int, frames: int) -> list[int]:
         """First frame of every window of a row of `frames` frames that begins with a prompt of `prompt` frames."""
         start = 0
-        while start + self.frames <= prompt:  # the prompt fills it
+        while start + self.frames <= prompt:  # a window of the prompt alone
             start += self.stride
         starts = [start]
         while starts[-1] + self.frames < frames:
@@ -42,7 +42,7 @@ class Windows:
         return starts
 
     def part(self, request: Request, n: int, codes_TQ: np.ndarray, hop: int) -> Request:
-        """Window n of a request whose frames so far are `codes_TQ`. hop: samples of a frame."""
+        """Window n of a request with the frames so far, `codes_TQ`. hop: samples of a frame."""
         starts = self.starts(len(request.prompt_TQ), request.frames)
         start = starts[n]
         if start == 0 and len(starts) == 1:

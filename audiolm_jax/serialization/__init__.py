@@ -1,8 +1,8 @@
 """Serialization strategies: orders on the time x codebook grid.
 
 A strategy is an order: `order(t, q, T, grid)` is the step at which cell (t, q) of a grid of T frames is predicted.
-Cells of one step are predicted together, given the text and every cell of an earlier step. Everything else (the
-layout a model sees, its inverse, visibility, cost, picture) is derived from it, once, in the files beside this one.
+Cells of one step are predicted together, given the text and every cell of an earlier step. Everything else (layout of
+the sequence, visibility, cost, picture) is derived from it in the files beside this one.
 
 A strategy is one module: a file in `strategies/` and its line in `STRATEGIES`, or a module of the user's, named by its
 import path (`--config.serialization.strategy=my_package.my_module`). It has two functions,
@@ -12,18 +12,18 @@ import path (`--config.serialization.strategy=my_package.my_module`). It has two
 
 and those of the following that differ from their default:
 
-    OPTIONS                   the options of SerializationConfig that it takes, by name; others are refused. None: ()
+    OPTIONS                   names of the options of SerializationConfig that it takes; others are refused: ()
     validate(grid)            raise InputError if a value of its options does not fit
     causal_levels(grid)       codebooks 0..n-1 come out of the causal pass, the others out of bidirectional passes: Q
     iterations(grid)          bidirectional passes for each remaining codebook, a tuple of Q - causal_levels: ()
     draw(rng, T, grid)        the training view of one audio segment: None (the causal pass) or a LevelView: None
-    position(t, q, T, grid)   where a cell of the causal pass stands in the sequence: the order
+    position(t, q, T, grid)   position of a cell of the causal pass in the sequence: the order
 
 `order` and `position` are elementwise: t and q are ints or integer arrays that broadcast. For the codebooks of the
 causal pass T may be an array too, and t and T traced jax arrays, since sampling computes the cells of a step inside
 jit, where T is not known before the end is drawn: so they are arithmetic and comparisons (a table may be indexed by
-q, which is never traced), and a cell up to the end has the same step whatever T is. For the other codebooks T is an
-int. `bind` checks what can be checked on small grids (contract.py).
+q, which is never traced), and the step of a cell before the end does not depend on T. For the other codebooks T is an
+int. `bind` checks the contract on small grids (contract.py).
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ class SerializationConfig:
 
 
 def find(path: str, name: str) -> ModuleType:
-    """The strategy called `name`, of this package or of the user's; `path` is the key that the user set.
+    """The strategy called `name`, of this package or the user's; `path` is the key with this value.
 
     Raises InputError for an unknown name, a module that cannot be imported or that lacks `order` or `streams`.
     """
@@ -78,7 +78,7 @@ def find(path: str, name: str) -> ModuleType:
 
 
 def label(name: str, names: tuple[str, ...] = ()) -> str:
-    """A short name for reports: the last part of a dotted one, or all of it where others of `names` end alike."""
+    """A short name for reports: the last part of a dotted one, unless another one of `names` has it too."""
     last = name.rpartition(".")[2]
     return last if [other.rpartition(".")[2] for other in {name, *names}].count(last) == 1 else name
 
@@ -98,7 +98,7 @@ class LevelView:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A strategy bound to Q codebooks, and its framing: what every function of a strategy receives."""
+    """A strategy bound to Q codebooks, and its framing: the argument of every function of a strategy."""
 
     config: SerializationConfig
     codebooks: int
@@ -129,16 +129,16 @@ class Grid:
         return function(*args, self) if function else default
 
     def order(self, t, q, T):
-        """When: the step at which cell (t, q) of T frames is predicted."""
+        """The step at which cell (t, q) of T frames is predicted."""
         return self.strategy.order(t, q, T, self)
 
     def position(self, t, q, T):
-        """Where: the position of cell (t, q) of the causal pass, counted from the segment's first."""
+        """The position of cell (t, q) of the causal pass, counted from the segment's first."""
         return getattr(self.strategy, "position", self.strategy.order)(t, q, T, self)
 
 
 def bind(config: SerializationConfig, codebooks: int, framing: str = "markers") -> Grid:
-    """The grid of `config` with Q `codebooks`, framed as framing.py says.
+    """The grid of `config` with Q `codebooks` and a framing of framing.py.
 
     Raises InputError for an unknown strategy or framing, options that it does not take or that do not fit, and a
     module that breaks the contract above.
@@ -148,13 +148,13 @@ def bind(config: SerializationConfig, codebooks: int, framing: str = "markers") 
     if framing not in FRAMINGS:
         raise InputError(f"the framing is {framing!r}; it must be one of {', '.join(FRAMINGS)}")
     grid = Grid(config, codebooks, FRAMINGS[framing])
-    accepted, default = getattr(grid.strategy, "OPTIONS", ()), SerializationConfig()
-    for option, value in dataclasses.asdict(config).items():
-        usual = getattr(default, option)
-        if option != "strategy" and option not in accepted and value != usual:
+    accepted = ("strategy", *getattr(grid.strategy, "OPTIONS", ()))
+    for option, default in vars(SerializationConfig()).items():
+        value = getattr(config, option)
+        if option not in accepted and value != default:
             raise InputError(
                 f"serialization.{option} is {value}, but the strategy {config.strategy!r} has no {option}; "
-                f"leave it at {usual!r}"
+                f"leave it at {default!r}"
             )
     if hasattr(grid.strategy, "validate"):
         grid.strategy.validate(grid)

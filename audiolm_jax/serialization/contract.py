@@ -1,8 +1,6 @@
-"""What a strategy promises, checked on small grids when it is bound to its codebooks.
+"""The contract of a strategy (`audiolm_jax/serialization/__init__.py`), checked when it is bound to its codebooks.
 
-A module that breaks the contract of `audiolm_jax/serialization/__init__.py` would train another model than it says, so
-it is refused with one sentence. The checks look at a few T and find slips; that it holds for every T is the strategy's
-to ensure.
+The checks look at a few T and find slips; they are no proof for every T.
 """
 
 import itertools
@@ -12,11 +10,11 @@ import numpy as np
 
 from audiolm_jax.errors import InputError
 
-FRAMES = (1, 2, 3, 5, 8)  # T of the grids that are checked
+FRAMES = (1, 2, 3, 5, 8)  # T of the checked grids
 
 
 def check(grid) -> None:
-    """Raises InputError if the strategy of `grid` breaks the contract, or needs the depth network that does not exist
+    """Raises InputError if the strategy of `grid` breaks the contract, or needs a depth network, which does not exist
     yet."""
     options = getattr(grid.strategy, "OPTIONS", ())
     if isinstance(options, str) or not set(options) <= vars(grid.config).keys():
@@ -53,48 +51,43 @@ def _check_levels(grid, step_TQ: np.ndarray) -> None:
 
 def _check_causal(grid, T: int) -> None:
     t_N, q_N = causal_indices(grid, T)
-    place_N, step_N = (_integers(grid, name, t_N, q_N, T) for name in ("position", "order"))
+    position_N, step_N = (_integers(grid, name, t_N, q_N, T) for name in ("position", "order"))
     cells = list(zip(t_N.tolist(), q_N.tolist(), strict=True))
-    seats = {}
-    for cell, place in zip(cells, place_N.tolist(), strict=True):
-        other = seats.setdefault((place, cell[1] if grid.streams > 1 else 0), cell)
+    cell_at = {}
+    for cell, position in zip(cells, position_N.tolist(), strict=True):
+        other = cell_at.setdefault((position, cell[1] if grid.streams > 1 else 0), cell)
         if other != cell:
-            _refuse(grid, f"cells {other} and {cell} of {T} frames both stand at position {place} of one stream")
+            _refuse(grid, f"cells {other} and {cell} of {T} frames both stand at position {position} of one stream")
     for q in range(grid.causal_levels):
-        if (np.diff(place_N[q_N == q]) < 0).any():
+        if (np.diff(position_N[q_N == q]) < 0).any():
             _refuse(grid, f"codebook {q} of {T} frames does not run forward in time (its end is cell ({T}, 0))")
 
-    # Where a longer segment has a frame of codebook 0, a shorter one may end; sampling cannot know T before.
-    longer_N, later_N = (_integers(grid, name, t_N, q_N, FRAMES[-1]) for name in ("position", "order"))
-    moved_N = (np.minimum(place_N, longer_N) <= place_N[-1]) & ((place_N != longer_N) | (step_N != later_N))
-    if moved_N.any():
-        cell = cells[int(np.argmax(moved_N))]
+    # A segment may end wherever a longer one has a frame of codebook 0; sampling does not know T before.
+    longer_position_N, longer_step_N = (_integers(grid, name, t_N, q_N, FRAMES[-1]) for name in ("position", "order"))
+    differs_N = (position_N != longer_position_N) | (step_N != longer_step_N)
+    differs_N &= np.minimum(position_N, longer_position_N) <= position_N[-1]
+    if differs_N.any():
+        cell = cells[int(np.argmax(differs_N))]
         _refuse(grid, f"the step of cell {cell}, which comes before the end, depends on the number of frames")
 
-    by_place = np.argsort(place_N, kind="stable")
-    for one, two in itertools.pairwise(by_place):
-        pair = f"cells {cells[one]} and {cells[two]} of {T} frames"
-        steps = f"are predicted at steps {step_N[one]} and {step_N[two]}"
-        if place_N[one] == place_N[two] and step_N[one] != step_N[two]:
-            _refuse(
-                grid,
-                f"{pair} share position {place_N[one]} but {steps}: one after the other inside a position takes a "
-                "depth network, which does not exist yet",
-            )
-        if place_N[one] < place_N[two] and step_N[one] >= step_N[two]:
-            _refuse(grid, f"{pair} stand at positions {place_N[one]} and {place_N[two]} but {steps}")
+    for a, b in itertools.pairwise(np.argsort(position_N, kind="stable")):
+        pair = f"cells {cells[a]} and {cells[b]} of {T} frames"
+        steps = f"are predicted at steps {step_N[a]} and {step_N[b]}"
+        if position_N[a] == position_N[b] and step_N[a] != step_N[b]:
+            why = "one after the other inside a position takes a depth network, which does not exist yet"
+            _refuse(grid, f"{pair} share position {position_N[a]} but {steps}: {why}")
+        if position_N[a] < position_N[b] and step_N[a] >= step_N[b]:
+            _refuse(grid, f"{pair} stand at positions {position_N[a]} and {position_N[b]} but {steps}")
 
 
 def _integers(grid, function: str, t: np.ndarray, q: np.ndarray, T: int) -> np.ndarray:
     """`order` or `position` of many cells, of the shape of t."""
     value = np.asarray(getattr(grid, function)(t, q, T))
     if value.shape != t.shape or not np.issubdtype(value.dtype, np.integer) or value.min() < 0:
-        low = f", {value.min()} the smallest" if value.size else ""
-        _refuse(
-            grid,
-            f"{function}(t, q, T, grid) must give an integer from 0 up for every cell; for cells of shape {t.shape} it "
-            f"gives {value.dtype} of shape {value.shape}{low}",
-        )
+        smallest = f", {value.min()} the smallest" if value.size else ""
+        wanted = f"{function}(t, q, T, grid) must give an integer from 0 up for every cell"
+        gives = f"for cells of shape {t.shape} it gives {value.dtype} of shape {value.shape}{smallest}"
+        _refuse(grid, f"{wanted}; {gives}")
     return value
 
 

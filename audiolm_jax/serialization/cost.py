@@ -1,9 +1,9 @@
-"""What an order costs: passes, positions, FLOPs, cache bytes and look-ahead, derived from the order alone.
+"""The cost of an order: passes, positions, FLOPs, cache bytes and look-ahead, from the order of any strategy.
 
 Generating one audio segment is a list of sequential passes of the network. The prompt's pass comes first; it predicts
-position 0 of the causal levels, or the number of frames where there is none. Then one position after the other of the
-causal pass, then `iterations` passes over all frames for every other codebook. The keys and values of the prompt are
-computed once. Nothing here asks for a strategy by name.
+position 0 of the causal levels, or the number of frames if there is none. Then one pass for each later position of the
+causal levels, then `iterations` passes over all frames for every other codebook. The keys and values of the prompt are
+computed once.
 
 FLOPs (a multiply-add counts as two; norms, softmax, rotations and the embedding's sum are left out, as is usual: Kaplan
 et al., arXiv 2001.08361, section 2.1; PaLM, arXiv 2204.02311, appendix B):
@@ -11,10 +11,10 @@ et al., arXiv 2001.08361, section 2.1; PaLM, arXiv 2204.02311, appendix B):
     forward  = positions * 2 * block weights  +  pairs * 4 * layers * heads * head_width  +  logits * 2 * D
     training = 3 * forward                                                      (recomputation is not counted)
 
-where `pairs` counts (query, key) pairs that are visible, so a causal row of L positions has L (L + 1) / 2: attention
-that is computed and thrown away is no useful work. A prediction of a causal pass, of a length or of a training row has
-logits over the whole vocabulary; a level pass multiplies with the head of its codebook alone, K logits per frame.
-`model` below is a ModelConfig (or anything with its sizes).
+where `pairs` are the visible (query, key) pairs, so a causal row of L positions has L (L + 1) / 2: masked attention is
+no useful work. A prediction of a causal pass, of a length or of a training row has logits over the whole vocabulary; a
+level pass multiplies with the head of its codebook alone, K logits per frame. `model` below is a ModelConfig (or
+anything with its sizes).
 """
 
 import dataclasses
@@ -27,16 +27,12 @@ from audiolm_jax.serialization.vocab import Vocab
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One pass of the network over one row.
+    """One pass of the network over one row."""
 
-    `positions` are computed, their queries see `pairs` keys in all, `predictions` positions have logits over the whole
-    vocabulary and `of_level` positions those of codebook `level`.
-    """
-
-    positions: int
-    pairs: int
-    predictions: int
-    of_level: int = 0
+    positions: int  # computed
+    pairs: int  # visible (query, key)
+    predictions: int  # positions with logits over the whole vocabulary
+    of_level: int = 0  # positions with logits of codebook `level`
     level: int = 0
 
     def logits(self, vocab: Vocab) -> int:
@@ -45,12 +41,12 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of generating `frames` frames of audio after a prompt. Counts are those of one row."""
+    """The cost of generating `frames` frames of one row after a prompt."""
 
     frames: int
     steps: int  # of the order, the end of audio included
     passes: int  # sequential passes of the network, the prompt's included
-    look_ahead: int  # frames after frame 0 that hold a cell by the time frame 0 is complete
+    look_ahead: int  # frames after frame 0 that have a cell once frame 0 is complete
     first_passes: int  # passes until frame 0 is complete
     positions: int  # computed in all passes
     flops: int  # forward FLOPs of all passes
@@ -63,7 +59,7 @@ def causal_positions(grid: Grid, frames: int) -> int:
 
 
 def steps(grid: Grid, frames: int) -> int:
-    """Steps of the order, the end of audio and passes that find nothing left to predict included."""
+    """Steps of the order, the end of audio and passes with nothing left to predict included."""
     if not grid.causal_levels:
         return sum(grid.iterations)
     return int(np.max(grid.order(*layout.causal_indices(grid, frames), frames))) + 1 + sum(grid.iterations)
@@ -83,7 +79,7 @@ def generation(grid: Grid, frames: int, prompt: int) -> list[Pass]:
 
 
 def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Pass]:
-    """The kinds of rows a strategy trains on, "causal" and "level", for one segment after `prompt` positions."""
+    """The kinds of training rows of a strategy, "causal" and "level", of one segment after `prompt` positions."""
     layout.require_frames(frames)
     rows = {}
     if grid.causal_levels:
@@ -96,7 +92,7 @@ def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Pass]:
 
 
 def look_ahead(grid: Grid, frames: int) -> int:
-    """Frames after frame 0 that hold a cell once frame 0 is complete."""
+    """Frames after frame 0 that have a cell once frame 0 is complete."""
     step_TQ = layout.order_TQ(grid, frames)
     return int(np.flatnonzero((step_TQ <= step_TQ[0].max()).any(axis=1))[-1])
 
@@ -110,12 +106,12 @@ def _first_passes(grid: Grid, frames: int) -> int:
 
 
 def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_value: int = 4) -> Cost:
-    """Everything at once, for one segment of `frames` frames after `prompt` positions.
+    """The cost of one segment of `frames` frames after `prompt` positions.
 
     Raises InputError for a segment of no frames.
     """
     passes = generation(grid, frames, prompt)
-    kept = prompt + causal_positions(grid, frames)
+    cached = prompt + causal_positions(grid, frames)
     return Cost(
         frames=frames,
         steps=steps(grid, frames),
@@ -124,13 +120,13 @@ def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_va
         first_passes=_first_passes(grid, frames),
         positions=sum(work.positions for work in passes),
         flops=sum(forward_flops(model, vocab, work) for work in passes),
-        cache_bytes=kept * cache_bytes_per_position(model, bytes_per_value),
+        cache_bytes=cached * cache_bytes_per_position(model, bytes_per_value),
     )
 
 
 def block_weights(model) -> int:
-    """Weights of all layers that multiply every position: queries, keys, values, output, feed-forward; of the attention
-    to an encoder's states, which are few, queries and output."""
+    """Weights of all layers that multiply every position: queries, keys, values, output, feed-forward; of the
+    cross-attention queries and output, as the encoder's states are few."""
     parts = 2 if model.mlp == "gated" else 1
     attention = model.width * model.head_width * (2 * model.heads + 2 * model.kv_heads)
     attention += model.width * model.head_width * 2 * model.heads * (model.cross_width > 0)
@@ -155,37 +151,30 @@ def forward_flops(model, vocab: Vocab, work: Pass) -> int:
 def training_flops_per_step(model, vocab: Vocab, batch: int, length: int) -> int:
     """FLOPs of one training step on `batch` causal rows of `length` positions: forward and twice that backward.
 
-    This is what "equal training FLOPs" means: it knows sizes alone, so it can be asked before a run. Padding and packed
-    documents count as if a row were one document, every position as if it predicted over the whole vocabulary; level
-    rows, whose frames see ahead, are counted as causal too: equal batches are equal work. The MFU of a training log
-    counts the legal logits of the predictions that were there (`metrics.train_flops`).
+    This defines "equal training FLOPs", from sizes alone: padding and packed documents count as if a row were one
+    document, every position as if it predicted over the whole vocabulary, level rows as if they were causal, so equal
+    batches are equal work. The MFU of a training log counts the legal logits of predictions (`metrics.train_flops`).
     """
     return 3 * batch * forward_flops(model, vocab, Pass(length, _triangle(length), length))
 
 
 def seconds_of_passes(
-    passes: list[Pass],
-    model,
-    vocab: Vocab,
-    flops_per_second: float,
-    bytes_per_second: float,
-    bytes_per_value: int = 4,
-    batch: int = 1,
+    passes: list[Pass], model, vocab: Vocab, flops_per_second: float, bytes_per_second: float, bytes_per_value: int = 4
 ) -> np.ndarray:
-    """Predicted time of each pass, a roofline: the slower of arithmetic and of reading weights, keys and values.
+    """Predicted time of each pass: the longer of its arithmetic and of reading weights, keys and values.
 
     Roofline model of Williams et al. 2009 (doi 10.1145/1498765.1498785). No launch overhead, no codec: a floor.
     """
     per_pair = cache_bytes_per_position(model, bytes_per_value)
-    flops = np.array([batch * forward_flops(model, vocab, work) for work in passes], float)
 
-    def moved(work: Pass) -> float:
+    def seconds(work: Pass) -> float:
         heads = vocab.size * (work.predictions > 0) + vocab.codebook_sizes[work.level] * (work.of_level > 0)
         weights = bytes_per_value * (block_weights(model) + model.width * heads)
         # Every position of a pass reads the same keys, so keys read are those one query sees.
-        return weights + batch * per_pair * work.pairs / work.positions
+        moved = weights + per_pair * work.pairs / work.positions
+        return max(forward_flops(model, vocab, work) / flops_per_second, moved / bytes_per_second)
 
-    return np.maximum(flops / flops_per_second, np.array([moved(work) for work in passes]) / bytes_per_second)
+    return np.array([seconds(work) for work in passes])
 
 
 def _triangle(n: int) -> int:

@@ -1,4 +1,4 @@
-"""Documents to rows: what the model sees and predicts at every position.
+"""Documents to rows: the inputs and targets of every position.
 
 A document is a tuple of segments in any order and number: ("text", ids_L), ("audio", codes_TQ), or ("states", x_EW),
 vectors of an encoder that stand at positions as tokens do. Its causal row is
@@ -6,25 +6,23 @@ vectors of an encoder that stand at positions as tokens do. Its causal row is
     BOS  text ...  <audio>  steps of the strategy ...  text ...  <audio>  ...        inputs
     t    ...       <audio>  step 0  ...  </audio>      t                  EOS        predicted there
 
-A level row predicts one codebook of one audio segment bidirectionally: the document up to that segment, its frames
-side by side (hidden cells hold MASK), every frame seeing the whole segment; earlier audio is clean.
+A level row predicts one codebook of one audio segment bidirectionally: the document up to that segment, then its
+frames, one per position (hidden cells hold MASK), each seeing the whole segment; earlier audio is all visible.
 
     BOS  text ...  <audio>  frame 0 ... frame T-1
          text      length   cells of the level that are hidden, each at its own frame
 
-Text and <audio> see only what is before them, so neither the text nor the predicted length can see the frames.
+Text and <audio> are causal, so neither the text nor the predicted length can see the frames.
 
-That is the framing `markers`; framing.py has the others.
+These are rows of the framing `markers`; framing.py has the others.
 
 A row is a dict of numpy arrays over its own L positions; data/batches.py packs rows into batches:
 
     tokens [L, S]   ids of the input, PAD where a stream is silent     targets [L, S]  id predicted here, or PAD
     heads [L, S]    legal set of the prediction (vocab.py)             weights [L, S]  weight in the loss
-    positions [L]   position within the document                      ahead [L]       positions ahead it may see
-    states [L, W]   of documents that have some: vectors to add to the input, zeros elsewhere
+    positions [L]   position within the document                      ahead [L]       later positions that it sees
+    states [L, W]   only of documents with states: vectors to add to the input, zeros elsewhere
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -39,7 +37,7 @@ Row = dict[str, np.ndarray]
 
 
 class Builder:
-    """Collects blocks of inputs, and of predictions by the position that makes them."""
+    """Collects inputs and, by the position of their first, predictions."""
 
     def __init__(self, streams: int) -> None:
         self.streams = streams
@@ -49,13 +47,13 @@ class Builder:
         self.predictions: list[tuple[int, np.ndarray, np.ndarray, float]] = []
 
     def see(self, tokens, ahead=0) -> None:
-        """Adds positions: ids [n, S], or one id for stream 0."""
+        """Adds positions with these inputs: ids [n, S], or ids of stream 0."""
         tokens_LS = self._wide(tokens, ids.PAD)
         self.inputs.append((tokens_LS, np.broadcast_to(np.int32(ahead), len(tokens_LS))))
         self.length += len(tokens_LS)
 
     def see_states(self, states_EW: np.ndarray) -> None:
-        """Adds positions that hold vectors and no token."""
+        """Adds positions with vectors and no token."""
         self.vectors.append((self.length, states_EW))
         self.see(np.full(len(states_EW), ids.PAD))
 
@@ -64,7 +62,7 @@ class Builder:
         self.predictions.append((at, self._wide(targets, ids.PAD), self._wide(heads, ids.HEAD_NONE), weight))
 
     def then(self, tokens, heads, weight: float) -> None:
-        """Adds positions whose inputs are predicted causally, each by the position before it, where it has a head."""
+        """Adds positions with these inputs, each predicted by the position before it where it has a head."""
         tokens_LS, heads_LS = self._wide(tokens, ids.PAD), self._wide(heads, ids.HEAD_NONE)
         self.expect(np.where(heads_LS == ids.HEAD_NONE, ids.PAD, tokens_LS), heads_LS, weight, at=self.length - 1)
         self.see(tokens_LS)
@@ -98,8 +96,8 @@ class Builder:
 
 
 def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) -> None:
-    """Raise InputError for an empty document, an unknown segment, zero or too many frames, a wrong grid, segments that
-    the framing has no place for. opened: an audio segment is to follow."""
+    """Raises InputError for an empty document, an unknown kind of segment, no or too many frames, codes of another
+    grid, and kinds that the framing does not take. opened: an audio segment is to follow."""
     kinds = [kind for kind, _ in document] + ["audio"] * opened
     if not kinds:
         raise InputError("an empty document was given; it must have at least one segment")
@@ -118,10 +116,12 @@ def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) ->
 
 def causal_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
     """The row of the causal pass over the codebooks that have one."""
-    check(document, grid, vocab)
-    build = _causal(document, grid, vocab, text_weight)
-    grid.framing.finish(build, text_weight)
-    return build.row()
+    return _document_row(document, grid, vocab, text_weight, causal=True)
+
+
+def clean_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
+    """The row with all codes visible, in which only text is predicted."""
+    return _document_row(document, grid, vocab, text_weight, causal=False)
 
 
 def level_row(
@@ -132,7 +132,7 @@ def level_row(
     Where no codebook has a causal pass, the length of that segment is predicted at its <audio>.
     """
     check(document, grid, vocab)
-    build = _clean(document[:target], grid, vocab, text_weight)
+    build = _segments(document[:target], grid, vocab, text_weight, causal=False)
     codes_TQ = document[target][1]
     grid.framing.open(build, vocab, text_weight)
     if grid.causal_levels == 0:
@@ -140,14 +140,6 @@ def level_row(
     tokens_TQ, targets_TQ, heads_TQ = hide(codes_TQ, view, vocab)
     build.expect(targets_TQ, heads_TQ, 1.0, at=build.length)
     build.see(tokens_TQ, ahead=np.arange(len(codes_TQ))[::-1])
-    return build.row()
-
-
-def clean_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float = 0.0) -> Row:
-    """The whole document with its audio in place and nothing hidden: only its text is predicted."""
-    check(document, grid, vocab)
-    build = _clean(document, grid, vocab, text_weight)
-    grid.framing.finish(build, text_weight)
     return build.row()
 
 
@@ -174,11 +166,11 @@ def training_row(
     text_weight: float = 0.0,
     drop_text: float = 0.0,
 ) -> Row:
-    """One training view of a document, drawn by the strategy.
+    """One training row of a document, drawn by the strategy.
 
-    With probability `drop_text` all but the audio is left out, which trains the unconditional branch of guidance. Of a
-    document with several audio segments a level row predicts one, drawn uniformly; where text is predicted too, the
-    text after the last audio counts as one more.
+    With probability `drop_text` all but the audio is left out, which trains the unconditional branch of guidance. Of
+    several audio segments a level row predicts one, drawn uniformly; with `text_weight` the text after the last one
+    counts as a segment.
     """
     if rng.random() < drop_text:
         document = tuple(segment for segment in document if segment[0] == "audio") or document
@@ -187,8 +179,7 @@ def training_row(
         targets.append(len(document))
     target = targets[int(rng.integers(len(targets)))]
     if target == len(document):
-        row = causal_row if grid.causal_levels else clean_row
-        return row(document, grid, vocab, text_weight)
+        return _document_row(document, grid, vocab, text_weight, causal=grid.causal_levels > 0)
     view = grid.draw(rng, len(document[target][1]))
     if view is None:
         return causal_row(document, grid, vocab, text_weight)
@@ -196,45 +187,30 @@ def training_row(
 
 
 def prompt_row(document: Document, grid: Grid, vocab: Vocab, causal: bool) -> Row:
-    """The inputs of `document` (which may be empty) up to where a segment that is to be generated after it opens.
+    """The inputs of `document` (which may be empty) and of the opening of an audio segment to generate after it.
 
-    `causal` says in which pass the prompt is used: earlier audio stands in the causal layout or frame by frame.
+    causal: see `_segments`.
     """
     check(document, grid, vocab, opened=True)
-    build = (_causal if causal else _clean)(document, grid, vocab, 0.0)
+    build = _segments(document, grid, vocab, 0.0, causal)
     grid.framing.open(build, vocab, 0.0)
     build.predictions.clear()
     return build.row()
 
 
-def _causal(document: Document, grid: Grid, vocab: Vocab, text_weight: float) -> Builder:
-    """Audio stands in the causal layout, and is predicted."""
-
-    def steps(build: Builder, codes_TQ: np.ndarray) -> None:
-        heads_LS = layout.causal_heads(grid, len(codes_TQ), vocab)
-        build.then(layout.serialize(codes_TQ, grid, vocab), heads_LS, 1.0)
-
-    return _segments(document, grid, vocab, text_weight, steps)
+def _document_row(document: Document, grid: Grid, vocab: Vocab, text_weight: float, causal: bool) -> Row:
+    check(document, grid, vocab)
+    build = _segments(document, grid, vocab, text_weight, causal)
+    grid.framing.finish(build, text_weight)
+    return build.row()
 
 
-def _clean(document: Document, grid: Grid, vocab: Vocab, text_weight: float) -> Builder:
-    """Audio stands in place frame by frame, every frame seeing its whole segment; nothing of it is predicted."""
+def _segments(document: Document, grid: Grid, vocab: Vocab, text_weight: float, causal: bool) -> Builder:
+    """The beginning of the framing and every segment.
 
-    def frames(build: Builder, codes_TQ: np.ndarray) -> None:
-        build.see(vocab.code_ids(codes_TQ), ahead=np.arange(len(codes_TQ))[::-1])
-        build.see(grid.framing.end(vocab))
-
-    return _segments(document, grid, vocab, text_weight, frames)
-
-
-def _segments(
-    document: Document,
-    grid: Grid,
-    vocab: Vocab,
-    text_weight: float,
-    audio: Callable[[Builder, np.ndarray], None],
-) -> Builder:
-    """What the framing begins with, then every segment in turn; `audio` adds what follows the opening of audio."""
+    causal: audio is in the layout of the causal pass, and predicted; otherwise a position is a frame, which sees its
+    whole segment, and nothing of it is predicted.
+    """
     build = Builder(grid.streams)
     grid.framing.begin(build)
     for kind, values in document:
@@ -244,5 +220,10 @@ def _segments(
             build.see_states(values)
         else:
             grid.framing.open(build, vocab, text_weight)
-            audio(build, values)
+            if causal:
+                heads_LS = layout.causal_heads(grid, len(values), vocab)
+                build.then(layout.serialize(values, grid, vocab), heads_LS, 1.0)
+            else:
+                build.see(vocab.code_ids(values), ahead=np.arange(len(values))[::-1])
+                build.see(grid.framing.end(vocab))
     return build

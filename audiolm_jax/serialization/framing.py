@@ -1,15 +1,15 @@
-"""Framings: what stands around the audio of a document, what of it is predicted, how a segment ends.
+"""Framings: the ids around the audio of a document, which of them are predicted, the end of a segment.
 
     markers   BOS  segments ...  <audio>  steps ... </audio>  segments ...  EOS
               Ends are predicted: </audio> on stream 0 once codebook 0 has run out, EOS after the last segment.
     bare      states ...  fillers  steps ...
               MusicGen (arXiv 2306.05284): one position of filler ids opens the only audio segment; stream q holds its
-              filler before its first code and after its last. No end is predicted, so the length must be given. All
+              filler before its first code and after its last. No end is predicted, so a length is required. All
               codebooks of a training segment were cut at the same step, so the model has never seen a segment whose
               codebook 0 has run out: when it generates, codebook 0 goes on until the last codebook has its frames.
 
-A framing is an object with the attributes of `Markers`, chosen from `FRAMINGS` by name; a `Grid` carries it. Adding one
-is another class here. `build` is a `documents.Builder`.
+A framing is an object with the attributes of `Markers`, chosen from `FRAMINGS` by name, and an attribute of a `Grid`.
+`build` is a `documents.Builder`.
 """
 
 import dataclasses
@@ -27,46 +27,46 @@ class Markers:
     """BOS, <audio>, </audio> and EOS; text and audio in any order and number. The default."""
 
     name = "markers"
-    ends = True  # the model predicts where audio ends; otherwise the number of frames must be given
+    ends = True  # the model predicts where audio ends; otherwise a number of frames is required
 
     def validate(self, grid: Any) -> None:
         """Raises InputError if a grid does not fit this framing."""
 
     def check(self, kinds: list[str]) -> None:
-        """Raises InputError if a document of segments of these kinds does not fit this framing."""
+        """Raises InputError if a document with segments of these kinds does not fit this framing."""
 
     def extra_ids(self, codebooks: int) -> int:
-        """How many ids the vocabulary needs after all others (`Vocab.extra_ids`)."""
+        """Number of ids of its own, after all others (`Vocab.extra_ids`)."""
         return 0
 
     def extra_frames(self, grid: Any) -> int:
-        """How many frames are generated beyond those asked for, and dropped."""
+        """Number of frames that are generated after the requested ones, and dropped."""
         return 0
 
     def silent_S(self, streams: int, vocab: Vocab) -> np.ndarray:
-        """Int32 [S]: what each stream holds where its codebook has no code."""
+        """Int32 [S]: the id of each stream where its codebook has no code."""
         return np.full(streams, ids.PAD, np.int32)
 
     def end(self, vocab: Vocab) -> int:
-        """What stream 0 holds after the last frame of codebook 0."""
+        """The id of stream 0 after the last frame of codebook 0."""
         return ids.END_AUDIO
 
     def begin(self, build: Any) -> None:
-        """Adds what stands before the first segment."""
+        """Adds the positions before the first segment."""
         build.see(ids.BOS)
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
-        """Adds what stands before the steps of an audio segment; its last position predicts the first step."""
+        """Adds the positions before the steps of an audio segment; the last one predicts the first step."""
         build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
 
     def finish(self, build: Any, text_weight: float) -> None:
-        """Adds what is predicted after the last segment."""
+        """Adds the prediction after the last segment."""
         build.expect(ids.EOS, ids.HEAD_TEXT, text_weight, at=build.length - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bare:
-    """Filler ids in place of begin and pad, one for each codebook; one audio segment, whose length is given."""
+    """Filler ids for begin and pad, one for each codebook; one audio segment, whose length is requested."""
 
     name = "bare"
     ends = False

@@ -1,7 +1,7 @@
-"""What follows from an order, once for every strategy: the table of steps and the layout of the causal pass.
+"""The table of steps and the layout of the causal pass, from the order of any strategy.
 
-*When* a cell is predicted is its step (`Grid.order`), *where* it stands is its position (`Grid.position`). Axis
-letters: T frames, Q codebooks, S streams, L positions of one audio segment.
+A cell is predicted at a step (`Grid.order`) and is at a position (`Grid.position`) of the sequence. Axis letters: T
+frames, Q codebooks, S streams, L positions of one audio segment.
 """
 
 import functools
@@ -28,7 +28,7 @@ def require_frames(frames: int) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def causal_cells(grid: Grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """The layout of the causal pass: which cell each position holds on each stream.
+    """The layout of the causal pass: the cell at each position of each stream.
 
     Returns:
       frame_LS: [L, S] int, the frame, or -1 where the stream is silent. Frame T of codebook 0 is the end of audio.
@@ -51,7 +51,7 @@ def causal_cells(grid: Grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def serialize(codes_TQ: np.ndarray, grid: Grid, vocab: Vocab) -> np.ndarray:
-    """Codes of the causal levels -> ids [L, S], the end included; the framing says what a silent stream holds."""
+    """Codes of the causal levels -> ids [L, S], the end included; silent streams hold `framing.silent_S`."""
     code_ids_TQ = vocab.code_ids(codes_TQ)
     frame_LS, book_LS = causal_cells(grid, len(code_ids_TQ))
     tokens_LS = np.tile(grid.framing.silent_S(grid.streams, vocab), (len(frame_LS), 1))
@@ -63,9 +63,9 @@ def serialize(codes_TQ: np.ndarray, grid: Grid, vocab: Vocab) -> np.ndarray:
 
 
 def causal_heads(grid: Grid, frames: int, vocab: Vocab) -> np.ndarray:
-    """[L, S] int32: the legal set (vocab.py) of the cell predicted in each place, 0 where nothing is.
+    """[L, S] int32: the legal set (vocab.py) of the cell at each position, 0 where nothing is predicted.
 
-    Where ends are predicted, one may take the place of every frame of codebook 0 but the first: no segment is empty.
+    If ends are predicted, every frame of codebook 0 but the first may be the end: no segment is empty.
     """
     frame_LS, book_LS = causal_cells(grid, frames)
     predicted_LS = (frame_LS >= 0) & (grid.framing.ends | (frame_LS < frames))

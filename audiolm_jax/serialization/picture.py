@@ -1,8 +1,7 @@
 """The order on the grid as an SVG: codebooks as rows, frames as columns, each cell coloured by its step.
 
-Drawn from the order alone, so that a new strategy has a picture without a line of code. Self-contained: no fonts,
-scripts or style sheets from outside; text takes the colour of the page around it, and of the colour scheme when the
-file is opened on its own.
+It needs the order alone, no code of the strategy's. Self-contained: no external fonts, scripts or style sheets. Text
+has the colour of the page around it or, in a file of its own, of the colour scheme.
 """
 
 from xml.sax.saxutils import escape, quoteattr
@@ -11,7 +10,7 @@ import numpy as np
 
 from audiolm_jax.serialization import Grid, cost, label, layout
 
-# Viridis (S. van der Walt and N. Smith, matplotlib 1.5, CC0) at nine even places: equal steps look equally large.
+# Viridis (S. van der Walt and N. Smith, matplotlib 1.5, CC0) at nine even places: perceptually uniform.
 _RAMP = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
 _STYLE = (
     ".order text{font:11px system-ui,sans-serif;fill:currentColor}"
@@ -25,41 +24,33 @@ _CELL, _GAP, _LEFT, _TOP = 30, 2, 34, 8
 
 
 def svg(grid: Grid, frames: int = 8, title: str = "") -> str:
-    """An SVG element of a segment of `frames` frames; `title` stands above the caption's numbers (default: strategy).
+    """An SVG element of a segment of `frames` frames, with a title (default: the strategy) and a caption.
 
     A cell shows its step, from 1; the dashed cell is the end of audio. Raises InputError for no frames.
     """
     step_TQ = layout.order_TQ(grid, frames)
-    codebooks = grid.codebooks
+    codebooks, title = grid.codebooks, title or label(grid.config.strategy)
     steps, ahead = cost.steps(grid, frames), cost.look_ahead(grid, frames)
-    title = title or label(grid.config.strategy)
-    ends = [(frames, 0, int(grid.order(frames, 0, frames)))] if grid.causal_levels else []
 
-    body = []
-    for q in range(codebooks):
-        body.append(_text(_LEFT - 8, _middle(q), f"q{q}", "end", "label"))
-    for t in range(frames):
-        body.append(_text(_x(t) + _CELL / 2, _y(codebooks) + 12, f"t{t}", "middle", "label"))
-    for t in range(frames):
-        for q in range(codebooks):
-            body += _cell(t, q, int(step_TQ[t, q]), steps, "")
-    for t, q, step in ends:
-        body += _cell(t, q, step, steps, "end")
-        body.append(_text(_x(t) + _CELL / 2, _y(q + 1) + 9, "end", "middle", "label"))
+    body = [_text(_LEFT - 8, _middle(q), f"q{q}", "end", "label") for q in range(codebooks)]
+    body += [_text(_x(t) + _CELL / 2, _y(codebooks) + 12, f"t{t}", "middle", "label") for t in range(frames)]
+    for t, q in np.ndindex(frames, codebooks):
+        body += _cell(t, q, int(step_TQ[t, q]), steps, "")
+    if grid.causal_levels:
+        body += _cell(frames, 0, int(grid.order(frames, 0, frames)), steps, "end")
+        body.append(_text(_x(frames) + _CELL / 2, _y(1) + 9, "end", "middle", "label"))
 
     caption = f"{frames} frames × {codebooks} codebooks: {_count(steps, 'step')}"
     waits = f"look-ahead before frame 0: {_count(ahead, 'frame') if ahead else 'none'}"
-    width = _x(frames + 1) + 4
-    # Long captions are wider than few frames.
-    width = max(width, _LEFT + round(6.1 * max(len(caption), len(waits))))
+    width = max(_x(frames + 1) + 4, _LEFT + round(6.1 * max(len(caption), len(waits))))
     height = _y(codebooks) + 66
-    described = f"{caption}; {waits}. Each cell shows the step at which it is predicted."
+    description = f"{caption}; {waits}. Each cell shows the step at which it is predicted."
     attributes = f'width="{width}" height="{height}" role="img" aria-label={quoteattr(title)}'
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="order" viewBox="0 0 {width} {height}" {attributes}>',
             f"<title>{escape(title)}</title>",
-            f"<desc>{escape(described)}</desc>",
+            f"<desc>{escape(description)}</desc>",
             f"<style>{_STYLE}</style>",
             *body,
             _text(_LEFT, _y(codebooks) + 33, title, "start", "name"),
@@ -84,8 +75,8 @@ def _cell(t: int, q: int, step: int, steps: int, kind: str) -> list[str]:
 
 
 def _colour(share: float) -> tuple[int, int, int]:
-    """The ramp at 0 <= share <= 1."""
-    stops = np.array([[int(stop[i : i + 2], 16) for i in (0, 2, 4)] for stop in _RAMP], float)
+    """Red, green and blue of the ramp at 0 <= share <= 1."""
+    stops = np.array([tuple(bytes.fromhex(stop)) for stop in _RAMP], float)
     at = share * (len(stops) - 1)
     return tuple(round(np.interp(at, np.arange(len(stops)), channel)) for channel in stops.T)
 

@@ -1,4 +1,4 @@
-"""The one home of token ids: specials, text, one range per codebook, lengths.
+"""Token ids: specials, text, one range per codebook, lengths.
 
     0 PAD  1 BOS  2 EOS  3 <audio>  4 </audio>  5 MASK  6-7 reserved
     8 .. C - 1                text: `text_size` ids, by default one per UTF-8 byte, so that C, `code_start`, is 264
@@ -6,11 +6,11 @@
     L + (T - 1)               lengths: T frames, 1 <= T <= max_frames (masked strategies only predict them)
     L + max_frames + n        `extra_ids`, n = 0, 1, ...: what they mean is up to the framing (framing.py)
 
-Structural ids lie outside every codebook, so no legal frame can be mistaken for an end (CSM's end of audio is a
-frame of zeros, which is also a legal frame).
+Structural ids are in no codebook, so no legal frame can be mistaken for an end (CSM's end of audio is a frame of zeros,
+which is also a legal frame).
 
-Legal sets. Which ids a prediction may take is an integer, its *head*: everything outside gets probability zero, in
-the loss, in the likelihood and in sampling alike.
+Legal sets. An integer, the *head* of a prediction, says which ids are legal for it: every other id gets probability
+zero, in the loss, in the likelihood and in sampling alike.
 
     0           nothing is predicted here
     1           text, <audio>, EOS
@@ -119,11 +119,17 @@ class Vocab:
         return self.length_start + frames - 1
 
     @functools.cached_property
+    def legal_text(self) -> np.ndarray:
+        """[code_start] bool: which of the ids before the codes the legal set of text holds."""
+        legal = np.arange(self.code_start) >= TEXT_START
+        legal[[AUDIO, EOS]] = True
+        return legal
+
+    @functools.cached_property
     def legal_HV(self) -> np.ndarray:
-        """[heads, V] bool: which ids each legal set holds. Small models and tests; large ones use the ranges."""
+        """[heads, V] bool: which ids each legal set holds, in full; `losses` works with the ranges."""
         legal_HV = np.zeros((self.heads, self.size), bool)
-        legal_HV[HEAD_TEXT, TEXT_START : self.code_start] = True
-        legal_HV[HEAD_TEXT, [AUDIO, EOS]] = True
+        legal_HV[HEAD_TEXT, : self.code_start] = self.legal_text
         legal_HV[HEAD_LENGTH, self.length_start : self.extra_start] = True
         for q, (start, size) in enumerate(zip(self.code_offsets, self.codebook_sizes, strict=True)):
             legal_HV[HEAD_CODE + q, start : start + size] = True

@@ -1,4 +1,4 @@
-"""Peak arithmetic of accelerators: of the data sheets, and as measured on the devices that are here."""
+"""Peak FLOP/s of accelerators, from data sheets or measured on the current device."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PEAKS = {
     "v5p": 459e12,
     "v6e": 918e12,
 }
-# Beginning of jax's device_kind -> chip; the first that fits counts.
+# Prefix of jax's device_kind -> chip; the first match counts.
 KINDS = {
     "NVIDIA H200": "h200",
     "NVIDIA H100": "h100",
@@ -37,28 +37,23 @@ KINDS = {
 
 
 def peak_flops(tflops: float = 0.0) -> float:
-    """FLOP/s of the current mesh: `tflops` per device if it is not 0, else PEAKS, else (unknown device) measured."""
+    """FLOP/s of the current mesh: `tflops` per device if it is not 0, else of PEAKS, or measured on another device."""
     mesh = jax.sharding.get_mesh()
     kind = mesh.devices.flat[0].device_kind
     chip = next((chip for beginning, chip in KINDS.items() if kind.startswith(beginning)), None)
-    # Every device of the mesh multiplies at the same time (those of one CPU share its cores).
-    peak = tflops * 1e12 or PEAKS.get(chip) or measured_flops()
-    return peak * mesh.size
+    return (tflops * 1e12 or PEAKS.get(chip) or measured_flops()) * mesh.size
 
 
 def measured_flops(dtype: Any = jnp.float32, size: int | None = None, repeats: int = 5) -> float:
-    """FLOP/s of a device: the best of a few products of square matrices of `size`.
-
-    None: 1024 on a CPU; 8192 on an accelerator, where a smaller product would be over before it began.
-    """
+    """FLOP/s of a device: the best of a few products of square matrices of `size` (1024 on a CPU, else 8192)."""
     size = size or (1024 if jax.default_backend() == "cpu" else 8192)
-    # Random numbers: a GPU multiplies ones with less power, and so faster.
+    # Random numbers: a GPU multiplies constants with less power, and so faster.
     matrix = jax.jit(lambda: jax.random.normal(jax.random.key(0), (size, size), dtype))()
     return 2 * size**3 / best_seconds(jax.jit(jnp.matmul), matrix, matrix, repeats=repeats)
 
 
 def best_seconds(function: Callable, *arguments: Any, repeats: int = 5) -> float:
-    """Seconds of the fastest of `repeats` runs, after one that compiles."""
+    """Seconds of the fastest of `repeats` runs after one that compiles."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

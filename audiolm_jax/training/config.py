@@ -47,7 +47,7 @@ class TrainingConfig:
     z_loss: float = key(0.0, "Weight of the squared log-normalisers in the loss.", at_least=0)
     log_every: int = key(10, "Steps between lines of metrics.", at_least=1)
     checkpoint_every: int = key(100, "Steps between checkpoints.", at_least=1)
-    keep: int = key(1, "Checkpoints kept.", at_least=1)
+    keep: int = key(1, "Number of latest checkpoints to keep.", at_least=1)
     probe_every: int = key(
         0, "Steps between audio samples for TensorBoard: two held-out sentences; 0: none.", at_least=0
     )

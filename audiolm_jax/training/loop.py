@@ -1,19 +1,20 @@
 """The training loop: checkpoints, metrics, signals, several processes.
 
-The workdir is the run: started again with the same configuration it resumes from its latest checkpoint and ends as if
-it had never stopped, bit for bit, data position and keys included. On another number of processes or devices the data
-order is the same and sums are rounded differently. Exit codes: SIGINT and SIGTERM save after the current step and
-end the process with 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises `Diverged` and leaves
+A workdir belongs to one run: started again with the same configuration it resumes from the latest checkpoint and ends
+as if it had never stopped, bit for bit, data position and keys included. On another number of processes or devices the
+data order is the same and sums are rounded differently. SIGINT and SIGTERM save after the current step and end the
+process with exit codes 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises `Diverged` and leaves
 the latest checkpoint, which is always of a finite step, untouched.
 
 Several processes (`processes.py`) run the same steps. A signal that reaches one of them must stop all of them after
 the same step: every step takes a number from each process and returns the largest, an all-reduce of one integer in
-an executable that has all-reduces anyway. It is read with the other metrics, while the next step runs, and that is the
-last one. (JAX's own preemption notice asks the coordinator in every step and takes SIGTERM for itself.)
+an executable that has all-reduces anyway. It is read with the other metrics, while the next step runs, which is then
+the last one. (JAX's own preemption notice asks the coordinator in every step and takes SIGTERM for itself.)
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ from audiolm_jax.training.step import SCRATCH, Adapter, TrainState, init_state, 
 # Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
 MAY_CHANGE = ("sharding.", "training.checkpoint_every", "training.keep", "training.probe_every", "training.peak_tflops")
 
-# For an executable that runs once: random numbers take XLA far longer to optimise than to draw.
+# For the initialisation, which runs once: XLA takes far longer to optimise random numbers than to draw them.
 _RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
@@ -52,7 +53,7 @@ class Interrupted(SystemExit):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a training run is besides its model and its data."""
+    """A training run, but for its model and its data."""
 
     training: TrainingConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -75,9 +76,9 @@ def train(
     """Trains to `training.steps`, resuming from the latest checkpoint in the workdir `folder`; returns the final state.
 
     Args:
-      batches: infinite iterator of this process's rows (`data/batches.py`), with `get_state`/`set_state` like
-        `data.Batches`, whose position other processes can take over, or a grain iterator.
-      spec: kept with the weights, and compared on resume.
+      batches: infinite iterator of this process's rows (`data/batches.py`) with `get_state` and `set_state`:
+        `data.Batches`, whose position other processes can resume at, or a grain iterator.
+      spec: saved with the weights, and compared on resume.
       adapter: which weights training starts from, and which of them it changes.
       probe: (step, model) -> {name: number or (waveform, sample rate)} for TensorBoard.
 
@@ -107,7 +108,8 @@ def train(
         start, key = manager.latest_step() or 0, jax.random.key(run.seed)
         weights, frozen = adapter.load(spec.model, rules, resumed=start > 0)
         init = jax.jit(lambda key, weights: init_state(step_parts, key, weights), compiler_options=_RUN_ONCE)
-        merge = _merge(adapter, frozen)
+        # Trained parameters -> all parameters of the model; None if these are the same.
+        merge = functools.partial(jax.jit(adapter.merge), frozen=frozen) if adapter.partial else None
         if start:
             state, position = _restore(manager, start, on_mesh(jax.eval_shape(init, key, weights), mesh), merge)
             batches.set_state(_position(position["iterators"], folder))
@@ -117,13 +119,13 @@ def train(
         if start >= training.steps:
             return state
         step_fn = jitted(step_parts, alone)
-        stop = received if alone else []  # the signal that ends the run, once every process knows of it
+        stop = received if alone else []  # the signal that ends the run, once all processes have it
         peak = chips.peak_flops(training.peak_tflops)
         recorder = metrics.Recorder(folder, spec.vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
 
             def finish(step: int, values: dict, shape: tuple[int, ...]) -> None:
-                """Reads the metrics of a step (waiting for it) and writes them if they are due."""
+                """Waits for the metrics of a step and logs them every `log_every` steps."""
                 values = jax.device_get(values)
                 if values.get("signal"):
                     stop.append(int(values["signal"]))
@@ -177,10 +179,9 @@ def train(
 
 
 def claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Makes `workdir` the folder of the run of `config`, or checks that it already is. Keys added since the run started
-    count as defaults.
+    """Writes the config.json of a run, or checks that there is an equal one; keys that it lacks count as defaults.
 
-    Raises InputError naming every key that differs (but those of MAY_CHANGE), or that it cannot be written.
+    Raises InputError naming every key that differs (but those of MAY_CHANGE), or a folder that cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
@@ -202,18 +203,10 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
             files.write_json(path, config)
 
 
-def _merge(adapter: Adapter, frozen: dict) -> Callable[[dict], dict] | None:
-    """Trained parameters -> all parameters of the model; None where these are the same."""
-    if not adapter.partial:
-        return None
-    merge = jax.jit(adapter.merge)
-    return lambda trained: merge(trained, frozen)
-
-
 def _for_inference(state: TrainState, merge: Callable[[dict], dict] | None = None) -> tuple[dict, dict]:
-    """(parameters for inference, everything else) as plain trees; together they are the state.
+    """The state as two plain trees: (parameters for inference, everything else).
 
-    merge: see `_merge`; with it the trained parameters are among the rest.
+    merge: of an adapter that trains some parameters; with it the trained ones are in the second tree.
     """
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "sums": state.sums}
     if merge is not None:
@@ -223,27 +216,25 @@ def _for_inference(state: TrainState, merge: Callable[[dict], dict] | None = Non
 
 
 def _restore(manager: Any, step: int, state: TrainState, merge: Callable | None) -> tuple[TrainState, dict]:
-    """Checkpoint `step` laid out like the abstract `state`, and the positions saved with it."""
-    # With an adapter the parameters for inference follow from the rest, and are not read.
+    """Checkpoint `step` sharded like the abstract `state`, and the positions in it."""
+    # With an adapter the parameters for inference follow from the other tree, and are not read.
     params, rest = _for_inference(state, merge and (lambda _: None))
     params, rest, position = checkpoints.restore(manager, step, params, rest)
-    if merge is not None:
-        return TrainState(**{"ema": {}, **rest}), position
-    if state.ema:
-        return TrainState(params=rest.pop("params"), ema=params, **rest), position
-    return TrainState(params=params, ema={}, **rest), position
+    if merge is None:
+        rest["ema" if state.ema else "params"] = params
+    return TrainState(**{"ema": {}, **rest}), position
 
 
 def _split(batch: dict[str, np.ndarray], parts: int, shards: int) -> dict[str, np.ndarray]:
-    """[rows, ...] -> [parts, rows / parts, ...]; shards: parts into which the rows are split here."""
+    """[rows, ...] -> [parts, rows / parts, ...]; shards: those of the rows on this process's devices."""
     rows = len(batch["tokens_BLS"])
     processes.check_rows(rows, parts, shards)
-    arrays = {name: x for name, x in batch.items() if np.ndim(x)}  # not the totals that the batches add
+    arrays = {name: x for name, x in batch.items() if np.ndim(x)}  # without the totals that `data.Batches` adds
     return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in arrays.items()}
 
 
 def _position(iterators: list[str], folder: Path) -> Any:
-    """The data position to resume at, from that of the iterator of every process."""
+    """The data position to resume at, from those of all processes' iterators."""
     positions = [checkpoints.unpack_position(text) for text in iterators]
     if all(isinstance(position, dict) and "lanes" in position for position in positions):
         return {"lanes": {number: at for position in positions for number, at in position["lanes"].items()}}

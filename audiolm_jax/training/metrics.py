@@ -17,25 +17,25 @@ from audiolm_jax.serialization.vocab import Vocab
 
 
 def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray) -> float:
-    """FLOPs that one training step needs, forward and backward, recomputation not counted: `cost.flops` times 3.
+    """FLOPs of one training step, forward and backward, without recomputation: `cost.flops` times 3.
 
-    Half of every square of attention counts, and the legal set of every prediction. count_X: predictions by class
-    (`losses.class_names`). Padding and packed documents count as if a row were one document, so the number depends on
-    shapes and predictions and not on how they are computed. It is the numerator of the logged MFU.
+    The numerator of the logged MFU. Of attention half of every square counts, of the logits the legal set of every
+    prediction. count_X: predictions by class (`losses.class_names`). Padding and packed documents count as if a row
+    were one document, so the number depends on shapes and predictions alone.
     """
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes, 0]
     return 3 * cost.flops(config, rows * positions, rows * positions**2 / 2, float(np.dot(count_X, sizes)))
 
 
 class Recorder:
-    """Writes one line per logging interval; only process 0 writes.
+    """Writes one line per logging interval, in process 0.
 
-    After a resume at `step` the lines beyond it are dropped, so that metrics.jsonl reads as if the run had never
-    stopped. Columns: step; loss (weighted mean of the nats per prediction, z-loss included); bits per prediction of
-    each class; grad_norm and learning_rate of the last step; frames (of audio, in the interval); seconds (trained
-    since the beginning, over all resumes); steps_per_second; audio_seconds_per_second; mfu.
+    A resume at `step` drops the later lines, so that metrics.jsonl is that of a run that never stopped. Columns: step;
+    loss (weighted mean of the nats per prediction, z-loss included); bits per prediction of each class; grad_norm and
+    learning_rate of the last step; frames (of audio, in the interval); seconds (of training, over all resumes);
+    steps_per_second; audio_seconds_per_second; mfu.
 
-    To an object store, where nothing can be appended, the file is written anew by every `save` and at the end.
+    An object store cannot append: there `save` and `close` write the file anew.
     """
 
     def __init__(self, workdir: Path, vocab: Vocab, step: int, seconds: float, steps: int, progress: bool):
@@ -89,12 +89,10 @@ class Recorder:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
         if self.board:
-            for name, value in line.items():
-                if name == "bits":
-                    for kind, bits in value.items():
-                        self.board.add_scalar(f"bits/{kind}", bits, step)
-                elif name != "step":
-                    self.board.add_scalar(f"training/{name}", value, step)
+            scalars = {f"training/{name}": value for name, value in line.items() if name not in ("step", "bits")}
+            scalars |= {f"bits/{kind}": bits for kind, bits in line["bits"].items()}
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, step)
         self.bar.set_postfix_str(
             f"loss {line['loss']:.3f}, {line['audio_seconds_per_second']:.0f} audio s/s, mfu {line['mfu']:.0%}",
             refresh=False,
@@ -113,7 +111,7 @@ class Recorder:
                 self.board.add_scalar(name, float(value), step)
 
     def save(self) -> None:
-        """Makes sure that the lines so far are where they belong."""
+        """Writes the lines so far to an object store."""
         if self.lines is not None:
             files.write_text(self.path, self.lines)
 
@@ -127,7 +125,7 @@ class Recorder:
 
 
 def _board(workdir: Path, step: int) -> Any:
-    """The writer of TensorBoard files from `step` on; None if its package for such an address is not installed."""
+    """The writer of TensorBoard files from `step` on; None if tensorboardX lacks the package for this address."""
     from tensorboardX import SummaryWriter
 
     try:
@@ -138,7 +136,7 @@ def _board(workdir: Path, step: int) -> Any:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drops the lines of a metrics file that lie beyond `step`, and a last line cut off by a kill."""
+    """Drops the lines of a metrics file after `step`, and a last line cut off by a kill."""
     if not path.exists():
         return
     lines = []

@@ -1,24 +1,24 @@
-"""Several processes as one run: how they find each other, and how they end when one of them dies.
+"""Several processes as one run: how they connect, and how they end when one of them dies.
 
-One setting says how, and nothing is guessed (`--processes` of the command line, `start` in Python):
+One setting says how (`--processes` of the command line, `start` in Python):
 
     none                  this process alone
     tpu                   the hosts of a Cloud TPU slice, from its metadata
-    slurm                 the tasks of a SLURM step, each with the one GPU of its local number
+    slurm                 the tasks of a SLURM step, each with the GPU of its local rank
     HOST:PORT,COUNT,ID    process ID (from 0) of COUNT; process 0 listens at HOST:PORT
 
-Exit codes of a process, for whatever starts them:
+Exit codes of a process, for its launcher:
 
     0          done
     2          bad input: the same command would fail again
     130, 143   SIGINT or SIGTERM reached some process: all saved after the same step (loop.py) and ended
-    75         another process died or cannot be reached. What is saved is intact: start all of them again
+    75         another process died or cannot be reached. Checkpoints are intact: start all of them again
     else       an error of this process, with its traceback; the others end with 75
 
-JAX's coordination service, in process 0, notices a process that died after `HEARTBEAT` seconds, and on a CPU the next
-collective fails at once. Its client then aborts every process. Here one line and exit code 75 replace that: the log of
-the runtime goes to a file from `start` on, and is shown if it is about anything else. With TF_CPP_MIN_LOG_LEVEL=0 in
-the environment it is shown unchanged.
+JAX's coordination service, in process 0, notices a dead process after `HEARTBEAT` seconds, and on a CPU the next
+collective fails at once; its client then aborts every process. Here one line and exit code 75 replace that: from
+`start` on the log of the runtime goes to a file, which is printed if it is about anything else. TF_CPP_MIN_LOG_LEVEL=0
+in the environment leaves the log as it is.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -46,39 +47,36 @@ from audiolm_jax.model.sharding import Rules
 
 LOST = 75  # EX_TEMPFAIL of sysexits.h
 HEARTBEAT = 30  # seconds without a sign of life after which a process is dead
-GRACE = 2.0  # seconds for which process 0, without which no other lives, stays after an error that all may have met
+GRACE = 2.0  # seconds that process 0, whose end aborts the others, waits after an error that all may have
 FORMS = "none, tpu, slurm or HOST:PORT,COUNT,ID"
-# What the runtime logs where other processes are the reason: its coordination client, Gloo (CPU), NCCL (GPU).
+# In the runtime's log if other processes are the reason: its coordination client, Gloo (CPU), NCCL (GPU).
 SIGNS = re.compile(r"distributed service detected fatal errors|gloo|nccl|coordination ?service|unhealthy", re.I)
 
 
 def start(setting: str, timeout: int = 300) -> None:
-    """Makes this process one of several; must come before anything asks jax for its devices. timeout: seconds.
+    """Makes this process one of several; to be called before anything asks jax for its devices. timeout: seconds.
 
-    Raises InputError for a setting that is none of FORMS or does not fit where this runs, for a coordinator that cannot
-    be reached. If the others do not come in time the process ends: one sentence, exit code 2.
+    Raises InputError for a setting that is none of FORMS or does not fit this machine, and for a coordinator that
+    cannot be reached. If other processes are missing after `timeout` this one ends: one sentence, exit code 2.
     """
     if setting == "none":
         return
     arguments, where = _arguments(setting, timeout)
-    # Its SIGTERM handler would take the signal from `signals`, which asks everybody by itself.
+    # Its SIGTERM handler would take the signal from `signals`.
     jax.config.update("jax_enable_preemption_service", False)
-    waiting = f"--processes={setting}: not all processes came to {where} within {timeout} s"
+    missing = f"--processes={setting}: not all processes came to {where} within {timeout} s"
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":  # jax itself sets it to 1
-        _instead_of_the_log(waiting)
+        _catch_aborts(missing)
+    timeouts = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": HEARTBEAT}
     try:
-        jax.distributed.initialize(
-            **arguments,
-            initialization_timeout=timeout,
-            heartbeat_timeout_seconds=HEARTBEAT,
-        )
+        jax.distributed.initialize(**arguments, **timeouts)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise InputError(f"--processes={setting}: {str(error).splitlines()[0]}") from error
     _on_abort.update(code=LOST, sentence=_sentence("another process of the run died or cannot be reached"))
 
 
 def _arguments(setting: str, timeout: int) -> tuple[dict, str]:
-    """Those of jax.distributed.initialize, and where the processes meet."""
+    """The arguments of jax.distributed.initialize, and the coordinator's place in words."""
     if setting == "tpu":
         return {}, "the coordinator of the slice"
     if setting == "slurm":
@@ -97,16 +95,12 @@ def _arguments(setting: str, timeout: int) -> tuple[dict, str]:
     elif not _free(port):
         raise InputError(f"--processes={setting}: port {port} of this machine is in use; name another one to all")
     address = f"{host}:{port}"
-    return {
-        "coordinator_address": address,
-        "num_processes": count,
-        "process_id": number,
-        "cluster_detection_method": "deactivate",
-    }, address
+    arguments = {"coordinator_address": address, "num_processes": count, "process_id": number}
+    return arguments | {"cluster_detection_method": "deactivate"}, address
 
 
 def _wait_for(setting: str, host: str, port: int, timeout: int) -> None:
-    """Until the coordinator answers: jax would abort instead of raising an error."""
+    """Waits for the coordinator. Raises InputError after `timeout` seconds, where jax would abort."""
     end = time.monotonic() + timeout
     while True:
         try:
@@ -122,28 +116,24 @@ def _wait_for(setting: str, host: str, port: int, timeout: int) -> None:
 
 
 def _free(port: int) -> bool:
-    with socket.socket() as probe:
+    with contextlib.suppress(OSError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
+        probe.bind(("", port))
+        return True
+    return False
 
 
 _on_abort: dict = {}
 
 
-def _instead_of_the_log(waiting: str) -> None:
-    """From here on the log of the runtime is kept in a file, and an abort of the runtime because of the other processes
-    prints one line: `waiting`, with exit code 2, until `_on_abort` says otherwise.
+def _catch_aborts(sentence: str) -> None:
+    """Keeps the log of the runtime in a file; an abort of the runtime because of other processes prints `sentence`, and
+    has exit code 2, until `_on_abort` is updated.
 
-    abort() runs a handler of SIGABRT in the thread that called it, which is one of the runtime's own and holds no lock
-    of Python's. A handler of `signal.signal` would wait for the main thread, and the main thread for the dead process.
-
-    Seen without it (jaxlib 0.10.2), for processes that do not come, and for one that is killed while the others train:
-    14 to 25 lines of log and C++ stack, and exit code 134 (SIGABRT) instead of 2 and 75, so that a launcher cannot tell
-    a run that it may start again from a crash. jax has no public callback for it.
+    Without it (jaxlib 0.10.2) a process that does not come, or is killed in training, leaves the others with 14 to 25
+    lines of log and C++ stack and exit code 134 (SIGABRT): a launcher cannot tell such a run, which it may start again,
+    from a crash. jax has no public callback for it. abort() runs a handler of SIGABRT in the thread that called it, one
+    of the runtime's; a handler of `signal.signal` would wait for the main thread, which waits for the dead process.
     """
     shown, log = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115 (kept open until the process ends)
     sys.stderr.flush()
@@ -162,48 +152,46 @@ def _instead_of_the_log(waiting: str) -> None:
     set_handler = ctypes.CDLL(None).signal
     set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    _on_abort.update(code=2, sentence=waiting, alive=(handler, log))
+    _on_abort.update(code=2, sentence=sentence, alive=(handler, log))
 
 
 def _sentence(what: str) -> str:
     return (
         f"process {jax.process_index()} of {jax.process_count()} stops: {what}; "
-        "what was saved is intact, and the same command in all processes goes on from there"
+        "checkpoints are intact, and the same command in all processes resumes"
     )
 
 
 def primary() -> bool:
-    """Whether this process writes and prints what only one may: process 0."""
+    """Whether this is process 0, the one that writes and prints."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def together(*met_by_all: str) -> Iterator[None]:
+def together(*shared_errors: str) -> Iterator[None]:
     """For a block that all processes run in step: an error in it ends this process at once.
 
     Unwinding the stack would wait for the others (barriers of orbax and of jax's shutdown), which wait for this process
-    in the next collective. met_by_all: names of errors that every process raises at the same place, which are raised.
+    in the next collective. shared_errors: names of errors that all processes raise at the same place; they propagate.
     """
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or type(error).__name__ in met_by_all:
+        if jax.process_count() == 1 or type(error).__name__ in shared_errors:
             raise
         leave(error)
 
 
 def meet(name: str) -> None:
-    """A barrier with a timeout of 30 minutes: an all-gather. Other collectives on a CPU fail after
-    30 seconds, which a process that still compiles may take (jax issue 40831)."""
+    """A barrier with a timeout of 30 minutes (an all-gather). Other collectives on a CPU fail after 30 seconds, which a
+    process that compiles may take (jax issue 40831)."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 
 def leave(error: Exception) -> None:
     """Ends this process without waiting for the others: one line and LOST if they caused the error, the sentence of an
-    InputError and 2, or else the traceback and 1."""
+    InputError and 2, else the traceback and 1."""
     if isinstance(error, jax.errors.JaxRuntimeError) and SIGNS.search(str(error)):
         reason = " ".join(str(error).split())[:200]
         code, text = LOST, f"audiolm: {_sentence(f'another process of the run died ({reason})')}\n"
@@ -230,10 +218,9 @@ def check_rows(rows: int, accumulate: int, shards: int, lanes: int = 1) -> None:
 
 
 def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, lanes: int = 1) -> np.ndarray:
-    """Which columns of a step's [accumulate, rows / accumulate] rows the devices of this process need, in order.
+    """Columns of a step's [accumulate, rows / accumulate] rows that the devices of this process need, in order.
 
-    Processes along a mesh axis that only shards weights need the same columns.
-    Raises InputError if the rows cannot be dealt out evenly.
+    Processes along a mesh axis that only shards weights need the same columns. Raises what `check_rows` raises.
     """
     check_rows(rows, accumulate, rules.parts("batch", mesh), lanes)
     sharding = NamedSharding(mesh, rules.spec("batch"))
@@ -243,24 +230,22 @@ def columns(mesh: Mesh, rules: Rules, rows: int, accumulate: int, lanes: int = 1
 
 
 def shards_here(mesh: Mesh, rules: Rules) -> int:
-    """Into how many parts the rows of this process are split over its devices."""
+    """The number of parts into which the rows of this process are sharded over its devices."""
     here = NamedSharding(mesh, rules.spec("batch")).addressable_devices_indices_map((mesh.size,))
     return len({str(index) for index in here.values()})
 
 
 def flag(mesh: Mesh, number: int) -> jax.Array:
-    """A number of every process -> one int32 per device of the mesh, whose maximum in a jitted function is the largest
-    number of any process."""
+    """A number of every process as one int32 array over all devices, for a maximum (an all-reduce) in a jitted
+    function."""
     local = np.full(len(mesh.local_devices), number, np.int32)
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(mesh.axis_names)), local, (mesh.size,))
 
 
 def everyone(text: str) -> list[str]:
-    """The texts of all processes, in process order (an all-gather: every process must call it)."""
+    """The texts of all processes, in process order: an all-gather, which every process must call."""
     if jax.process_count() == 1:
         return [text]
-    from jax.experimental import multihost_utils
-
     data = np.frombuffer(text.encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([len(data)]))
     padded = np.zeros(int(lengths.max()), np.uint8)
@@ -271,22 +256,24 @@ def everyone(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGINT or SIGTERM; the next one acts as it did before the block."""
+    """A list that receives the first SIGINT or SIGTERM; for the next one the earlier handlers are back."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _: Any) -> None:
+    def reset(*_: Any) -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, _: Any) -> None:
         received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        reset()
 
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, receive)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        reset()

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from audiolm_jax.training.optimizer import make_optimizer, schedule
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: updates made, int32. params: the trained parameters. ema: like params, or {}. key: raw key data of the run;
-    step n uses fold_in(key, n). sums: metrics since the last logged step (in the state, so that a resume loses none).
+    """step: number of updates, int32. params: the trained parameters. ema: like params, or {}. key: raw key data of the
+    run; step n uses fold_in(key, n). sums: metrics since the last logged step (here, so that a resume loses none).
     """
 
     step: jax.Array
@@ -35,57 +35,41 @@ class TrainState:
     sums: dict
 
 
-class Adapter(Protocol):
-    """How a run starts from other weights than random ones, and which of them it trains. `Scratch` is the default."""
+class Adapter:
+    """Which weights a run starts from, and which of them it trains. This one: random weights, all of them; another one
+    (`families.finetune.Base`) has the same methods."""
 
-    partial: bool  # the trained parameters are not all of the model's
+    partial = False  # only some parameters of the model are trained
 
     def prepare(self, workdir: Path) -> None:
-        """Writes whatever the finished run needs beside its checkpoints."""
+        """Writes the files that the finished run needs beside its checkpoints."""
 
     def load(self, model: ModelConfig, rules: Rules, resumed: bool) -> tuple[Any, dict]:
-        """(the weights that `init` takes, arguments of every step that do not change); a mesh is entered.
+        """(weights for `init`, frozen arrays for every step). A mesh is entered.
 
         resumed: the trained parameters come from a checkpoint.
         """
-
-    def init(self, build: Callable[[jax.Array], dict], weights: Any, key: jax.Array) -> dict:
-        """The trained parameters before the first step; build(key) makes random ones of the whole model."""
-
-    def merge(self, trained: dict, frozen: dict) -> dict:
-        """All parameters of the model."""
-
-    def encoded(self, frozen: dict, rows: dict[str, jax.Array], rules: Rules) -> Encoded | None:
-        """The states that the rows of a batch attend to."""
-
-
-class Scratch:
-    """Random weights, all of them trained."""
-
-    partial = False
-
-    def prepare(self, workdir: Path) -> None:
-        pass
-
-    def load(self, model: ModelConfig, rules: Rules, resumed: bool) -> tuple[Any, dict]:
         return None, {}
 
     def init(self, build: Callable[[jax.Array], dict], weights: Any, key: jax.Array) -> dict:
+        """The trained parameters before the first step; build(key) makes random ones of the whole model."""
         return build(key)
 
     def merge(self, trained: dict, frozen: dict) -> dict:
+        """All parameters of the model."""
         return trained
 
     def encoded(self, frozen: dict, rows: dict[str, jax.Array], rules: Rules) -> Encoded | None:
+        """The states that the rows of a batch attend to."""
         return None
 
 
-SCRATCH = Scratch()
+SCRATCH = Adapter()
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What `train_step` needs and does not change. graph: the model without its parameters."""
+    """The static part of `train_step`. graph: the model without its parameters."""
 
     model: ModelConfig
     vocab: Vocab
@@ -105,14 +89,14 @@ def program(
     training: TrainingConfig,
     adapter: Adapter = SCRATCH,
 ) -> Program:
-    """The static part of a run's train step (a mesh is entered)."""
+    """The `Program` of a run. A mesh is entered."""
     graph = nnx.split(checkpoints.abstract_model(model, vocab, rules))[0]
     tx, rate = make_optimizer(optimizer, training.steps), schedule(optimizer, training.steps)
     return Program(model, vocab, rules, training, tx, rate, graph, adapter)
 
 
 def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainState:
-    """State before the first step. Jitted, weights are born sharded; optimizer state and average are laid out alike.
+    """State before the first step, to be jitted: weights, optimizer state and average are sharded from the start.
 
     weights: those of `Adapter.load`.
     """
@@ -136,9 +120,11 @@ def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainSt
 def train_step(
     state: TrainState, batch: dict[str, jax.Array], frozen: dict, program: Program
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. batch: arrays [accumulate, rows, ...]; every prediction of the step weighs by its weight over the
-    sum of all weights, whichever microbatch it is in. frozen: the second value of `Adapter.load`.
-    Metrics: loss, grad_norm, learning_rate, sums."""
+    """One update -> (state, metrics: loss, grad_norm, learning_rate, sums).
+
+    batch: arrays [accumulate, rows, ...]. The loss is the mean of all predictions of the step by their weights, in
+    whichever microbatch they are. frozen: the second value of `Adapter.load`.
+    """
     config, vocab, rules, adapter = program.config, program.vocab, program.rules, program.adapter
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     weight = jnp.maximum(jnp.sum(batch["weights_BLS"]), 1e-9)
@@ -168,7 +154,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if config.ema:
-        # Early on the average covers only what there is (as in TensorFlow's ExponentialMovingAverage).
+        # A shorter average in the first steps, as in TensorFlow's ExponentialMovingAverage.
         decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
     fresh = state.step % config.log_every == 0
@@ -183,10 +169,9 @@ def train_step(
 
 
 def jitted(program: Program, alone: bool = True) -> Callable[..., tuple[TrainState, dict]]:
-    """`train_step` jitted, the state donated: what the loop runs, and what `audiolm plan` compiles ahead of time.
+    """`train_step` jitted, the state donated, as the loop runs it and `audiolm plan` compiles it.
 
-    alone: one process. Several pass one more argument, `processes.flag`, and find the largest of these numbers among
-    the metrics.
+    alone: one process. Several pass one more argument, `processes.flag`, whose maximum is the metric `signal`.
     """
 
     def with_signal(state: TrainState, batch: dict, frozen: dict, flag_P: jax.Array) -> tuple[TrainState, dict]:

@@ -28,7 +28,7 @@ from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
-from audiolm_jax.training.step import Scratch, init_state, program, train_step
+from audiolm_jax.training.step import Adapter, init_state, program, train_step
 
 TEXT = 30  # ids; with BOS and <audio> a prompt of 32 positions, which is a bucket: nothing is padded
 SMALL = ModelConfig(layers=2, width=256, heads=4, kv_heads=2, head_width=64, ffn=704)
@@ -97,7 +97,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
     prompts = requests.prompts([request], grid, vocab, causal=grid.causal_levels > 0, guided=False)
     P = prompts.tokens_MPS.shape[1]
     placed = requests.place(prompts)
-    prefill, flops["prompt"] = compiled(causal.run_prefill, model, *placed)
+    prefill, flops["prompt"] = compiled(causal.prefill, model, *placed)
     seconds += fastest(lambda: prefill(model, *placed))
     runs["prompt"], dense["prompt"] = 1, cost.Pass(P, P * P, 0)
     if grid.causal_levels:
@@ -205,7 +205,7 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
     counted, and added as often as the data makes it run. Its backward pass multiplies again what the forward pass did.
     """
 
-    class Unstacked(Scratch):
+    class Unstacked(Adapter):
         def init(self, build, weights, key):
             return nnx.split(unstack(Transformer(config, vocab.size, nnx.Rngs(0))))[1]
 

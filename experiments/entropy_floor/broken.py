@@ -53,10 +53,10 @@ def ranking():
         rank_BF = jnp.argsort(jnp.argsort(confidence_BF, axis=1), axis=1)
         return hidden_BF & (rank_BF >= left_B[:, None])
 
-    masked.levels_program.cache_clear()
+    masked.run_levels.clear_cache()
     with mock.patch.object(masked, "revealed", wrong):
         yield
-    masked.levels_program.cache_clear()
+    masked.run_levels.clear_cache()
 
 
 MISTAKES = {"leak": leak, "tail": tail, "ranking": ranking}

@@ -1,9 +1,11 @@
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from audiolm_jax.errors import InputError
@@ -150,6 +152,20 @@ def test_foreign_files_and_folders_are_one_sentence(workdir, tmp_path):
         checkpoints.load_safetensors(path)
     with pytest.raises(InputError, match="cannot be written"):
         checkpoints.export_safetensors(workdir, tmp_path / "missing" / "x.safetensors")
+
+
+def test_projections_of_states_open_under_the_names_that_they_had(tmp_path):
+    """given0_WD of a melody-conditioned model that was imported or exported until November 2026."""
+    config = dataclasses.replace(CONFIG, state_widths=(3, 5))
+    spec, params = dataclasses.replace(SPEC, model=config), fresh(1, config)
+    earlier = {name.replace("states0", "given0").replace("states1", "given1"): x for name, x in params.items()}
+    assert {"given0_WD", "given1_bias_D"} < earlier.keys()
+    checkpoints.save_weights(tmp_path, earlier, spec)
+    tensors = {"/".join(path): np.asarray(x) for path, x in flatten_dict(earlier).items()}
+    save_file(tensors, tmp_path / "earlier.safetensors", {"about": json.dumps(spec.to_json())})
+    for load, path in ((checkpoints.restore_params, "."), (checkpoints.load_safetensors, "earlier.safetensors")):
+        model, _ = load(tmp_path / path)
+        assert same(checkpoints.params_of(model), params)
 
 
 @pytest.mark.parametrize("state", [{"next_index": 4, "inner": [1, None]}, b"\x00\xff"])

@@ -159,10 +159,10 @@ def test_states_are_inputs_like_rows_of_the_table():
     np.testing.assert_allclose(run(network, states), plain, atol=1e-5)
     # Row 1 of the matrix and the bias, where the first encoder has a one there.
     states[:, :2, 1] = 1
-    row_D = network.given0_WD[1] + network.given0_bias_D[...]
+    row_D = network.states0_WD[1] + network.states0_bias_D[...]
     states[:, :2, 7:] -= np.asarray(row_D)
     np.testing.assert_allclose(run(network, states), plain, atol=1e-5)
-    assert not hasattr(network, "given1_WD") and np.abs(run(network, None) - plain).max() > 0.1
+    assert not hasattr(network, "states1_WD") and np.abs(run(network, None) - plain).max() > 0.1
     with pytest.raises(InputError, match="states of width 24 were given"):
         run(network, states[..., :24])
 

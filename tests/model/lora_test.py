@@ -58,7 +58,7 @@ def test_only_what_is_chosen_has_an_a_and_a_b(params):
 
 def test_a_rank_that_a_matrix_cannot_have(params):
     lora.check(LoraConfig(rank=6), params)
-    with pytest.raises(InputError, match=r"lora\.rank=7 is more than the rank of layers/qkv_DHAK can be, 6"):
+    with pytest.raises(InputError, match=r"lora\.rank=7 must be at most 6, the largest rank of layers/qkv_DHAK"):
         lora.check(LoraConfig(rank=7), params)
 
 

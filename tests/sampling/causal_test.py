@@ -182,7 +182,7 @@ def test_chunk_has_a_static_trip_count_and_never_calls_the_host():
 
 def test_defect_12_one_compilation_per_bucket():
     grid = bind("parallel", 3)
-    programs = causal.chunk_program(), causal.prefill_program()
+    programs = causal.chunk_program(), causal.prefill
 
     def compiled():
         return [program._cache_size() for program in programs]

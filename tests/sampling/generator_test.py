@@ -214,6 +214,6 @@ def test_load_refuses_another_codec_and_a_folder_that_is_no_run(tmp_path):
 def test_defect_12_a_second_call_compiles_nothing():
     own = generator()
     own.generate(["one"], frames=5)
-    before = causal.chunk_program()._cache_size(), causal.prefill_program()._cache_size()
+    before = causal.chunk_program()._cache_size(), causal.prefill._cache_size()
     own.generate(["other"], frames=[9], seeds=[8], sampling=SamplingConfig(chunk=12, max_frames=30, temperature=(0.2,)))
-    assert (causal.chunk_program()._cache_size(), causal.prefill_program()._cache_size()) == before
+    assert (causal.chunk_program()._cache_size(), causal.prefill._cache_size()) == before

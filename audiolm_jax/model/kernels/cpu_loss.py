@@ -67,21 +67,21 @@ def _normalisers(hidden, weight, legal, sets, target):
 def _normalisers_forward(hidden, weight, legal, sets, target):
     layout = _layout(sets, weight.shape[0])
 
-    def legal_set(x, found):
+    def legal_set(x, results):
         weight_WD, legal_W = weight[x], legal[x]
 
-        def block(i, found):
+        def block(i, results):
             _, logits, hit = _logits(hidden, weight_WD, legal_W, target, layout["prediction_IR"][i])
             top = jnp.max(logits, axis=-1)
             lse = top + jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
-            return found.at[i].set(jnp.stack([lse, jnp.sum(jnp.where(hit, logits, 0), axis=-1)]))
+            return results.at[i].set(jnp.stack([lse, jnp.sum(jnp.where(hit, logits, 0), axis=-1)]))
 
-        return lax.fori_loop(layout["first_X"][x], layout["after_X"][x], block, found)
+        return lax.fori_loop(layout["first_X"][x], layout["after_X"][x], block, results)
 
     slots = layout["prediction_IR"].shape
-    found = lax.fori_loop(0, weight.shape[0], legal_set, jnp.zeros((slots[0], 2, slots[1])))
-    lse, logit = (found[:, n].reshape(-1).at[layout["slot_NS"]].get(mode="fill", fill_value=0) for n in range(2))
-    return (lse, logit), (hidden, weight, legal, target, layout, found[:, 0])
+    results = lax.fori_loop(0, weight.shape[0], legal_set, jnp.zeros((slots[0], 2, slots[1])))
+    lse, logit = (results[:, n].reshape(-1).at[layout["slot_NS"]].get(mode="fill", fill_value=0) for n in range(2))
+    return (lse, logit), (hidden, weight, legal, target, layout, results[:, 0])
 
 
 def _normalisers_backward(saved, g):

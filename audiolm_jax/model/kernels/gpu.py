@@ -34,6 +34,6 @@ def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM
         )
         return out.reshape(q_BLHGK.shape)
 
-    return jax.shard_map(
-        local, in_specs=(queries, keys, keys, P(batch, length, None)), out_specs=queries, check_vma=False
-    )(q_BLHGK, k_BMHK, v_BMHK, visible_BLM)
+    specs = (queries, keys, keys, P(batch, length, None))
+    mapped = jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)
+    return mapped(q_BLHGK, k_BMHK, v_BMHK, visible_BLM)

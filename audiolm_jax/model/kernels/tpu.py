@@ -40,17 +40,11 @@ def attend(
     def local(q_BLHGK, k_BMHK, v_BMHK, sight):
         return lax.map(lambda row: _row(*row, interpret), (q_BLHGK, k_BMHK, v_BMHK, sight))
 
-    return jax.shard_map(
-        local,
-        in_specs=(queries, keys, keys, Sight(P(batch, length), P(batch, None), P(batch, length))),
-        out_specs=queries,
-        check_vma=False,  # the kernel does not say over which axes its result varies
-    )(
-        q_BLHGK,
-        k_BMHK,
-        v_BMHK,
-        Sight(*(jax.sharding.reshard(x, P(batch, a)) for x, a in zip(sight, (length, None, length)))),
-    )
+    specs = Sight(P(batch, length), P(batch, None), P(batch, length))
+    sight = Sight(*map(jax.sharding.reshard, sight, specs))
+    # Unchecked: the kernel does not state over which axes its result varies.
+    mapped = jax.shard_map(local, in_specs=(queries, keys, keys, specs), out_specs=queries, check_vma=False)
+    return mapped(q_BLHGK, k_BMHK, v_BMHK, sight)
 
 
 def _row(q_LHGK: jax.Array, k_MHK: jax.Array, v_MHK: jax.Array, sight: Sight, interpret: bool) -> jax.Array:
@@ -107,8 +101,8 @@ def _computed(segments_L, segments_M, last_L, queries: int, keys: int) -> jax.Ar
 
 
 def _info(computed_IJ: jax.Array, last_L: jax.Array, axis: int) -> splash_attention_mask_info.MaskInfo:
-    """The kernel's table: what is computed, and which block along `axis` is loaded at each (a skipped one loads none
-    but the next that is needed, or the last that was)."""
+    """The kernel's table: which blocks are computed, and the block along `axis` to load at each; at a skipped one the
+    next that is computed or, after the last, that one again."""
     count = computed_IJ.shape[axis]
     index = jnp.arange(count, dtype=jnp.int32)[:, None] if axis == 0 else jnp.arange(count, dtype=jnp.int32)
     first = jnp.argmax(computed_IJ, axis=axis, keepdims=True).astype(jnp.int32)

@@ -6,7 +6,7 @@
     q=2  c f i l                                             c f i l
 
 sum(iterations) passes over the whole segment. Cells of one pass are independent of each other given the rest. The
-number of frames is needed before the first pass: predicted by a head of its own at <audio>, or given.
+number of frames is needed before the first pass: predicted by a head of its own at <audio>, or requested.
 
 Training (section 3.2 there): a prompt boundary t0 ~ U{0..T-1}, a level q ~ U{0..Q-1}, a masking probability
 p = cos(pi u / 2), u ~ U(0, 1). Frames before t0 are clean; after it, coarser levels are clean, cells of level q are
@@ -14,7 +14,7 @@ hidden with probability p, at least one (none would be a loss of 0/0), finer lev
 the hidden cells of level q alone. `prompt_fraction` below 1 puts t0 at 0 in the other rows.
 
 Decoding (section 3.3): after pass i of N of a level, the floor(T * schedule(i / N)) least confident cells are hidden
-again; kept cells stay. `order` gives one fixed order with the same counts (frames ranked by the golden-ratio
+again; the others are final. `order` gives one fixed order with the same counts (frames ranked by the golden-ratio
 sequence), under which N passes are an exactly normalised model; training draws the order, sampling ranks by
 confidence, for which no likelihood is tractable.
 """
@@ -57,16 +57,11 @@ def hidden_after(T, iterations: int, grid) -> np.ndarray:
 
 def order(t, q, T, grid):
     rank_T = np.argsort(np.argsort(np.arange(1, T + 1) * GOLDEN % 1, kind="stable"), kind="stable")
-    left_T = T - 1 - rank_T  # cells of the level still hidden once this one is revealed
-    first_Q = np.cumsum((0, *iterations(grid)))
-    step_TQ = np.stack(
-        [
-            first + (hidden_after(T, count, grid) > left_T[:, None]).sum(axis=1)
-            for first, count in zip(first_Q, iterations(grid), strict=False)
-        ],
-        axis=-1,
-    )
-    return step_TQ[t, q]
+    left_T = T - 1 - rank_T  # cells of the level that are revealed after this one
+    passes_Q = iterations(grid)
+    first_Q = np.cumsum((0, *passes_Q[:-1]))
+    hidden_TQ = [(hidden_after(T, passes, grid) > left_T[:, None]).sum(axis=1) for passes in passes_Q]
+    return (first_Q + np.stack(hidden_TQ, axis=-1))[t, q]
 
 
 def streams(grid):
