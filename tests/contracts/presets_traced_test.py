@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax import config as configs
 from audiolm_jax import serialization
-from audiolm_jax.model.sharding import PRESETS, abstract_mesh
+from audiolm_jax.model.sharding import AXES, PRESETS
 from audiolm_jax.serialization.vocab import Vocab
 from audiolm_jax.training.step import init_state, program, train_step
 
@@ -23,7 +23,8 @@ CONTEXT, TENSOR = 2, 2
 @pytest.fixture
 def mesh():
     """Instead of the suite's mesh of one real device."""
-    with jax.sharding.use_abstract_mesh(abstract_mesh(4, CONTEXT, TENSOR)):
+    mesh = AbstractMesh((4, CONTEXT, TENSOR), AXES, axis_types=(AxisType.Explicit,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
         yield
 
 
