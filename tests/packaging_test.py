@@ -1,5 +1,7 @@
 """What a person gets: an importable package without heavy dependencies, pinned versions, working make targets."""
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import audiolm_jax
+from audiolm_jax.cli import main
 from audiolm_jax.serialization import STRATEGIES
 from docs import draw
 
@@ -45,6 +49,45 @@ def test_constraints_pin_every_dependency_and_hold_no_address():
     ]
     assert {normal(name) for name in wanted} | {"libtpu"} <= pinned  # libtpu is what jax[tpu] brings
     assert set(extras) == {"tpu", "cuda", "gcs", "tf", "eval", "parity", "notebook", "dev"}
+
+
+def imported(folder: str) -> set[str]:
+    """Distributions, by normal name, of the modules that the files of a folder import anywhere."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module.split(".")[0])
+    names -= {*sys.stdlib_module_names, "audiolm_jax", "configs", "docs", "experiments", "tests"}
+    names -= {path.stem for path in (ROOT / folder).rglob("*.py")}  # of scripts that import those beside them
+    homes = importlib.metadata.packages_distributions()
+    return {normal(home) for name in names for home in homes.get(name, [name])}
+
+
+def test_what_is_imported_is_declared():
+    """Also what other dependencies bring today."""
+    extras = PROJECT["optional-dependencies"]
+    declared = {normal(name) for name in PROJECT["dependencies"]}
+    optional = declared | {normal(name) for group in extras.values() for name in group}
+    optional |= {"jaxlib", "libtpu"}  # parts of jax and jax[tpu]
+    assert imported("audiolm_jax") <= optional
+    for folder in ("tests", "experiments", "docs"):
+        assert imported(folder) <= optional
+
+
+def test_the_package_says_what_it_is(capsys):
+    assert audiolm_jax.__version__ == PROJECT["version"]
+    assert set(audiolm_jax.__all__) < set(dir(audiolm_jax))
+    for name in audiolm_jax.__all__:
+        assert getattr(audiolm_jax, name).__name__ == name
+    assert (ROOT / "audiolm_jax" / "py.typed").exists()
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"audiolm {PROJECT['version']}\n"
+    with pytest.raises(AttributeError, match="no attribute 'laod'; it has Generator, Result, SamplingConfig, load"):
+        audiolm_jax.laod("runs/delay")
 
 
 @pytest.mark.parametrize("target", ["demo", "plans", "notebooks", "test", "test-all", "lint", "bench", "speed"])

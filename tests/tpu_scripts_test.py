@@ -64,6 +64,9 @@ def test_setup():
     assert copy[-2:] == ["--worker", "all"]
     install_command = "tar -xzf audiolm_jax.tar.gz && bash audiolm_jax/tpu/worker.sh gs://b/c"
     assert install == [*SSH, "--worker", "all", "--command", install_command]
+    for bucket in ("gs://b/it's; mine", ""):
+        words = shlex.split(commands("setup.sh", BUCKET=bucket)[2][-1])
+        assert words[-2:] == ["audiolm_jax/tpu/worker.sh", bucket]
 
 
 def job(command: list[str]) -> list[str]:
@@ -139,7 +142,31 @@ def test_watch_ends_with_a_run_that_cannot_go_on(tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(GCLOUD.format(log=log, states=states, exits=exits))
     gcloud.chmod(gcloud.stat().st_mode | stat.S_IXUSR)
-    assert bash("watch.sh", "train", path=str(tmp_path)).returncode == 2
+    assert bash("watch.sh", "train", path=str(tmp_path), TMPDIR=str(tmp_path)).returncode == 2
+
+
+def failing(folder, message):
+    """A gcloud that fails with a message and counts how often it was called."""
+    gcloud = folder / "gcloud"
+    gcloud.write_text(f'#!/usr/bin/env bash\necho "$*" >>{folder}/calls\necho "{message}" >&2\nexit 1\n')
+    gcloud.chmod(gcloud.stat().st_mode | stat.S_IXUSR)
+
+
+def test_watch_gives_up_when_google_cannot_be_asked(tmp_path):
+    """No login is not "no slice": nothing is created, and nobody is asked for ever."""
+    failing(tmp_path, "ERROR: (gcloud) PERMISSION_DENIED: no active account")
+    done = bash("watch.sh", "train", path=str(tmp_path), TMPDIR=str(tmp_path), TRIES="4")
+    assert done.returncode == 3
+    assert "PERMISSION_DENIED" in done.stderr and "gave up after 4 failures in a row" in done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 4 and all("describe" in call for call in calls)
+
+
+def test_watch_gives_up_on_a_slice_that_is_refused(tmp_path):
+    failing(tmp_path, "ERROR: NOT_FOUND: there is none; creating one is refused, too")
+    done = bash("watch.sh", "train", path=str(tmp_path), TMPDIR=str(tmp_path), TRIES="3")
+    assert done.returncode == 3 and "the last one with n NONE" in done.stderr
+    assert sum(" create " in call for call in (tmp_path / "calls").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

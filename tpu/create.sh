@@ -20,12 +20,18 @@ esac
 run gcloud compute tpus queued-resources create "$NAME" "${WHERE[@]}" --node-id "$NAME" \
     --accelerator-type "$TYPE" --runtime-version "$image" "${capacity[@]}"
 $DRY_RUN && exit 0
+failures=0
 while true; do
     now="$(state)"
     echo "$(date +%T) $NAME: $now"
     case "$now" in
         ACTIVE) exit 0 ;;
         FAILED | SUSPENDED | SUSPENDING | DELETING | NONE) fail "the request is $now; tpu/delete.sh, then ask again" ;;
+        UNREACHABLE)
+            failures=$((failures + 1))
+            [[ $failures -lt $TRIES ]] || fail "gcloud failed $failures times in a row, see above; $NAME is asked for"
+            ;;
+        *) failures=0 ;;
     esac
     sleep "$POLL"
 done

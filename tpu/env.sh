@@ -8,6 +8,7 @@
 : "${CAPACITY:=on-demand}"    # on-demand, spot (cheaper, may be taken away) or reserved
 : "${BUCKET:=}"               # gs://..., mounted at ~/bucket of every worker; "" mounts nothing
 : "${POLL:=30}"               # seconds between looks at a request or a run
+: "${TRIES:=20}"              # failures in a row after which watch.sh gives up
 
 TYPE="${TYPE/#v5e-/v5litepod-}"
 DRY_RUN=false
@@ -23,10 +24,21 @@ run() {
     if $DRY_RUN; then printf '%q ' "$@" | sed 's/ $//' && echo; else "$@"; fi
 }
 
-# The state of the request for the slice: ACTIVE, PROVISIONING, SUSPENDED, ... or NONE.
+# The state of the request for the slice: ACTIVE, PROVISIONING, SUSPENDED, ..., NONE if there is no such request, or
+# UNREACHABLE if gcloud fails for another reason (no network, no login, no permission), which it says on stderr.
 state() {
-    gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" --format='value(state.state)' 2>/dev/null ||
+    local errors answer
+    errors="$(mktemp)"
+    if answer="$(gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" \
+        --format='value(state.state)' 2>"$errors")"; then
+        echo "$answer"
+    elif grep -q NOT_FOUND "$errors"; then
         echo NONE
+    else
+        cat "$errors" >&2
+        echo UNREACHABLE
+    fi
+    rm -f "$errors"
 }
 
 # A command on one worker or on all.

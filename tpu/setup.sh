@@ -7,4 +7,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 archive=audiolm_jax.tar.gz
 run git -C "$HERE/.." archive --prefix=audiolm_jax/ --output="${TMPDIR:-/tmp}/$archive" HEAD
 run gcloud compute tpus tpu-vm scp "${TMPDIR:-/tmp}/$archive" "$NAME:$archive" "${WHERE[@]}" --worker all
-on all "tar -xzf $archive && bash audiolm_jax/tpu/worker.sh $BUCKET"
+on all "tar -xzf $archive && bash audiolm_jax/tpu/worker.sh $(printf '%q' "$BUCKET")"

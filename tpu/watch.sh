@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Keeps a run going until it is done: a slice that was taken away is asked for again, a run that was stopped is started
-# again and resumes. Takes the arguments of run.sh. Ends with the run: 0 when done, 1 diverged, 2 bad input.
+# again and resumes. Takes the arguments of run.sh. Ends with the run: 0 when done, 1 diverged, 2 bad input; and with 3
+# after TRIES failures of gcloud in a row, so that nobody is asked for ever.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -15,11 +16,15 @@ begin() {
     "$HERE/create.sh" "${dry[@]}" && "$HERE/setup.sh" "${dry[@]}" && "$HERE/run.sh" "${dry[@]}" "${ARGUMENTS[@]}"
 }
 
+start_again() { "$HERE/setup.sh" && "$HERE/run.sh" "${ARGUMENTS[@]}"; }
+
 if $DRY_RUN; then # what happens after a preemption
     "$HERE/delete.sh" --dry-run
     begin
     exit 0
 fi
+failures=0
+attempt() { if "$@"; then failures=0; else failures=$((failures + 1)); fi; }
 while true; do
     now="$(state)"
     case "$now" in
@@ -28,13 +33,19 @@ while true; do
             echo "$(date +%T) $NAME: $ended"
             case "$ended" in
                 0 | 1 | 2) exit "$ended" ;;
-                runs | unreachable) ;;
-                *) "$HERE/setup.sh" && "$HERE/run.sh" "${ARGUMENTS[@]}" || true ;;
+                runs) failures=0 ;;
+                unreachable) attempt false ;;
+                *) attempt start_again ;;
             esac
             ;;
-        NONE) begin || true ;;
-        FAILED | SUSPENDED) "$HERE/delete.sh" || true ;;
+        NONE) attempt begin ;;
+        FAILED | SUSPENDED) attempt "$HERE/delete.sh" ;;
+        UNREACHABLE) attempt false ;;
         *) echo "$(date +%T) $NAME: $now" ;;
     esac
+    if [[ $failures -ge $TRIES ]]; then
+        echo "${0##*/}: gave up after $failures failures in a row, the last one with $NAME $now; see above" >&2
+        exit 3
+    fi
     sleep "$POLL"
 done

@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+import audiolm_jax
 from audiolm_jax.cli import allocator
 from audiolm_jax.errors import InputError, disk_error, drop_checkpoint_logs, hide_closed_event_loop
 from audiolm_jax.plan import libtpu
@@ -59,6 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Audio-token language models: every order on the codec grid.",
         epilog="`audiolm COMMAND --help` shows examples. Start with: audiolm compare --config demo --workdir runs/demo",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {audiolm_jax.__version__}")
     chosen = parser
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, summary in COMMANDS.items():
