@@ -248,7 +248,8 @@ def find(name: str) -> Path:
     Raises InputError if there is no such file.
     """
     path = Path(name)
-    for candidate in (path, folder() / path.name, folder() / f"{path.name}.py"):
+    bare = (folder() / name, folder() / f"{name}.py") if path.name == str(name) else ()
+    for candidate in (path, *bare):
         if candidate.suffix == ".py" and candidate.is_file():
             return candidate
     names = sorted(p.stem for p in folder().glob("*.py"))
@@ -271,7 +272,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = ConfigDict(module.get_config()).unlock()
-    except Exception as error:
+        flat(config)  # raises TypeError for keys that are no text
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"--config={name}: {path} does not run: {type(error).__name__}: {error}; it must be a Python file "
             "with a function get_config() that returns a ConfigDict"

@@ -240,3 +240,30 @@ def test_a_plugin_that_cannot_be_imported_is_one_sentence(name, text, expected, 
 
 def test_a_table_may_say_where_to_import_from():
     assert config.plugin("x.y", "late", TABLE).join("a", "b") == "a/b"
+
+
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder/tiny.py", "mine/demo.py", "../mine/size_7b.py", "mine/tiny", "./tiny.py"]
+)
+def test_a_path_that_is_not_there_is_no_name_of_a_configuration(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"there is no such file; give a path to a .py file or one of .*tiny"):
+        config.find(name)
+    assert config.find("tiny") == config.find("tiny.py") == config.folder() / "tiny.py"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sys; sys.exit(0)",
+        "def get_config():\n    raise SystemExit",
+        "def get_config():\n    return {'data': {1: 2}}",
+        "def get_config():\n    return 3",
+        "get_config = 1",
+        "def get_config(:",
+    ],
+)
+def test_a_configuration_that_does_not_run_is_named(text, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(InputError, match=r"mine.py does not run: \w+: .*; it must be a Python file with a function"):
+        config.load(str(tmp_path / "mine.py"))
