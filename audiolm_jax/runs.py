@@ -5,6 +5,8 @@ RUN/config.json          what was trained, RUN/checkpoints, RUN/metrics.jsonl, R
 """
 
 import contextlib
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.training import loop, processes
+from audiolm_jax.training.start import Start
 from audiolm_jax.training.step import SCRATCH
 
 if TYPE_CHECKING:
@@ -82,9 +85,31 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     columns = processes.columns(mesh, run.sharding.rules, spec.data.batch_size, accumulate, spec.data.lanes)
     view = None if base is None else base.view(source, spec.data, grid, config.seed)
     rows = batches.training_batches(source, spec.data, grid, spec.vocab, config.seed, accumulate, columns, view)
-    probe, adapter = partial(sound, config, directory, codec, base, spec=spec), base or SCRATCH
+    adapter = base or (Start(run.training.init_from, spec) if run.training.init_from else SCRATCH)
+    probe = partial(sound, config, directory, codec, base, spec=spec)
+    evaluate = validation(config, directory, base, spec) if run.training.evaluate_every else None
     with contextlib.closing(rows):
-        loop.train(workdir, rows, spec, run, adapter=adapter, probe=probe, progress=progress)
+        loop.train(workdir, rows, spec, run, adapter=adapter, probe=probe, evaluate=evaluate, progress=progress)
+
+
+def validation(
+    config: ConfigDict, directory: Path, base: "Base | None", spec: Spec
+) -> Callable[[Transformer], dict[str, float]]:
+    """The function that `training.evaluate_every` calls: model -> its bits per second on the split valid.
+
+    Raises InputError if there is no such split.
+    """
+    from audiolm_jax.evaluation import evaluate  # late: other runs do not need it
+
+    evaluation = dataclasses.replace(configs.section(config, "evaluation"), split="valid")
+    examples, rate = evaluate.held_out(directory, evaluation, spec), tokens.info(directory / "tokens")["frame_rate"]
+    encoder = None if base is None else base.conditioning.text_encoder
+
+    def bits(model: Transformer) -> dict[str, float]:
+        scored = evaluate.scored(model, spec, examples, rate, evaluation, encoder)
+        return {"valid_bits_per_second": scored.bits_per_second}
+
+    return bits
 
 
 def sound(

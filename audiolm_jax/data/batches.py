@@ -8,6 +8,7 @@ A batch is a plain dict of numpy arrays, B rows of L positions in which several 
                  serialization/documents.py
     segments_BL  int32, 0 = padding, 1.. = number of the document within its row
     frames       int32 [], audio frames of the documents in the batch: frames / frame rate = seconds of audio
+    documents    int32 [D], numbers of these documents in their split, in rising order
     X_BE         int32, X_valid_BE bool, for every feature X that a view has beside those (`View.lengths`)
 
 A batch is that of all processes together and does not depend on how many there are. Documents are dealt out to
@@ -79,7 +80,8 @@ def fitting(source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab) ->
     return np.asarray(kept)
 
 
-KEYS = ("tokens", "targets", "heads", "weights", "positions", "ahead", "frames")  # features of every row
+# Features of every row.
+KEYS = ("tokens", "targets", "heads", "weights", "positions", "ahead", "frames", "documents")
 
 
 class View(Protocol):
@@ -134,11 +136,12 @@ def training_batches(
     dataset = dataset.repeat().map_with_index(view)
     rows = config.batch_size // config.lanes
     if columns is None:
-        return Batches({n: _lane(dataset, view.lengths, config, n) for n in range(config.lanes)}, accumulate)
+        lanes = {n: _lane(dataset, view.lengths, config, n) for n in range(config.lanes)}
+        return Batches(source, lanes, accumulate)
     each = rows // accumulate  # columns of one lane
     needed = {n: columns[columns // each == n] - n * each for n in range(config.lanes)}
     needed = {n: local for n, local in needed.items() if len(local)}
-    return Batches({n: _lane(dataset, view.lengths, config, n) for n in needed}, accumulate, needed)
+    return Batches(source, {n: _lane(dataset, view.lengths, config, n) for n in needed}, accumulate, needed)
 
 
 def _lane(dataset: grain.MapDataset, lengths: dict[str, int], config: DataConfig, number: int) -> grain.DatasetIterator:
@@ -171,9 +174,13 @@ class Batches:
     """
 
     def __init__(
-        self, lanes: dict[int, grain.DatasetIterator], parts: int, columns: dict[int, np.ndarray] | None = None
+        self,
+        source: TokenSplit,
+        lanes: dict[int, grain.DatasetIterator],
+        parts: int,
+        columns: dict[int, np.ndarray] | None = None,
     ):
-        self._lanes, self._parts, self._columns = lanes, parts, columns
+        self._source, self._lanes, self._parts, self._columns = source, lanes, parts, columns
 
     def __iter__(self) -> "Batches":
         return self
@@ -182,7 +189,12 @@ class Batches:
         found = [self._wanted(number, next(lane)) for number, lane in self._lanes.items()]
         whole = {key: self._joined([batch[key] for batch in found]) for key in found[0]}
         whole["frames"] = whole["frames"].sum(dtype=np.int32)
+        whole["documents"] = np.unique(whole["documents"][whole["documents"] > 0]) - 1
         return whole
+
+    def keys(self, documents: np.ndarray) -> list[str]:
+        """The keys of the recordings with these numbers."""
+        return [self._source.head(int(number))["key"] for number in documents]
 
     def _wanted(self, number: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._columns is None:
@@ -246,7 +258,7 @@ class _Kept:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> dict:
-        return self._source[self._indices[index]]
+        return {**self._source[self._indices[index]], "number": self._indices[index]}
 
     def __repr__(self) -> str:
         return f"{self._source!r}, {len(self)} documents"
@@ -263,14 +275,14 @@ class _Documents:
         rng = np.random.default_rng((self._seed, index))
         whole = document(example, self._config, self._vocab)
         row = training_row(whole, self._grid, self._vocab, rng, self._config.text_weight, self._config.drop_text)
-        return with_frames(row, len(example["codes"]))
+        return with_totals(row, len(example["codes"]), example["number"])
 
 
-def with_frames(row: Row, frames: int) -> Row:
-    """The row and its number of audio frames, at its first position."""
-    frames_L = np.zeros(len(row["positions"]), np.int32)
-    frames_L[0] = frames
-    return {**row, "frames": frames_L}
+def with_totals(row: Row, frames: int, number: int) -> Row:
+    """The row, with its audio frames and the document's number in its split plus 1, at its first position."""
+    totals = {name: np.zeros(len(row["positions"]), np.int32) for name in ("frames", "documents")}
+    totals["frames"][0], totals["documents"][0] = frames, number + 1
+    return {**row, **totals}
 
 
 def _finish(packed: dict[str, np.ndarray], extra: list[str]) -> dict[str, np.ndarray]:
@@ -278,6 +290,7 @@ def _finish(packed: dict[str, np.ndarray], extra: list[str]) -> dict[str, np.nda
     batch |= {f"{key}_BL": packed[key] for key in ("positions", "ahead")}
     batch["segments_BL"] = packed["tokens_segment_ids"]
     batch["frames"] = packed["frames"].sum(axis=1, dtype=np.int32)  # of each row
+    batch["documents"] = packed["documents"]
     for key in extra:
         batch |= {f"{key}_BE": packed[key], f"{key}_valid_BE": packed[f"{key}_segment_ids"] > 0}
     return batch

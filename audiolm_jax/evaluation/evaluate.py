@@ -6,7 +6,7 @@ Every function returns plain JSON values with the keys of `compare/report/schema
 import dataclasses
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from audiolm_jax.evaluation.config import EvaluationConfig
 from audiolm_jax.families import published
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.spec import Spec
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
 
@@ -70,19 +71,35 @@ def held_out(directory: Path, evaluation: EvaluationConfig, spec: Spec, limit: i
     return batches.evaluation_examples(source, spec.data, spec.vocab, evaluation.utterances if limit is None else limit)
 
 
+def scored(
+    model: Transformer,
+    spec: Spec,
+    examples: Sequence[dict],
+    frame_rate: float,
+    evaluation: EvaluationConfig,
+    text_encoder: Callable | None = None,
+) -> likelihood.Likelihood:
+    """Likelihood of examples (`held_out`). A mesh is entered.
+
+    text_encoder: texts -> their states, for a model that cross-attends to them and has no text in its rows.
+    """
+    documents, encoded = [example["document"] for example in examples], None
+    if text_encoder is not None:
+        documents = [document[-1:] for document in documents]
+        encoded = text_encoder([example["text"] for example in examples])
+    scoring = likelihood.Scoring(evaluation.method, evaluation.draws)
+    return likelihood.likelihood(model, spec.grid, spec.vocab, documents, frame_rate, scoring, encoded)
+
+
 def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: sharding.ShardingConfig) -> dict:
     """Likelihood of held-out speech under the run's latest checkpoint, all together and of every utterance."""
     with jax.set_mesh(sharding.make_mesh(shards)):
         model, spec = checkpoints.restore_params(run)
         grid = spec.grid
         examples = held_out(directory, evaluation, spec)
-        documents, encoded = [example["document"] for example in examples], None
-        if spec.conditioning.text_encoder:  # the text goes to the encoder instead of the row
-            documents = [document[-1:] for document in documents]
-            encoded = published.of_run(run, model, spec).text_encoder([example["text"] for example in examples])
+        encoder = published.of_run(run, model, spec).text_encoder if spec.conditioning.text_encoder else None
         rate = tokens.info(directory / "tokens")["frame_rate"]
-        scoring = likelihood.Scoring(evaluation.method, evaluation.draws)
-        result = likelihood.likelihood(model, grid, spec.vocab, documents, rate, scoring, encoded)
+        result = scored(model, spec, examples, rate, evaluation, encoder)
     return {
         "likelihood": result.tag,
         "bits_per_second": result.bits_per_second,
@@ -195,8 +212,9 @@ def timed(generator: Generator, examples: Sequence[dict], evaluation: Evaluation
 
 
 def training_log(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl (training/metrics.py)."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The lines of metrics.jsonl (training/metrics.py), but for those of held-out numbers."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "loss" in line]
 
 
 def training_curve(run: Path, frame_rate: float) -> list[list[float]]:

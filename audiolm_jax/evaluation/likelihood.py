@@ -35,6 +35,7 @@ from audiolm_jax.sampling import requests
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
 from audiolm_jax.serialization.documents import Document, Row
 from audiolm_jax.serialization.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
+from audiolm_jax.training import processes
 
 SHORTEST = 32  # positions of the smallest bucket of rows
 
@@ -117,7 +118,8 @@ def likelihood(
     """Bits of each utterance, a document whose audio segments are scored given everything before them.
 
     Args:
-      model: with the parameters to evaluate (EMA or not is the caller's choice). Runs under the current mesh.
+      model: with the parameters to evaluate (EMA or not is the caller's choice). Runs under the current mesh, whose
+        processes must all call this with the same utterances.
       frame_rate: of the codec, frames per second.
       encoded: states [tokens, model.cross_width] of the text of each utterance, for a model that attends to them.
 
@@ -241,6 +243,7 @@ def score(
             if states is not None:
                 row_states = [states[n] for n in members] + [states[0][:0]] * (size - len(members))
                 batch["states_BEW"], batch["valid_BE"] = requests.padded(row_states)
+            batch = {name: x[processes.columns(mesh, model.rules, size, 1)] for name, x in batch.items()}
             batches.append((members, _score(graph, state, sharding.shard_batch(batch, mesh, model.rules), vocab)))
     nats_NC = np.zeros((len(rows), vocab.codebooks + 3))
     for members, nats_BC in batches:

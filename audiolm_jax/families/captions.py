@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from audiolm_jax.data.batches import KEYS, longest_row, with_frames
+from audiolm_jax.data.batches import KEYS, longest_row, with_totals
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
@@ -50,4 +50,4 @@ class Captioned:
         first = int(rng.integers(max(0, len(codes_TQ) - self._frames) + 1))
         part_TQ = codes_TQ[first : first + self._frames]
         row = causal_row((("audio", part_TQ),), self._grid, self._vocab)
-        return {**with_frames(row, len(part_TQ)), "text": np.asarray(text, np.int32)}
+        return {**with_totals(row, len(part_TQ), example["number"]), "text": np.asarray(text, np.int32)}

@@ -196,7 +196,7 @@ def restore_params(
     """The trained model of a run on the current mesh (without one: on one device), and its Spec.
 
     step: None for the latest. rules: its sharding. model_changes: fields of ModelConfig that do not change the
-    weights (dtype). Raises InputError if there is no checkpoint or it does not fit.
+    weights (dtype). Raises InputError if there is no checkpoint, it does not fit, or is not finite.
     """
     with _opened(workdir, step) as (m, step, spec):
         metadata = m.item_metadata(step)["params"]
@@ -209,7 +209,7 @@ def restore_params(
             params = m.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted)))["params"]
             return _rename(params, "given", "states")
 
-        return _build(spec, load, model_changes, rules), spec
+        return _build(spec, load, model_changes, rules, _folder(workdir) / str(step)), spec
 
 
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None, dtype: str = "float32") -> None:
@@ -229,7 +229,9 @@ def save_safetensors(path: str | Path, model: Transformer, spec: Spec, dtype: st
         files.write_safetensors(path, tensors, {"about": json.dumps(spec.to_json())})
 
 
-def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transformer, Spec]:
+def load_safetensors(
+    path: str | Path, rules: sharding.Rules = sharding.PRESETS["data"], **model_changes: Any
+) -> tuple[Transformer, Spec]:
     """A file of `save_safetensors` -> (model, Spec); see `restore_params`."""
     tensors, metadata = files.read_safetensors(path)
     if "about" not in metadata:
@@ -241,17 +243,25 @@ def load_safetensors(path: str | Path, **model_changes: Any) -> tuple[Transforme
         check_tree(abstract, params, str(path))
         return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, params)
 
-    return _build(spec, load, model_changes), spec
+    return _build(spec, load, model_changes, rules, path), spec
 
 
-def _build(spec: Spec, load: Any, model_changes: dict, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
-    """The model of `spec` with the parameters that `load` makes of abstract ones."""
+def _build(spec: Spec, load: Any, model_changes: dict, rules: sharding.Rules, where: Any) -> Transformer:
+    """The model of `spec` with the parameters that `load` makes of abstract ones.
+
+    Raises InputError naming `where` they were read if one of them is not finite.
+    """
     config = dataclasses.replace(spec.model, **model_changes)
     entered = not jax.sharding.get_abstract_mesh().empty
     with contextlib.nullcontext() if entered else jax.set_mesh(sharding.single_device_mesh()):
         mesh = jax.sharding.get_mesh()
         graph, abstract = nnx.split(abstract_model(config, spec.vocab, rules))
-        return nnx.merge(graph, load(sharding.on_mesh(nnx.to_pure_dict(abstract), mesh)))
+        params = load(sharding.on_mesh(nnx.to_pure_dict(abstract), mesh))
+        for path, x in jax.tree_util.tree_leaves_with_path(params):
+            if x.is_fully_addressable and not np.isfinite(np.asarray(x)).all():
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise InputError(f"{where}: {name} holds values that are not finite; give an earlier checkpoint")
+        return nnx.merge(graph, params)
 
 
 def _rename(params: dict, before: str, after: str) -> dict:

@@ -51,6 +51,19 @@ class TrainingConfig:
     probe_every: int = key(
         0, "Steps between audio samples for TensorBoard: two held-out sentences; 0: none.", at_least=0
     )
+    evaluate_every: int = key(
+        0, "Steps between likelihoods of the split valid (evaluation.utterances of it); 0: none.", at_least=0
+    )
+    profile_steps: int = key(
+        0,
+        "Steps to trace with jax.profiler, from the third on, into WORKDIR/profile, which `xprof --logdir` or "
+        "TensorBoard shows; 0: none.",
+        at_least=0,
+    )
+    init_from: str = key(
+        "",
+        "Workdir of a run, or a file exported from one, whose weights training starts from; empty: random weights.",
+    )
     peak_tflops: float = key(0.0, "Peak TFLOP/s of one device, for the MFU; 0: from a table, or measured.", at_least=0)
 
     def __post_init__(self) -> None:

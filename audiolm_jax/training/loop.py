@@ -3,8 +3,8 @@
 A workdir belongs to one run: started again with the same configuration it resumes from the latest checkpoint and ends
 as if it had never stopped, bit for bit, data position and keys included. On another number of processes or devices the
 data order is the same and sums are rounded differently. SIGINT and SIGTERM save after the current step and end the
-process with exit codes 130 and 143 (`Interrupted`); a loss or gradient that is not finite raises `Diverged` and leaves
-the latest checkpoint, which is always of a finite step, untouched.
+process with exit codes 130 and 143 (`Interrupted`). A step whose loss, gradient or updated parameters are not finite
+raises `Diverged` before anything of it is saved: every checkpoint is of a finite step.
 
 Several processes (`processes.py`) run the same steps. A signal that reaches one of them must stop all of them after
 the same step: every step takes a number from each process and returns the largest, an all-reduce of one integer in
@@ -22,10 +22,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from audiolm_jax import config as configs
-from audiolm_jax import files
+from audiolm_jax import files, locks
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ShardingConfig
@@ -37,14 +38,19 @@ from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
 from audiolm_jax.training.step import SCRATCH, Adapter, TrainState, init_state, jitted, program
 
 # Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
-MAY_CHANGE = ("sharding.", "training.checkpoint_every", "training.keep", "training.probe_every", "training.peak_tflops")
+MAY_CHANGE = (
+    "sharding.",
+    *("training.checkpoint_every", "training.keep", "training.probe_every", "training.evaluate_every"),
+    *("training.profile_steps", "training.peak_tflops"),
+)
+MAY_GROW = "training.steps"  # a schedule that ends with the run then ends later
 
 # For the initialisation, which runs once: XLA takes far longer to optimise random numbers than to draw them.
 _RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient of a step was NaN or infinite."""
+    """The loss, the gradient or the updated parameters of a step were NaN or infinite."""
 
 
 class Interrupted(SystemExit):
@@ -70,6 +76,7 @@ def train(
     *,
     adapter: Adapter = SCRATCH,
     probe: Callable[[int, Transformer], dict[str, Any]] | None = None,
+    evaluate: Callable[[Transformer], dict[str, float]] | None = None,
     progress: bool = True,
     devices: list[jax.Device] | None = None,
 ) -> TrainState:
@@ -81,6 +88,7 @@ def train(
       spec: saved with the weights, and compared on resume.
       adapter: which weights training starts from, and which of them it changes.
       probe: (step, model) -> {name: number or (waveform, sample rate)} for TensorBoard.
+      evaluate: model -> {name: number} every `training.evaluate_every` steps, for the metrics; all processes call it.
 
     Raises:
       InputError: a workdir of another configuration (naming the keys) or one that cannot be written; a batch that does
@@ -98,6 +106,7 @@ def train(
     sections = {name: dataclasses.asdict(getattr(run, name)) for name in ("sharding", "optimizer", "training")}
     claim(folder, {**spec.to_json(), **sections, "seed": run.seed})
     with (
+        _alone_in(folder),
         jax.set_mesh(mesh),
         checkpoints.manager(folder, training.keep) as manager,
         processes.signals() as received,
@@ -124,15 +133,17 @@ def train(
         recorder = metrics.Recorder(folder, spec.vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
 
-            def finish(step: int, values: dict, shape: tuple[int, ...]) -> None:
+            def finish(step: int, values: dict, shape: tuple[int, ...], documents: np.ndarray) -> None:
                 """Waits for the metrics of a step and logs them every `log_every` steps."""
                 values = jax.device_get(values)
                 if values.get("signal"):
                     stop.append(int(values["signal"]))
-                if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
+                numbers = {name: float(values[name]) for name in ("loss", "grad_norm", "parameter_norm")}
+                if not np.isfinite(list(numbers.values())).all():
                     last = manager.latest_step()
                     raise Diverged(
-                        f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
+                        f"step {step}: {', '.join(f'{name} {number}' for name, number in numbers.items())}"
+                        f"{_named(batches, documents)}; "
                         + (f"checkpoint {last} is intact" if last else "there is no checkpoint yet")
                     )
                 recorder.bar.update(1)
@@ -144,8 +155,12 @@ def train(
 
             pending = None
             shards = processes.shards_here(mesh, rules)
+            profile = _Profile(folder, start, training.profile_steps)
             for step in range(start + 1, training.steps + 1):
-                batch = _split(next(batches), training.accumulate, shards)
+                profile.before(step)
+                batch = next(batches)
+                documents = batch.get("documents", np.zeros(0, np.int32))
+                batch = _split(batch, training.accumulate, shards)
                 data_position = batches.get_state()
                 batch = shard_batch(batch, mesh, rules, leading=1)
                 flags = () if alone else (processes.flag(mesh, received[0] if received else 0),)
@@ -155,12 +170,18 @@ def train(
                 state, values = step_fn(state, batch, frozen, *flags)
                 if pending is not None:
                     finish(*pending)  # of the previous step, while this one runs
-                pending = (step, values, batch["tokens_BLS"].shape)
+                pending = (step, values, batch["tokens_BLS"].shape, documents)
+                profile.after(step, values)
                 probing = probe is not None and training.probe_every and step % training.probe_every == 0
+                evaluating = evaluate is not None and training.evaluate_every and step % training.evaluate_every == 0
                 saving = step % training.checkpoint_every == 0 or step == training.steps or stop
-                if saving or probing:
+                if saving or probing or evaluating:
                     finish(*pending)
                     pending = None
+                if evaluating:  # before saving, so that a resumed run has its line
+                    with recorder.paused():
+                        values = evaluate(nnx.merge(step_parts.graph, _for_inference(state, merge)[0]))
+                    recorder.evaluated(step, values)
                 if saving:
                     params, rest = _for_inference(state, merge)
                     everywhere = processes.everyone(checkpoints.pack_position(data_position))
@@ -168,7 +189,9 @@ def train(
                     recorder.save()
                     checkpoints.save(manager, step, params, rest, position, spec)
                 if probing:
-                    recorder.probe(step, probe(step, nnx.merge(step_parts.graph, _for_inference(state, merge)[0])))
+                    with recorder.paused():
+                        values = probe(step, nnx.merge(step_parts.graph, _for_inference(state, merge)[0]))
+                    recorder.probe(step, values)
                 if stop and step < training.steps:
                     break
             with files.writing(folder):
@@ -181,7 +204,8 @@ def train(
 def claim(workdir: Path, config: dict[str, Any]) -> None:
     """Writes the config.json of a run, or checks that there is an equal one; keys that it lacks count as defaults.
 
-    Raises InputError naming every key that differs (but those of MAY_CHANGE), or a folder that cannot be written.
+    A run may become longer (MAY_GROW). Raises InputError naming every other key that differs (but those of MAY_CHANGE),
+    or a folder that cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
@@ -190,17 +214,61 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
         theirs = {key: value for key, value in defaults.items() if key in ours}
         earlier = json.loads(path.read_text(encoding="utf-8"))
         theirs |= configs.flat(upgrade(earlier, path))
+        longer = MAY_GROW in theirs and ours.get(MAY_GROW, 0) > theirs[MAY_GROW]
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key, "absent") != theirs.get(key, "absent") and not key.startswith(MAY_CHANGE)
         ]
+        different = [text for text in different if not (longer and text.startswith(f"{MAY_GROW} "))]
         if different:
             raise InputError(f"{workdir} is the run of another config: {'; '.join(different)}; name another folder")
-        return
+        if not longer:
+            return
     if jax.process_index() == 0:
         with files.writing(workdir):
             files.write_json(path, config)
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a local workdir: two runs in one would overwrite each other's checkpoints.
+
+    Raises InputError naming the process that holds it.
+    """
+    if jax.process_index() or files.remote(workdir):
+        yield
+        return
+    path = workdir / "train.lock"
+    with locks.claim(path) as held:
+        if not held:
+            raise InputError(f"{workdir} is in use: {locks.holder(path)} trains it; wait, or name another folder")
+        yield
+
+
+def _named(batches: Any, documents: np.ndarray, most: int = 8) -> str:
+    """The documents of a batch, for a message; "" if the iterator does not know them."""
+    if not len(documents) or not hasattr(batches, "keys"):
+        return ""
+    names, more = ", ".join(batches.keys(documents[:most])), len(documents) - most
+    return f"; the documents of its batch: {names}" + (f" and {more} more" if more > 0 else "")
+
+
+class _Profile:
+    """Traces `count` steps with jax.profiler, from the third after the start on: the first ones compile."""
+
+    def __init__(self, workdir: Path, start: int, count: int):
+        self._folder, self._first, self._last = workdir / "profile", start + 3, start + 2 + count
+
+    def before(self, step: int) -> None:
+        if step == self._first <= self._last:
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, step: int, values: Any) -> None:
+        if step == self._last >= self._first:
+            jax.block_until_ready(values)
+            jax.profiler.stop_trace()
+            logging.warning("the trace of steps %d to %d: xprof --logdir %s", self._first, step, self._folder)
 
 
 def _for_inference(state: TrainState, merge: Callable[[dict], dict] | None = None) -> tuple[dict, dict]:
@@ -229,7 +297,7 @@ def _split(batch: dict[str, np.ndarray], parts: int, shards: int) -> dict[str, n
     """[rows, ...] -> [parts, rows / parts, ...]; shards: those of the rows on this process's devices."""
     rows = len(batch["tokens_BLS"])
     processes.check_rows(rows, parts, shards)
-    arrays = {name: x for name, x in batch.items() if np.ndim(x)}  # without the totals that `data.Batches` adds
+    arrays = {name: x for name, x in batch.items() if "_" in name}  # without the totals that `data.Batches` adds
     return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in arrays.items()}
 
 

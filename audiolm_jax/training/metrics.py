@@ -1,7 +1,9 @@
 """Logs of a training run: metrics.jsonl, TensorBoard, a progress bar, speed and MFU."""
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ class Recorder:
     """Writes one line per logging interval, in process 0.
 
     A resume at `step` drops the later lines, so that metrics.jsonl is that of a run that never stopped. Columns: step;
-    loss (weighted mean of the nats per prediction, z-loss included); bits per prediction of each class; grad_norm and
-    learning_rate of the last step; frames (of audio, in the interval); seconds (of training, over all resumes);
-    steps_per_second; audio_seconds_per_second; mfu.
+    loss (weighted mean of the nats per prediction, z-loss included); bits per prediction of each class; grad_norm,
+    parameter_norm and learning_rate of the last step; frames (of audio, in the interval); seconds (of training, over
+    all resumes); and steps_per_second, audio_seconds_per_second and mfu since the line before, also if the run was
+    resumed in between. Held-out numbers are lines of their own, {"step", name: number, ...}.
 
     An object store cannot append: there `save` and `close` write the file anew.
     """
@@ -43,12 +46,12 @@ class Recorder:
 
         self.names = class_names(vocab)
         self.start = time.perf_counter() - seconds
-        self.last = (step, self.seconds)
+        self.last = (0, 0.0)  # step and seconds of the latest line
         self.writes = jax.process_index() == 0
         self.path = workdir / "metrics.jsonl"
         self.file = self.board = self.lines = None
         if self.writes:
-            truncate(self.path, step)
+            self.last = truncate(self.path, step)
             self.board = _board(workdir, step + 1)
             if files.remote(workdir):
                 self.lines = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
@@ -75,19 +78,16 @@ class Recorder:
                 if count
             },
             "grad_norm": float(metrics["grad_norm"]),
+            "parameter_norm": float(metrics["parameter_norm"]),
             "learning_rate": float(metrics["learning_rate"]),
             "frames": int(sums["frames"]),
-            "seconds": round(self.seconds, 3),
+            "seconds": self.seconds,
             "steps_per_second": (step - before) / elapsed,
             "audio_seconds_per_second": float(sums["frames"]) / frame_rate / elapsed,
             "mfu": flops / elapsed / peak,
         }
-        self.last = (step, self.seconds)
-        if self.lines is not None:
-            self.lines += json.dumps(line) + "\n"
-        elif self.file:
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
+        self.last = (step, line["seconds"])
+        self._write(line)
         if self.board:
             scalars = {f"training/{name}": value for name, value in line.items() if name not in ("step", "bits")}
             scalars |= {f"bits/{kind}": bits for kind, bits in line["bits"].items()}
@@ -98,6 +98,26 @@ class Recorder:
             refresh=False,
         )
         return line
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.lines is not None:
+            self.lines += json.dumps(line) + "\n"
+        elif self.file:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time in the block as training."""
+        before = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - before
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of held-out numbers."""
+        self._write({"step": step, **values})
+        for name, value in values.items() if self.board else ():
+            self.board.add_scalar(f"valid/{name}", value, step)
 
     def probe(self, step: int, values: dict[str, Any]) -> None:
         """name -> number, or (waveform [samples], sample rate in Hz)."""
@@ -135,11 +155,14 @@ def _board(workdir: Path, step: int) -> Any:
         return None
 
 
-def truncate(path: Path, step: int) -> None:
-    """Drops the lines of a metrics file after `step`, and a last line cut off by a kill."""
+def truncate(path: Path, step: int) -> tuple[int, float]:
+    """Drops the lines of a metrics file that lie beyond `step`, and a last line cut off by a kill.
+
+    Returns step and seconds of the last line that has them, (0, 0.0) without one.
+    """
+    lines, last = [], (0, 0.0)
     if not path.exists():
-        return
-    lines = []
+        return last
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
@@ -148,4 +171,6 @@ def truncate(path: Path, step: int) -> None:
         if line["step"] > step:
             break
         lines.append(text + "\n")
+        last = (line["step"], line["seconds"]) if "seconds" in line else last
     files.write_text(path, "".join(lines))
+    return last

@@ -162,6 +162,7 @@ def train_step(
     metrics = {
         "loss": sums["total"] / weight,
         "grad_norm": optax.tree.norm(grads),
+        "parameter_norm": optax.tree.norm(params),  # finite if every parameter is
         "learning_rate": jnp.asarray(program.schedule(state.step), jnp.float32),
         "sums": interval,
     }

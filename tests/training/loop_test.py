@@ -1,19 +1,28 @@
+import dataclasses
 import json
 import os
+import re
 import signal
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from audiolm_jax import locks
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.config import ModelConfig, ShardingConfig
+from audiolm_jax.model.sharding import PRESETS, make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
-from audiolm_jax.training import loop
+from audiolm_jax.training import loop, metrics, step
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
+from audiolm_jax.training.start import Start
+from audiolm_jax.training.step import SCRATCH
 
 VOCAB = Vocab(codebooks=2, codebook_size=8, max_frames=16)
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, dropout=0.1)
@@ -57,20 +66,25 @@ class Batches:
         self.count = state["count"]
 
 
-def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, probe=None, **changes):
+def spec_of(model=MODEL, codec="none"):
+    return Spec(model, VOCAB, SerializationConfig("parallel"), codec=CodecSpec(codec, fingerprint=codec))
+
+
+def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, adapter=SCRATCH, functions=None, **changes):
     """A constant learning rate does not know the number of steps: most runs here share one compiled step."""
     settings = TrainingConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 3, "ema": 0.9} | changes))
     return loop.train(
         workdir,
         batches or Batches(),
-        Spec(model, VOCAB, SerializationConfig("parallel"), codec=CodecSpec("none")),
+        spec_of(model),
         loop.Run(
             settings,
             OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=2),
             sharding or ShardingConfig(),
             seed,
         ),
-        probe=probe,
+        adapter=adapter,
+        **(functions or {}),
         progress=False,
         devices=jax.devices()[:1] if sharding is None else None,
     )
@@ -165,6 +179,131 @@ def test_a_step_to_be_saved_is_checked_first(tmp_path):
         assert manager.latest_step() == 3
 
 
+class Named(Batches):
+    """Batches that know their documents."""
+
+    def __next__(self) -> dict:
+        return super().__next__() | {"documents": np.arange(10) + 10 * self.count}
+
+    def keys(self, documents) -> list[str]:
+        return [f"clip{number}" for number in documents]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_parameters_that_an_update_makes_infinite_are_never_saved(tmp_path, monkeypatch, ema):
+    """Loss and gradient of step 4 are finite, and it is the last one and kept alone: the worst case."""
+
+    def explode(updates, state, params=None):
+        count = state + 1
+        return jax.tree.map(lambda x: jnp.where(count == 4, jnp.inf, x), updates), count
+
+    last = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), explode)
+    original = step.make_optimizer
+    monkeypatch.setattr(step, "make_optimizer", lambda *a: optax.chain(original(*a), last))
+    with pytest.raises(loop.Diverged) as diverged:
+        run(tmp_path, Named(), steps=4, keep=1, ema=ema)
+    text = str(diverged.value)
+    assert re.match(r"step 4: loss \d\.\d+, grad_norm \d\.\d+, parameter_norm inf; ", text)
+    assert "; the documents of its batch: clip40, clip41, clip42" in text and "clip47 and 2 more; " in text
+    assert text.endswith("checkpoint 3 is intact")
+    model, _ = checkpoints.restore_params(tmp_path)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.params_of(model)))
+
+
+def test_weights_that_are_not_finite_are_not_opened(tmp_path):
+    run(tmp_path / "run", steps=1)
+    model, spec = checkpoints.restore_params(tmp_path / "run")
+    model.norm.scale[...] = np.full(MODEL.width, np.nan, np.float32)
+    checkpoints.save_weights(tmp_path / "bad", checkpoints.params_of(model), spec)
+    checkpoints.save_safetensors(tmp_path / "bad.safetensors", model, spec)
+    for load, path in ((checkpoints.restore_params, "bad"), (checkpoints.load_safetensors, "bad.safetensors")):
+        with pytest.raises(InputError, match=r"bad.*: norm/scale holds values that are not finite"):
+            load(tmp_path / path)
+
+
+def test_a_run_made_longer_equals_one_that_was_always_so_long(tmp_path):
+    """Under a constant schedule, bit for bit; a finished run goes on."""
+    short = run(tmp_path / "run", steps=3, checkpoint_every=5)
+    longer = run(tmp_path / "run", steps=7)
+    assert int(short.step) == 3 and same(longer, run(tmp_path / "straight", steps=7))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["steps"] == 7
+    with pytest.raises(InputError, match=r"training\.steps is 7 there and 6 here; .*name another folder"):
+        run(tmp_path / "run", steps=6)
+
+
+def test_held_out_numbers_are_lines_of_their_own(tmp_path):
+    def evaluate(model) -> dict:
+        return {"valid_bits_per_second": float(jnp.sum(model.norm.scale[...]))}
+
+    def die(count: int) -> None:
+        if count == 6:
+            raise KeyboardInterrupt
+
+    run(tmp_path / "straight", functions={"evaluate": evaluate}, evaluate_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Batches(die), functions={"evaluate": evaluate}, evaluate_every=3)
+    run(tmp_path / "killed", functions={"evaluate": evaluate}, evaluate_every=3)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
+    held_out = [line for line in lines(tmp_path / "straight") if "loss" not in line]
+    assert [line["step"] for line in held_out] == [3, 6]
+    assert all(np.isfinite(line["valid_bits_per_second"]) for line in held_out)
+
+
+def test_a_rate_after_a_resume_is_of_its_own_time(tmp_path):
+    """Between the lines of steps 2 and 4 the run is stopped at step 3: time before the stop counts, too."""
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 2, "seconds": 10.0}\n{"step": 3, "valid_bits_per_second": 1.0}\n{"step": 4, "seconds": 30.0}\n'
+    )
+    recorder = metrics.Recorder(tmp_path, VOCAB, 3, 14.0, 6, progress=False)
+    with recorder.paused():
+        time.sleep(0.2)
+    sums = {"nll_X": np.ones(5), "count_X": np.ones(5), "total": 1.0, "weight": 1.0, "frames": 800.0}
+    numbers = {"sums": sums, "grad_norm": 1.0, "parameter_norm": 1.0, "learning_rate": 1.0}
+    line = recorder.log(4, numbers, flops=8.0, peak=2.0, frame_rate=10.0)
+    recorder.close()
+    assert line["audio_seconds_per_second"] == pytest.approx(80 / 4, rel=0.04)  # 4 s since step 2, not one instant
+    assert line["steps_per_second"] == pytest.approx(2 / 4, rel=0.04) and line["mfu"] == pytest.approx(1, rel=0.04)
+
+
+def test_two_runs_in_one_workdir_are_refused(tmp_path):
+    message = rf"is in use: \S+ process {os.getpid()} trains it"
+    with locks.claim(tmp_path / "train.lock"), pytest.raises(InputError, match=message):
+        run(tmp_path)
+    run(tmp_path)
+
+
+def test_a_run_may_start_from_the_weights_of_another(tmp_path):
+    first = run(tmp_path / "first")
+    checkpoints.export_safetensors(tmp_path / "first", tmp_path / "first.safetensors")
+    for source in ("first", "first.safetensors"):
+        start = Start(str(tmp_path / source), spec_of())
+        with jax.set_mesh(make_mesh(ShardingConfig(), jax.devices()[:1])):
+            assert same(start.load(MODEL, PRESETS["data"], resumed=False)[0], first.ema)
+        straight = run(tmp_path / f"of-{source}", adapter=start, steps=7)
+        assert int(straight.step) == 7 and not same(straight.params, run(tmp_path / "scratch", steps=7).params)
+        with pytest.raises(SystemExit):
+            run(tmp_path / f"stopped-{source}", Batches(stop_at(5, signal.SIGTERM)), adapter=start, steps=7)
+        assert same(straight, run(tmp_path / f"stopped-{source}", adapter=start, steps=7))
+
+
+def test_weights_of_another_model_are_no_start(tmp_path):
+    run(tmp_path / "first", steps=1)
+    with pytest.raises(
+        InputError, match=r"training.init_from=\S+first is another model: model.layers is 2 there and 3"
+    ):
+        Start(str(tmp_path / "first"), spec_of(dataclasses.replace(MODEL, layers=3)))
+    with pytest.raises(InputError, match="codes of codec 'none' with other weights"):
+        Start(str(tmp_path / "first"), spec_of(codec="other"))
+    with pytest.raises(InputError, match="is not the folder of a training run"):
+        Start(str(tmp_path / "nothing"), spec_of())
+    Start(str(tmp_path / "first"), spec_of(dataclasses.replace(MODEL, dropout=0.3)))
+
+
+def test_steps_are_traced(tmp_path):
+    run(tmp_path, profile_steps=2)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
     run(tmp_path)
     with pytest.raises(InputError, match=r"training\.ema is 0\.9 there and 0\.5 here") as refused:
@@ -234,7 +373,7 @@ def test_probes_are_recorded(tmp_path):
         seen.append(step)
         return {"number": 1.0, "speech": (np.zeros(100, np.float32), 16000)}
 
-    run(tmp_path, steps=4, probe_every=2, probe=probe)
+    run(tmp_path, steps=4, probe_every=2, functions={"probe": probe})
     assert seen == [2, 4]
     written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"speech" in written and b"RIFF" in written
