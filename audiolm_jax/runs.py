@@ -88,8 +88,9 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     adapter = base or (Start(run.training.init_from, spec) if run.training.init_from else SCRATCH)
     probe = partial(sound, config, directory, codec, base, spec=spec)
     evaluate = validation(config, directory, base, spec) if run.training.evaluate_every else None
+    hooks = loop.Hooks(probe, evaluate)
     with contextlib.closing(rows):
-        loop.train(workdir, rows, spec, run, adapter=adapter, probe=probe, evaluate=evaluate, progress=progress)
+        loop.train(workdir, rows, spec, run, adapter=adapter, hooks=hooks, progress=progress)
 
 
 def validation(

@@ -68,6 +68,19 @@ class Run:
     frame_rate: float = 1.0  # frames per second of audio, for the metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What is called with the model while it trains.
+
+    probe: every `training.probe_every` steps, (step, model) -> {name: number or (waveform, sample rate)} for
+    TensorBoard. evaluate: every `training.evaluate_every` steps in all processes, model -> {name: number} for the
+    metrics.
+    """
+
+    probe: Callable[[int, Transformer], dict[str, Any]] | None = None
+    evaluate: Callable[[Transformer], dict[str, float]] | None = None
+
+
 def train(
     folder: str | Path,
     batches: Iterator[dict[str, np.ndarray]],
@@ -75,8 +88,7 @@ def train(
     run: Run,
     *,
     adapter: Adapter = SCRATCH,
-    probe: Callable[[int, Transformer], dict[str, Any]] | None = None,
-    evaluate: Callable[[Transformer], dict[str, float]] | None = None,
+    hooks: Hooks = Hooks(),
     progress: bool = True,
     devices: list[jax.Device] | None = None,
 ) -> TrainState:
@@ -87,8 +99,6 @@ def train(
         `data.Batches`, whose position other processes can resume at, or a grain iterator.
       spec: saved with the weights, and compared on resume.
       adapter: which weights training starts from, and which of them it changes.
-      probe: (step, model) -> {name: number or (waveform, sample rate)} for TensorBoard.
-      evaluate: model -> {name: number} every `training.evaluate_every` steps, for the metrics; all processes call it.
 
     Raises:
       InputError: a workdir of another configuration (naming the keys) or one that cannot be written; a batch that does
@@ -96,6 +106,7 @@ def train(
       Diverged, Interrupted.
     """
     folder, training, rules = files.place(folder), run.training, run.sharding.rules
+    probe, evaluate = hooks.probe, hooks.evaluate
     mesh, alone = make_mesh(run.sharding, devices), jax.process_count() == 1
     check_sizes(mesh, rules, spec.model.sharded_sizes(spec.vocab.size))
     if probe is not None and training.probe_every and not alone:

@@ -28,6 +28,7 @@ VOCAB = Vocab(codebooks=2, codebook_size=8, max_frames=16)
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, dropout=0.1)
 PLAIN = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, head_width=8, ffn=24)
 B, L, S = 8, 12, 2
+NO_HOOKS = loop.Hooks()
 
 
 class Batches:
@@ -70,7 +71,7 @@ def spec_of(model=MODEL, codec="none"):
     return Spec(model, VOCAB, SerializationConfig("parallel"), codec=CodecSpec(codec, fingerprint=codec))
 
 
-def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, adapter=SCRATCH, functions=None, **changes):
+def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, adapter=SCRATCH, hooks=NO_HOOKS, **changes):
     """A constant learning rate does not know the number of steps: most runs here share one compiled step."""
     settings = TrainingConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 3, "ema": 0.9} | changes))
     return loop.train(
@@ -84,7 +85,7 @@ def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, adapter=SC
             seed,
         ),
         adapter=adapter,
-        **(functions or {}),
+        hooks=hooks,
         progress=False,
         devices=jax.devices()[:1] if sharding is None else None,
     )
@@ -239,10 +240,10 @@ def test_held_out_numbers_are_lines_of_their_own(tmp_path):
         if count == 6:
             raise KeyboardInterrupt
 
-    run(tmp_path / "straight", functions={"evaluate": evaluate}, evaluate_every=3)
+    run(tmp_path / "straight", hooks=loop.Hooks(evaluate=evaluate), evaluate_every=3)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", Batches(die), functions={"evaluate": evaluate}, evaluate_every=3)
-    run(tmp_path / "killed", functions={"evaluate": evaluate}, evaluate_every=3)
+        run(tmp_path / "killed", Batches(die), hooks=loop.Hooks(evaluate=evaluate), evaluate_every=3)
+    run(tmp_path / "killed", hooks=loop.Hooks(evaluate=evaluate), evaluate_every=3)
     assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
     held_out = [line for line in lines(tmp_path / "straight") if "loss" not in line]
     assert [line["step"] for line in held_out] == [3, 6]
@@ -373,7 +374,7 @@ def test_probes_are_recorded(tmp_path):
         seen.append(step)
         return {"number": 1.0, "speech": (np.zeros(100, np.float32), 16000)}
 
-    run(tmp_path, steps=4, probe_every=2, functions={"probe": probe})
+    run(tmp_path, steps=4, probe_every=2, hooks=loop.Hooks(probe))
     assert seen == [2, 4]
     written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"speech" in written and b"RIFF" in written

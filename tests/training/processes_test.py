@@ -89,8 +89,14 @@ def finish(*arguments, **options) -> None:
 
 def losses(workdir: Path) -> list[float]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
+
+
+def held_out(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["valid_bits_per_second"] for line in lines if "valid_bits_per_second" in line}
 
 
 def wait_for_step(workdir: Path, step: int, processes: Processes) -> None:
@@ -115,19 +121,24 @@ def in_this_process(data: Path, workdir: Path, *overrides: str) -> None:
 
 
 def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, tmp_path):
-    """SIGTERM to one of two; what they saved is resumed by one process with other devices, in the same order."""
-    workdir = tmp_path / "two" / "run"
-    with start(2, data, workdir) as processes:
-        in_this_process(data, tmp_path / "one")
+    """SIGTERM to one of two; what they saved is resumed by one process with other devices, in the same order. Held-out
+    bits are those of one process, too."""
+    workdir, evaluated = tmp_path / "two" / "run", "training.evaluate_every=2"
+    with start(2, data, workdir, evaluated) as processes:
+        in_this_process(data, tmp_path / "one", evaluated)
         wait_for_step(workdir, 3, processes)
         processes.all[1].send_signal(signal.SIGTERM)
         assert processes.codes(120) == [143, 143]
     stopped = len(losses(workdir))
     assert 3 <= stopped < 20
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(stopped)]
-    in_this_process(data, workdir)
+    assert 2 in held_out(workdir)
+    in_this_process(data, workdir, evaluated)
     assert len(losses(workdir)) == 20
     np.testing.assert_allclose(losses(workdir), losses(tmp_path / "one"), atol=1e-5)
+    one, two = held_out(tmp_path / "one"), held_out(workdir)
+    assert list(two) == list(one) == list(range(2, 21, 2))
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
 
 
 @pytest.mark.slow
