@@ -103,7 +103,8 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main(arguments: list[str], keep_executables: bool = False) -> int:
-    """Runs one command and returns its exit code: 0; 2 for bad input; 130, 143 for a signal; 1 for a run that diverged.
+    """Runs one command and returns its exit code: 0; 2 for bad input; 130, 143 for a signal; 1 for a run that diverged;
+    or one of the command's own.
 
     keep_executables: compiled executables are cached in the workdir, for a quick next start; a setting of the process.
     """
@@ -118,8 +119,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
             jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         quiet_checkpoints()
-        options.run(options)
-        return 0
+        return options.run(options) or 0
     except InputError as error:
         return complain(str(error))
     except KeyboardInterrupt as interrupt:

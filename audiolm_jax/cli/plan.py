@@ -9,12 +9,17 @@ from audiolm_jax.cli import arguments
 HELP = """
 The train step and the programs of sampling are compiled ahead of time for a TPU slice (by libtpu, on this machine:
 pip install 'audiolm-jax[tpu]'); GPUs are given by count. Times are lower bounds: every part of a chip at its peak.
+Where a program does not fit, the first change of the configuration with which it does is searched for and printed.
+Exit code 3: no change was found either.
 
 examples:
   audiolm plan --config size_300m --topology v5e:16x16
   audiolm plan --config size_7b --topology v5p-512 --programs train --config.training.accumulate=2
   audiolm plan --config size_1b5 --topology v6e-8 --programs sample --rows 64 --json
 """
+
+
+NOTHING_FITS = 3  # exit code
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +30,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Compiles and prints the plan. With --json only the object goes to stdout, progress to stderr."""
+def run(options: argparse.Namespace) -> int:
+    """Compiles and prints the plan; returns the exit code. With --json progress goes to stderr."""
     config = arguments.config(options)
     from audiolm_jax.plan import plan, table
 
@@ -35,8 +40,17 @@ def run(options: argparse.Namespace) -> None:
 
     programs = tuple(part.strip() for part in options.programs.split(",") if part.strip())
     result = plan.plan(config, options.config, options.topology, programs, options.rows, log)
+    changes = list(result["change"].values())
     if options.json:
         print(json.dumps(result, indent=2))
     else:
         print(*table.speeds(result), sep="\n")
-        print("everything fits" if result["fits"] else "NOT everything fits: see `change` above")
+        print("everything fits" if result["fits"] else verdict(changes))
+    return 0 if all(changes) else NOTHING_FITS
+
+
+def verdict(changes: list[str]) -> str:
+    """changes: `change` of a plan, for the kinds that do not fit."""
+    if all(changes):
+        return f"NOT everything fits as it is; it does with {' '.join(changes)}"
+    return "NOT everything fits, nor with other rows, remat or sharding: take a larger slice or a smaller model"

@@ -5,6 +5,7 @@ chips.py        chips, slices and their descriptions for the compiler (libtpu.py
 programs.py     the train step, prefill, decode chunk and masked passes of a configuration
 work.py         FLOPs and matrix traffic of a traced program, per chip
 collectives.py  the collectives of a compiled program, from its HLO
-estimate.py     memory, collectives and roofline time of a compiled program; advice if it does not fit
+estimate.py     memory, collectives and roofline time of a compiled program
+fitting.py      the first change of a configuration that fits
 table.py        a plan as text
 """

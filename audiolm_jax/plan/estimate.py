@@ -17,11 +17,9 @@ import re
 import time
 from typing import Any
 
-from audiolm_jax.model.spec import Spec
 from audiolm_jax.plan import collectives, gpus, work
 from audiolm_jax.plan.chips import Slice
 from audiolm_jax.plan.programs import Program
-from audiolm_jax.training.loop import Run
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
 
@@ -133,27 +131,3 @@ def passed_on(one: collectives.Collective) -> float:
     share = (one.group - 1) / one.group
     factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "all-to-all": share / 4}
     return one.bytes * factor.get(one.kind, share)
-
-
-def advice(program: dict[str, Any], spec: Spec, run: Run, target: Slice) -> str:
-    """Changes of the configuration for a program that does not fit; "" if it does."""
-    if program["memory"]["fits"]:
-        return ""
-    sharding, accumulate, changes = run.sharding, run.training.accumulate, []
-    shards = target.chips // (sharding.tensor * sharding.context)
-    if program["name"] == "train step":
-        if not spec.model.remat:
-            changes.append("--config.model.remat=True (activations are computed again)")
-        if sharding.preset == "data":
-            changes.append("--config.sharding.preset=fsdp (weights and optimizer state are sharded)")
-        if spec.data.batch_size // accumulate > shards:
-            changes.append(f"--config.training.accumulate={2 * accumulate} (half as many rows at once)")
-            changes.append(f"--config.data.batch_size={spec.data.batch_size // 2} (half the batch)")
-    else:
-        if program["rows"] > shards:
-            changes.append(f"--rows={program['rows'] // 2} (fewer requests at once)")
-        if sharding.tensor < spec.model.kv_heads and target.chips > sharding.tensor:
-            changes.append(
-                f"--config.sharding.preset=fsdp_tensor --config.sharding.tensor={2 * sharding.tensor} (heads sharded)"
-            )
-    return "; or ".join(changes) or "a larger slice"

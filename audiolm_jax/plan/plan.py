@@ -8,10 +8,9 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
-from audiolm_jax import config as configs
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
-from audiolm_jax.plan import chips, estimate, gpus, programs, table
+from audiolm_jax.plan import chips, estimate, fitting, gpus, programs, table
 
 PROGRAMS = ("train", "sample")
 
@@ -59,6 +58,7 @@ def plan(
         "note": gpus.NOTE if target.is_gpu else "",
         "programs": [],
         "speed": {},
+        "change": {},  # of the kinds that do not fit: the flags of the first change that does, "" if none does
     }
     with jax.set_mesh(mesh), without_cache():
         result["parameters"] = checkpoints.count_parameters(spec.model, spec.vocab)
@@ -66,18 +66,17 @@ def plan(
         if result["note"]:
             log(result["note"])
         for kind in (kind for kind in PROGRAMS if kind in kinds):
-            if kind == "train":
-                series = programs.train(spec, run, mesh)
-            else:
-                sampling, shards = configs.section(config, "sampling"), mesh.shape["data"] * mesh.shape["context"]
-                series = programs.sample(spec, run, sampling, mesh, rows or shards)
             estimates = []
-            for program in series:
+            for program in fitting.series(config, kind, rows, devices):
                 log(f"compiling the {program.name} ...")
                 estimates.append(estimate.of_program(program, target, known))
-                estimates[-1]["advice"] = estimate.advice(estimates[-1], spec, run, target)
                 log(table.program(estimates[-1]))
             result["programs"] += estimates
+            refused = [one["memory"]["total"] for one in estimates if not one["memory"]["fits"]]
+            if refused:
+                change = fitting.first(config, kind, rows, target, devices, max(refused), log)
+                result["change"][kind] = change
+                log(f"{kind}: fits with {change}" if change else f"{kind}: no change fits; a larger slice is needed")
             if speed := estimate.speed(estimates):
                 result["speed"][kind] = speed
     result["fits"] = all(program["memory"]["fits"] for program in result["programs"])

@@ -24,8 +24,6 @@ def program(plan: dict[str, Any]) -> str:
         f"{plan['name']}: {plan['rows']} rows, compiled in {seconds}",
         f"  memory        {total}",
     ]
-    if plan.get("advice"):
-        lines.append(f"  change        {plan['advice']}")
     if "estimate" not in plan:
         return "\n".join(lines)
     lines.append(f"  work          {plan['flops'] / 1e9:,.1f} GFLOP, {size(plan['bytes'])} moved, per chip and run")

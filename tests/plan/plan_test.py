@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from audiolm_jax import config as configs
 from audiolm_jax.cli import main
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
-from audiolm_jax.plan import chips, collectives, estimate, gpus, plan, programs, table, work
+from audiolm_jax.plan import chips, collectives, estimate, fitting, gpus, plan, programs, table, work
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.serialization import cost
 
@@ -187,18 +188,35 @@ def test_what_a_full_memory_needs_is_read_from_the_refusal(message):
     assert estimate.too_large("INTERNAL: something else") is None
 
 
-def test_advice_names_keys_that_would_help():
-    target, full = chips.parse("v5e-16"), {"memory": {"fits": False}, "rows": 64}
-    described = programs.describe(small("data.batch_size=64"))
-    said = estimate.advice({**full, "name": "train step"}, *described, target)
-    for key in ("model.remat=True", "sharding.preset=fsdp", "training.accumulate=2", "data.batch_size=32"):
-        assert f"--config.{key}" in said
-    described = programs.describe(small("model.remat=True", "sharding.preset=fsdp", "data.batch_size=1"))
-    assert estimate.advice({**full, "name": "train step"}, *described, target) == "a larger slice"
-    assert "--rows=32" in estimate.advice({**full, "name": "decode chunk"}, *described, target)
-    assert estimate.advice({**full, "memory": {"fits": True}}, *described, target) == ""
-    for override in said.replace("--config.", "").split("; or "):
-        configs.check(configs.load("tiny", [override.split(" ")[0]]))
+def test_changes_need_less_memory_each():
+    target, config = chips.parse("v5e-16"), small("data.batch_size=64", "training.accumulate=1", "model.remat=False")
+    tried = [keys for keys, _ in fitting.changes(config, "train", None, target)]
+    saving = {"model.remat": True, "sharding.preset": "fsdp"}
+    assert tried == [{"model.remat": True}, saving, *(saving | {"training.accumulate": n} for n in (2, 4))]
+    for keys in tried:
+        configs.check(configs.load("tiny", [f"{key}={value}" for key, value in keys.items()]))
+    config = small("model.heads=4", "model.kv_heads=4")
+    heads = [{"sharding.preset": "fsdp_tensor", "sharding.tensor": n} for n in (2, 4)]
+    assert list(fitting.changes(config, "sample", 64, target)) == [({}, 32), ({}, 16), *((keys, 16) for keys in heads)]
+    assert list(fitting.changes(small("model.remat=True", "sharding.preset=fsdp"), "train", None, target)) == []
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_first_change_that_fits_is_found(capsys):
+    """Rows of 2,048 of a small model on one chip; a model that no change fits ends with 3."""
+    wide = ["plan", "--config", "tiny", "--topology", "v5e-1", "--programs", "train", *map("--config.{}".format, SMALL)]
+    rows = ["--config.data.batch_size=16384", "--config.model.remat=True", "--config.sharding.preset=fsdp"]
+    assert main.main([*wide, *rows]) == 0
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed
+    change = re.search(r"it does with (--config.training.accumulate=(\d+))$", printed.strip()).group(1)
+    tried = re.findall(r"trying --config.*accumulate=(\d+) ...", printed)
+    assert tried and change.endswith(f"={tried[-1]}")
+    assert main.main([*wide, *rows, change]) == 0 and "everything fits" in capsys.readouterr().out
+    large = ["--config.model.width=16384", "--config.model.ffn=65536", "--config.data.batch_size=1"]
+    assert main.main([*wide, *large, "--config.sharding.preset=fsdp", "--config.model.remat=True"]) == 3
+    assert "take a larger slice" in capsys.readouterr().out
 
 
 def test_a_mesh_that_does_not_divide_is_one_sentence():
