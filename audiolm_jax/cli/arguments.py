@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
+def local(text: str) -> Path:
+    """The type of an argument: a path on this machine. Raises ArgumentTypeError for an address."""
+    if files.remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is an address, and a path on this machine is needed: mount the bucket (gcsfuse), or copy it here"
+        )
+    return Path(text)
+
+
 def add_config(parser: argparse.ArgumentParser, default: str = "default") -> None:
     text = "a configuration: a .py file, or the name of one in configs/ (default: %(default)s)"
     parser.add_argument("--config", default=default, help=text)
@@ -24,7 +33,7 @@ def add_config(parser: argparse.ArgumentParser, default: str = "default") -> Non
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     text = "folder of the corpus and its tokens (default: WORKDIR/data)"
-    parser.add_argument("--data", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--data", type=local, metavar="DIR", help=text)
 
 
 def add_workdir(parser: argparse.ArgumentParser, text: str = "folder of a trained run") -> None:

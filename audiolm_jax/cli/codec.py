@@ -15,6 +15,7 @@ import numpy as np
 
 from audiolm_jax import codecs, files
 from audiolm_jax.cli import arguments
+from audiolm_jax.cli.arguments import local
 from audiolm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ MOST_CHANNELS = 2
 def add(parser: argparse.ArgumentParser) -> None:
     *names, last = codecs.CODECS
     parser.add_argument("action", choices=("encode", "decode", "info"), help="what to do")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings; for decode, what encode wrote")
+    parser.add_argument(
+        "files", nargs="*", type=local, metavar="FILE", help="recordings; for decode, what encode wrote"
+    )
     parser.add_argument("--codec", metavar="NAME", help=f"{', '.join(names)} or {last}")
     parser.add_argument("--path", metavar="WEIGHTS", help="folder, safetensors file, or repository owner/name@revision")
     parser.add_argument("--codebooks", type=int, metavar="Q", help="use the first Q codebooks (default: all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: beside every file)")
+    parser.add_argument("--out", type=local, metavar="DIR", help="where to write (default: beside every file)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,9 +2,9 @@
 
 import argparse
 import shlex
-from pathlib import Path
 
 from audiolm_jax.cli import arguments
+from audiolm_jax.cli.arguments import local
 
 HELP = """
 One training run for each strategy, seed and size; what is equal between them is printed before training. The stages are
@@ -22,7 +22,7 @@ examples:
 
 def add(parser: argparse.ArgumentParser) -> None:
     arguments.add_config(parser, "demo")
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the comparison")
+    parser.add_argument("--workdir", type=local, required=True, metavar="DIR", help="folder of the comparison")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """`audiolm export`."""
 
 import argparse
-from pathlib import Path
 
 from audiolm_jax.cli import arguments
+from audiolm_jax.cli.arguments import local
 from audiolm_jax.errors import InputError
 
 HELP = """
@@ -18,7 +18,7 @@ examples:
 def add(parser: argparse.ArgumentParser) -> None:
     arguments.add_workdir(parser)
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the latest)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, or a folder")
+    parser.add_argument("--out", type=local, required=True, metavar="FILE", help="a .safetensors file, or a folder")
     kinds = ("float32", "float16")
     parser.add_argument("--dtype", choices=kinds, default="float32", help="of the weights in a .safetensors file")
 

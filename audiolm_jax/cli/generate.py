@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
 from audiolm_jax import files
 from audiolm_jax.cli import arguments
+from audiolm_jax.cli.arguments import local
 from audiolm_jax.errors import InputError
 
 HELP = """
@@ -28,13 +28,13 @@ examples:
 def add(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=files.place, metavar="DIR", help="folder of a trained run")
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a file that `audiolm export` wrote")
+    source.add_argument("--checkpoint", type=local, metavar="FILE", help="a file that `audiolm export` wrote")
     parser.add_argument("--text", default="", help="what to say")
-    parser.add_argument("--prompt", type=Path, metavar="FILE", help="a recording to continue, or whose voice to take")
-    parser.add_argument("--melody", type=Path, metavar="FILE", help="a recording to follow (musicgen-melody)")
+    parser.add_argument("--prompt", type=local, metavar="FILE", help="a recording to continue, or whose voice to take")
+    parser.add_argument("--melody", type=local, metavar="FILE", help="a recording to follow (musicgen-melody)")
     parser.add_argument("--speaker", default="", help="fills {speaker} in the text template of the run, if it has one")
     parser.add_argument("--prompt-text", default="", metavar="TEXT", help="transcript of the prompt")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav file to write")
+    parser.add_argument("--out", type=local, required=True, metavar="FILE", help="the wav file to write")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--frames", type=int, metavar="N", help="exact length in frames of the codec")
     length.add_argument("--seconds", type=float, metavar="S", help="exact length in seconds")

@@ -1,9 +1,9 @@
 """`audiolm import`."""
 
 import argparse
-from pathlib import Path
 
 from audiolm_jax.cli import arguments
+from audiolm_jax.cli.arguments import local
 
 HELP = """
 The folder holds config.json, tokenizer.json and model.safetensors (or several, and their index). Weights that are
@@ -17,7 +17,7 @@ examples:
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a folder, or a repository owner/name[@revision]")
-    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of the run that it becomes")
+    parser.add_argument("workdir", type=local, metavar="WORKDIR", help="folder of the run that it becomes")
 
 
 def run(options: argparse.Namespace) -> None:

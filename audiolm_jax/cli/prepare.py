@@ -1,9 +1,9 @@
 """`audiolm prepare`."""
 
 import argparse
-from pathlib import Path
 
 from audiolm_jax.cli import arguments
+from audiolm_jax.cli.arguments import local
 
 HELP = """
 examples:
@@ -21,7 +21,7 @@ examples:
 
 def add(parser: argparse.ArgumentParser) -> None:
     arguments.add_config(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where to write corpus and tokens")
+    parser.add_argument("--data", type=local, required=True, metavar="DIR", help="where to write corpus and tokens")
     arguments.add_processes(parser)
 
 

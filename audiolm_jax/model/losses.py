@@ -107,6 +107,7 @@ def _on_cpu(hidden_BLD, targets_BLS, heads_BLS, blocks, vocab: Vocab, rules: Rul
     from audiolm_jax.model.kernels import cpu_loss
 
     stream = rules.spec("batch", "length", None)
+    blocks = {name: jax.sharding.reshard(x, P()) for name, x in blocks.items()}  # whole, also under tensor rules
     sets_XWD = [blocks["text"].T, blocks["length"].T, *blocks["codes"].transpose(1, 2, 0)]
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes]
     legal_XW = np.arange(max(sizes)) < np.array(sizes)[:, None]

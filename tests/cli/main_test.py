@@ -214,3 +214,24 @@ def test_further_writes_that_failed_are_silent(kind, caplog):
     assert not caplog.messages
     forget(ValueError("of another library"))
     assert any("never retrieved" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "--data", "gs://bucket/data"],
+        ["train", "--data", "gs://bucket/data", "--workdir", "run"],
+        ["compare", "--workdir", "gs://bucket/compared"],
+        ["export", "--workdir", "run", "--out", "s3://bucket/run.safetensors"],
+        ["import", "owner/name", "gs://bucket/run"],
+        ["generate", "--checkpoint", "gs://bucket/run.safetensors", "--out", "a.wav"],
+        ["generate", "--workdir", "run", "--out", "gs://bucket/a.wav"],
+        ["codec", "encode", "gs://bucket/a.wav"],
+    ],
+)
+def test_an_address_where_a_path_is_needed_is_refused(arguments, tmp_path, monkeypatch, capsys):
+    """Instead of making a local folder gs:/bucket."""
+    monkeypatch.chdir(tmp_path)
+    assert main.main(arguments) == 2
+    assert "is an address, and a path on this machine is needed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -71,8 +71,20 @@ def spec_of(model=MODEL, codec="none"):
     return Spec(model, VOCAB, SerializationConfig("parallel"), codec=CodecSpec(codec, fingerprint=codec))
 
 
-def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, adapter=SCRATCH, hooks=NO_HOOKS, **changes):
+def run(
+    workdir,
+    batches=None,
+    *,
+    model=MODEL,
+    sharding=None,
+    seed=0,
+    adapter=SCRATCH,
+    hooks=NO_HOOKS,
+    devices=None,
+    **changes,
+):
     """A constant learning rate does not know the number of steps: most runs here share one compiled step."""
+    devices = changes.pop("devices", jax.devices()[:1] if sharding is None else None)
     settings = TrainingConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 3, "ema": 0.9} | changes))
     return loop.train(
         workdir,
@@ -87,7 +99,7 @@ def run(workdir, batches=None, *, model=MODEL, sharding=None, seed=0, adapter=SC
         adapter=adapter,
         hooks=hooks,
         progress=False,
-        devices=jax.devices()[:1] if sharding is None else None,
+        devices=devices,
     )
 
 
@@ -344,6 +356,13 @@ def test_eight_devices_and_accumulated_microbatches_train_like_one_batch_on_one_
         assert line["frames"] == expected["frames"]
         assert np.isclose(line["loss"], expected["loss"], atol=1e-5)
         assert np.isclose(line["grad_norm"], expected["grad_norm"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_on_one_device(tmp_path, preset):
+    straight = run(tmp_path / "data", model=PLAIN, steps=1)
+    state = run(tmp_path / preset, model=PLAIN, steps=1, sharding=ShardingConfig(preset), devices=jax.devices()[:1])
+    assert same(straight.params, state.params)
 
 
 def test_a_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):
