@@ -72,8 +72,8 @@ class Run:
 class Hooks:
     """What is called with the model while it trains.
 
-    probe: every `training.probe_every` steps, (step, model) -> {name: number or (waveform, sample rate)} for
-    TensorBoard. evaluate: every `training.evaluate_every` steps in all processes, model -> {name: number} for the
+    probe: every `training.probe_every` steps in process 0, (step, model) -> {name: number or (waveform, sample rate)}
+    for TensorBoard. evaluate: every `training.evaluate_every` steps in all processes, model -> {name: number} for the
     metrics.
     """
 
@@ -109,11 +109,6 @@ def train(
     probe, evaluate = hooks.probe, hooks.evaluate
     mesh, alone = make_mesh(run.sharding, devices), jax.process_count() == 1
     check_sizes(mesh, rules, spec.model.sharded_sizes(spec.vocab.size))
-    if probe is not None and training.probe_every and not alone:
-        raise InputError(
-            f"training.probe_every={training.probe_every} needs the whole model in one process; set it to 0 for "
-            f"{jax.process_count()} processes"
-        )
     sections = {name: dataclasses.asdict(getattr(run, name)) for name in ("sharding", "optimizer", "training")}
     claim(folder, {**spec.to_json(), **sections, "seed": run.seed})
     with (
@@ -201,8 +196,10 @@ def train(
                     checkpoints.save(manager, step, params, rest, position, spec)
                 if probing:
                     with recorder.paused():
-                        values = probe(step, nnx.merge(step_parts.graph, _for_inference(state, merge)[0]))
-                    recorder.probe(step, values)
+                        params = processes.gathered(_for_inference(state, merge)[0])
+                        if processes.primary():
+                            recorder.probe(step, probe(step, nnx.merge(step_parts.graph, params)))
+                        processes.meet("probed")
                 if stop and step < training.steps:
                     break
             with files.writing(folder):

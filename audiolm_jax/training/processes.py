@@ -43,7 +43,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.model.sharding import Rules
+from audiolm_jax.model.sharding import Rules, single_device_mesh
 
 LOST = 75  # EX_TEMPFAIL of sysexits.h
 HEARTBEAT = 30  # seconds without a sign of life after which a process is dead
@@ -252,6 +252,16 @@ def everyone(text: str) -> list[str]:
     padded[: len(data)] = data
     texts = multihost_utils.process_allgather(padded)
     return [bytes(row[:n]).decode() for row, n in zip(texts, lengths[:, 0], strict=True)]
+
+
+def gathered(params: Any) -> Any:
+    """All of a tree of global arrays on one device of every process (an all-gather); one process: the tree itself."""
+    if jax.process_count() == 1:
+        return params
+    from jax.experimental import multihost_utils
+
+    whole = multihost_utils.process_allgather(params, tiled=True)
+    return jax.device_put(whole, NamedSharding(single_device_mesh(), P()))
 
 
 @contextlib.contextmanager

@@ -122,9 +122,9 @@ def in_this_process(data: Path, workdir: Path, *overrides: str) -> None:
 
 def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, tmp_path):
     """SIGTERM to one of two; what they saved is resumed by one process with other devices, in the same order. Held-out
-    bits are those of one process, too."""
+    bits are those of one process, too, and the first one speaks into TensorBoard."""
     workdir, evaluated = tmp_path / "two" / "run", "training.evaluate_every=2"
-    with start(2, data, workdir, evaluated) as processes:
+    with start(2, data, workdir, evaluated, "training.probe_every=2", "sampling.max_frames=8") as processes:
         in_this_process(data, tmp_path / "one", evaluated)
         wait_for_step(workdir, 3, processes)
         processes.all[1].send_signal(signal.SIGTERM)
@@ -133,6 +133,8 @@ def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, tmp_path
     assert 3 <= stopped < 20
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(stopped)]
     assert 2 in held_out(workdir)
+    [events] = (workdir / "tensorboard").iterdir()
+    assert b"speech/1" in events.read_bytes()
     in_this_process(data, workdir, evaluated)
     assert len(losses(workdir)) == 20
     np.testing.assert_allclose(losses(workdir), losses(tmp_path / "one"), atol=1e-5)
