@@ -108,8 +108,9 @@ def trained_run(workdir: Path) -> Path:
     return workdir
 
 
-def recording(path: Path | None, sample_rate: int, flag: str) -> "np.ndarray | None":
-    """The audio file, float32 [samples] at `sample_rate` Hz, or None. Raises InputError if it cannot be used."""
+def recording(path: Path | None, sample_rate: int, channels: int, flag: str) -> "np.ndarray | None":
+    """The audio file as `audiolm prepare` gives it to a codec of this rate in Hz: float32 [samples] or [2, samples]; or
+    None. Raises InputError if it cannot be used."""
     if path is None:
         return None
     from audiolm_jax.data import corpora
@@ -117,6 +118,7 @@ def recording(path: Path | None, sample_rate: int, flag: str) -> "np.ndarray | N
 
     try:
         # The limit of the model is checked later.
-        return folder.load(str(path), corpora.CorpusConfig("folder", sample_rate=sample_rate, max_seconds=3600.0))[0]
+        config = corpora.CorpusConfig("folder", sample_rate=sample_rate, channels=channels, max_seconds=3600.0)
+        return folder.load(str(path), config)[0]
     except corpora.Reject as reason:
         raise InputError(f"{flag}={path}: {reason}; give a wav, flac, ogg or mp3 recording") from None

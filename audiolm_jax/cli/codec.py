@@ -6,6 +6,7 @@ NAME.npz    codes [T, Q] uint16, and what is needed to decode them: codec, path,
 
 import argparse
 import contextlib
+import itertools
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from audiolm_jax import codecs, files
 from audiolm_jax.cli import arguments
 from audiolm_jax.cli.arguments import local
+from audiolm_jax.data.corpora import Reject, sound
 from audiolm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -171,33 +173,29 @@ def recording(path: Path) -> Iterator["soundfile.SoundFile"]:
 def read(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
     """A recording in pieces [channels, N] at `sample_rate`; stereo is averaged for mono, mono doubled for stereo.
 
-    Raises InputError: it cannot be read, has more than two channels, no samples, or samples that are not finite.
+    The same samples as `audiolm prepare` gives the codec. Raises InputError: it cannot be read, is damaged, has more
+    than two channels, no samples, or samples that are not finite or in another encoding than it says.
     """
-    import soxr
-
-    count = 0
-    with recording(path) as file:
-        if file.channels > MOST_CHANNELS:
-            raise InputError(f"{path}: has {file.channels} channels; mono or stereo is needed, so mix it down first")
-        resampler = soxr.ResampleStream(file.samplerate, sample_rate, file.channels, dtype="float32", quality="HQ")
-        size, last = max(1, round(PIECE_SECONDS * file.samplerate)), False
-        while not last:
-            samples_NC = file.read(size, dtype="float32", always_2d=True)
-            if not np.isfinite(samples_NC).all():
-                raise InputError(f"{path}: holds NaN or infinite samples")
-            last = len(samples_NC) < size
-            if file.samplerate != sample_rate:
-                samples_NC = resampler.resample_chunk(samples_NC, last=last)
-                samples_NC = samples_NC.reshape(len(samples_NC), -1)
-            if channels == 1:
-                samples_NC = samples_NC.mean(axis=1, keepdims=True)
-            elif samples_NC.shape[1] == 1:
-                samples_NC = np.repeat(samples_NC, channels, axis=1)
-            count += len(samples_NC)
-            if len(samples_NC):
-                yield samples_NC.T
+    heard, count = 0, 0
+    try:
+        with sound.opened(path) as file:
+            if file.channels > MOST_CHANNELS:
+                raise InputError(
+                    f"{path}: has {file.channels} channels; mono or stereo is needed, so mix it down first"
+                )
+            deliver = sound.Delivery(file.samplerate, sample_rate, channels)
+            for samples_NC in itertools.chain(sound.raw(file, PIECE_SECONDS), [None]):
+                last, heard = samples_NC is None, heard + (0 if samples_NC is None else len(samples_NC))
+                samples_NC = np.zeros((0, file.channels), np.float32) if last else samples_NC
+                samples_NC = deliver(samples_NC, last)
+                count += len(samples_NC)
+                if len(samples_NC):
+                    yield samples_NC.T
+    except Reject as reason:
+        said = str(reason).replace("not readable as audio", "cannot be read as a recording")
+        raise InputError(f"{path}: {said}") from None
     if not count:
-        raise InputError(f"{path}: holds no samples")
+        raise InputError(f"{path}: {'too short to be resampled' if heard else 'holds no samples'}")
 
 
 def describe(path: Path, codec) -> str:

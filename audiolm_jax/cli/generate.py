@@ -62,10 +62,9 @@ def run(options: argparse.Namespace) -> None:
         print(
             f"audiolm: the text of this run was {template!r}; --speaker names a voice of its training", file=sys.stderr
         )
-    prompt, melody = (
-        arguments.recording(path, generator.codec.sample_rate, flag)
-        for path, flag in ((options.prompt, "--prompt"), (options.melody, "--melody"))
-    )
+    codec = generator.codec
+    prompt = arguments.recording(options.prompt, codec.sample_rate, codec.channels, "--prompt")
+    melody = arguments.recording(options.melody, codec.sample_rate, 1, "--melody")
     request = generator.request(
         options.text,
         audio=prompt,

@@ -9,8 +9,8 @@ HELP = """
 examples:
   # the synthetic corpus that needs nothing but this package
   audiolm prepare --config default --data data/synthetic
-  # your own recordings: wav, flac, ogg or mp3, each with a .txt of the same name, or with an LJSpeech metadata.csv,
-  # or a .jsonl manifest; unusable files are named in data/mine/tokens/rejects.jsonl
+  # your own recordings: what libsndfile reads, each with a .txt of the same name, or with a metadata.csv, or a .jsonl
+  # manifest; unusable files are named in data/mine/tokens/rejects.jsonl
   audiolm prepare --config default --data data/mine --config.corpus.name=folder --config.corpus.path=recordings
   # a prepared tensorflow-datasets set
   audiolm prepare --config default --data data/lj --config.corpus.name=tfds --config.corpus.tfds_name=my_set

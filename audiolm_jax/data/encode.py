@@ -27,25 +27,26 @@ def encode(
 
     def run(bucket: int) -> None:
         rows = waiting.pop(bucket)
-        batch_BN = np.zeros((_rows(bucket, codec, batch_seconds), bucket), np.float32)
+        channels = () if codec.channels == 1 else (codec.channels,)
+        batch_BN = np.zeros((_rows(bucket, codec, batch_seconds), *channels, bucket), np.float32)
         samples_B = np.ones(len(batch_BN), int)
         for row, (_, waveform_N) in enumerate(rows):
-            batch_BN[row, : len(waveform_N)], samples_B[row] = waveform_N, len(waveform_N)
-        if codec.channels == 2:  # corpora are mono: both channels get the same samples
-            batch_BN = np.stack([batch_BN, batch_BN], axis=1)
+            samples_B[row] = waveform_N.shape[-1]
+            batch_BN[row, ..., : samples_B[row]] = waveform_N
         codes_BTQ = np.asarray(codec.encode(batch_BN, samples_B))
         if codes_BTQ.min() < 0 or codes_BTQ.max() >= codec.codebook_size:
             raise ValueError(f"the codec {codec.name!r} gave codes outside 0..{codec.codebook_size - 1}")
         for codes_TQ, (index, waveform_N) in zip(codes_BTQ, rows, strict=False):
-            results[index] = (codes_TQ[: codec.frames(len(waveform_N))], len(waveform_N) / codec.sample_rate)
-            bar.update(1, len(waveform_N) / codec.sample_rate)
+            samples = waveform_N.shape[-1]
+            results[index] = (codes_TQ[: codec.frames(samples)], samples / codec.sample_rate)
+            bar.update(1, samples / codec.sample_rate)
 
-    for index, loaded in enumerate(_ahead(pool, members, codec.sample_rate, LOOK_AHEAD)):
+    for index, loaded in enumerate(_ahead(pool, members, codec, LOOK_AHEAD)):
         if isinstance(loaded, Reject):
             results[index] = loaded
             bar.update(1)
             continue
-        bucket = _bucket(len(loaded), codec)
+        bucket = _bucket(loaded.shape[-1], codec)
         waiting.setdefault(bucket, []).append((index, loaded))
         if len(waiting[bucket]) == _rows(bucket, codec, batch_seconds):
             run(bucket)
@@ -66,37 +67,53 @@ def _rows(bucket: int, codec, batch_seconds: float) -> int:
     return max(1, int(batch_seconds * codec.sample_rate / bucket))
 
 
-def _ahead(pool, members, sample_rate: int, depth: int) -> Iterator[np.ndarray | Reject]:
+def _ahead(pool, members, codec, depth: int) -> Iterator[np.ndarray | Reject]:
     """Loads in order, at most `depth` recordings ahead of the caller, so that memory stays bounded."""
-    futures = [pool.submit(_load, item, sample_rate) for item in members[:depth]]
+    futures = [pool.submit(_loaded, item, codec) for item in members[:depth]]
     for index in range(len(members)):
         result = futures[index].result()
         futures[index] = None
         if index + depth < len(members):
-            futures.append(pool.submit(_load, members[index + depth], sample_rate))
+            futures.append(pool.submit(_loaded, members[index + depth], codec))
         yield result
 
 
-def _load(item: Utterance, sample_rate: int) -> np.ndarray | Reject:
+def _loaded(item: Utterance, codec) -> np.ndarray | Reject:
     try:
-        waveform_N, rate = item.load()
+        return heard(item, codec)
     except Reject as reject:
         return reject
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, EOFError) as error:  # a decoder's errors about a broken file
-        return Reject(f"cannot be read: {' '.join(str(error).split())}")
+
+
+def heard(item: Utterance, codec) -> np.ndarray:
+    """A recording as the codec takes it: float32 [samples] at its rate, [channels, samples] for more than one.
+
+    Raises Reject for one that cannot be used.
+    """
     try:
-        for text in (item.key, item.speaker, item.text):
+        waveform_N, rate = item.load()
+    except (Reject, InputError):
+        raise
+    except Exception as error:  # whatever a decoder, or a corpus from outside, says of one broken recording
+        raise Reject(f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    try:
+        for text in (item.key, item.speaker, item.text, *(word for word, _, _ in item.words)):
             text.encode()
     except UnicodeEncodeError:
-        return Reject("its text is not valid Unicode")
-    if waveform_N.ndim != 1 or not len(waveform_N):
-        return Reject(f"audio of shape {waveform_N.shape} where [samples] was expected")
+        raise Reject("its text is not valid Unicode") from None
+    waveform_N = np.asarray(waveform_N, np.float32)
+    shapes = ((),) if codec.channels == 1 else ((), (codec.channels,))
+    if waveform_N.shape[:-1] not in shapes or not waveform_N.size:
+        wanted = "[samples]" if codec.channels == 1 else f"[samples] or [{codec.channels}, samples]"
+        raise Reject(f"audio of shape {waveform_N.shape} where {wanted} was expected")
     if not np.isfinite(waveform_N).all():
-        return Reject("NaN or infinite samples")
-    waveform_N = resample(np.asarray(waveform_N, np.float32), rate, sample_rate)
-    return waveform_N if len(waveform_N) else Reject("too short: no sample is left after resampling")
+        raise Reject("NaN or infinite samples")
+    if rate != codec.sample_rate:
+        rows = [resample(row_N, rate, codec.sample_rate) for row_N in np.atleast_2d(waveform_N)]
+        waveform_N = np.stack(rows) if waveform_N.ndim == 2 else rows[0]
+    if not waveform_N.size:
+        raise Reject("too short: no sample is left after resampling")
+    return waveform_N if codec.channels == 1 or waveform_N.ndim == 2 else np.stack([waveform_N] * codec.channels)
 
 
 class Progress:

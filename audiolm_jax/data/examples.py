@@ -18,8 +18,8 @@ def make_vocab(metadata: dict, config: DataConfig) -> Vocab:
 
 
 def prompt_text(config: DataConfig, text: str, speaker: str = "", key: str = "") -> str:
-    """The text segment for these words by this speaker, as it was in training."""
-    return config.template.format(text=text, speaker=speaker, key=key)
+    """The text segment for these words by this speaker, as it was in training. Both are cleaned (`text.clean`)."""
+    return config.template.format(text=texts.clean(text), speaker=texts.clean(speaker), key=key)
 
 
 def document(example: dict, config: DataConfig, vocab: Vocab) -> Document:

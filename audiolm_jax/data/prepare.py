@@ -4,6 +4,7 @@ DATA/corpus    the synthetic corpus, if that is what is used
 DATA/tokens    the token data set and rejects.jsonl
 """
 
+import logging
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -13,9 +14,15 @@ from audiolm_jax import config as configs
 from audiolm_jax.data import corpora, tokens
 
 
-def utterances(config: ConfigDict, directory: Path, progress: bool = True) -> list[corpora.Utterance]:
-    """The recordings of the configured corpus; a synthetic one is made below `directory` first."""
-    return corpora.utterances(configs.section(config, "corpus"), directory / "corpus", progress)
+def utterances(config: ConfigDict, directory: Path, progress: bool = True, codec=None) -> list[corpora.Utterance]:
+    """The recordings of the configured corpus as its codec hears them; a synthetic one is made below `directory` first.
+
+    codec: that of the configuration if it is loaded already.
+    """
+    corpus = configs.section(config, "corpus")
+    if corpus.sample_rate is None or corpus.channels is None:
+        corpus = corpora.for_codec(corpus, codec or codecs.load(**config.codec))
+    return corpora.utterances(corpus, directory / "corpus", progress)
 
 
 def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
@@ -26,9 +33,11 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     Raises InputError for a corpus that cannot be used, a folder of another corpus or codec, a full disk.
     """
     codec, corpus = codecs.load(**config.codec), configs.section(config, "corpus")
+    if said := corpora.converted(corpus, codec):
+        logging.warning("%s", said)
     recordings: list[corpora.Utterance] = []
     lock = directory / "corpus.lock"
-    locks.share({"corpus": lock}, lambda _: recordings.extend(utterances(config, directory, progress)))
+    locks.share({"corpus": lock}, lambda _: recordings.extend(utterances(config, directory, progress, codec)))
     lock.unlink(missing_ok=True)
     tokens.write(recordings, codec, directory / "tokens", configs.section(config, "tokens"), corpus, progress)
     return tokens.info(directory / "tokens")

@@ -23,7 +23,6 @@ alone, so the bytes are those of an uninterrupted run of one process on the same
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -280,18 +279,20 @@ def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> 
         raise InputError(f"the codec has codebooks of {codec.codebook_size} codes; at most {2**16} can be stored")
     digest, keys = hashlib.sha256(), set()
     for item in utterances:
-        if not re.fullmatch(r"\w+", item.split):
-            raise InputError(f"{item.key}: split {item.split!r} must be letters, digits and underscores")
+        if not corpora.usable_split(item.split):
+            raise InputError(
+                f"{item.key!r}: split {item.split[:80]!r} must be letters, digits and underscores, and not all"
+            )
         if (item.split, item.key) in keys:
             raise InputError(f"two recordings of split {item.split!r} have the key {item.key!r}; keys must differ")
         keys.add((item.split, item.key))
-        fields = (item.key, item.split, item.speaker, item.text, item.words)
+        fields = (item.key, item.split, item.speaker, item.text, item.words, *([item.part] if item.part else []))
         digest.update(json.dumps(fields).encode() + b"\n")
     identity = {
         "codec": codec.name,
         "codec_fingerprint": codec.fingerprint,
         "codebooks": codec.codebooks,
-        "corpus": corpora.identity(corpus),
+        "corpus": corpora.identity(corpora.for_codec(corpus, codec)),
         "utterances": digest.hexdigest(),
         "shard_utterances": config.shard_utterances,
     }
@@ -318,11 +319,12 @@ def _begun(notes: Path) -> dict | None:
 def _refuse_another(path: Path, existing: dict, wanted: dict) -> None:
     if existing["codec_fingerprint"] != wanted["codec_fingerprint"]:
         raise _of_another_codec(path, existing, repr(wanted["codec"]), wanted["codec_fingerprint"])
-    for key, value in wanted["corpus"].items():
-        if existing["corpus"].get(key) != value:
+    before, now = ({**corpora.SINCE, **one["corpus"]} for one in (existing, wanted))
+    for key, value in now.items():
+        if before.get(key) != value:
             raise InputError(
-                f"{path}: these tokens were made with corpus.{key} = {existing['corpus'].get(key)!r}, "
-                f"this run has {value!r}; {_REMEDY}"
+                f"{path}: these tokens were made with corpus.{key} = {before.get(key)!r}, this run has {value!r}; "
+                f"{_REMEDY}"
             )
     if existing["utterances"] != wanted["utterances"]:
         raise InputError(f"{path}: the recordings or their texts have changed since these tokens were made; {_REMEDY}")

@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import files, loading
-from audiolm_jax.audio import resample
-from audiolm_jax.data import batches, corpora, tokens
+from audiolm_jax.data import batches, corpora, encode, tokens
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import baselines, intelligibility, likelihood, speed
 from audiolm_jax.evaluation.config import EvaluationConfig
@@ -142,8 +141,7 @@ def ceilings(
     recordings = {(item.split, item.key): item for item in utterances}
     real = []
     for example in examples:
-        waveform_N, rate = recordings[evaluation.split, example["key"]].load()
-        real.append(resample(waveform_N, rate, codec.sample_rate))
+        real.append(encode.heard(recordings[evaluation.split, example["key"]], codec))
     coded = [codec.decode(example["codes"]) for example in examples]
     return {
         name: listen(waveforms, examples, codec.sample_rate, judge, evaluation, folder / name)

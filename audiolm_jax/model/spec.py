@@ -99,6 +99,9 @@ def from_json(values: dict[str, Any], where: Any) -> Spec:
 
 def upgrade(config: dict[str, Any], where: Any) -> dict[str, Any]:
     """The config.json of a run or a comparison with the keys of this version."""
+    corpus = config.get("corpus", {})
+    if "channels" not in corpus and corpus.get("sample_rate") == 16_000:  # was the default, and is the codec's rate now
+        config = config | {"corpus": corpus | {"sample_rate": None}}
     if "vocab" not in config:  # a comparison: sections of the configuration alone
         return config | {"model": _renamed_keys(config["model"])}
     config = config if "conditioning" in config else _renamed(config)

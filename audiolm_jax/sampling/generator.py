@@ -174,7 +174,9 @@ class Generator:
 
     def _requests(self, rows: Sequence[Row]) -> list[Request]:
         # Texts go through an encoder together.
-        texts = [f"{row.prompt_text} {row.text}".strip() for row in rows]
+        texts = [text.clean(f"{row.prompt_text} {row.text}") for row in rows]
+        for one in filter(text.control, texts):
+            raise InputError(f"the text {one!r} holds control characters; give words")
         if any(row.melody is not None for row in rows) and not getattr(self.conditioning, "follows_melodies", False):
             raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
         if self.conditioning is None:
@@ -329,7 +331,7 @@ class Generator:
             return next(chunks, None)
 
     def _document(self, spoken: str, row: Row) -> tuple:
-        if not spoken.strip():
+        if not spoken:
             if self.data_config.template and row.audio is None:
                 raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
             return ()

@@ -1,9 +1,30 @@
-"""Text to ids and back: UTF-8 bytes, so no character is ever outside the vocabulary."""
+"""Text to ids and back: UTF-8 bytes, so no character is ever outside the vocabulary.
+
+And the one cleaning of text, which recordings get when they are prepared and requests when they are made, so that equal
+words are equal tokens.
+"""
+
+import unicodedata
 
 import numpy as np
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization.vocab import BYTES, TEXT_START
+
+# Characters that are neither seen nor spoken: soft hyphen, zero-width space, word joiner, byte order mark, and the
+# marks and brackets of writing direction. U+200C and U+200D stay: Persian, Indic scripts and emoji need them.
+_UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF])
+
+
+def clean(text: str) -> str:
+    """The text as models see it: composed (Unicode NFC), without unseen characters, one space where there were line
+    breaks, tabs or other spaces, none around it. Cleaning a clean text changes nothing."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(_UNSEEN)).split())
+
+
+def control(text: str) -> bool:
+    """Whether a clean text holds control characters, which no text of a recording may."""
+    return any(ord(character) < 32 or ord(character) == 127 for character in text)
 
 
 def encode(text: str) -> np.ndarray:

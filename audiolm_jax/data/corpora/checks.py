@@ -1,35 +1,38 @@
-"""Every recording before it is used: checks, one channel, one sample rate; and its split by a hash."""
+"""Every recording before it is used: checks, channels and sample rate of the corpus; and its split by a hash."""
 
+import codecs
 import hashlib
 
 import numpy as np
 
-from audiolm_jax.audio import resample
-from audiolm_jax.data.corpora import CorpusConfig, Reject
+from audiolm_jax.data.corpora import SAMPLE_RATE, CorpusConfig, Reject, sound
+from audiolm_jax.serialization import text as texts
 
-_OVERSHOOT = 2.0  # decoders of lossy formats pass 1.0 a little; integers stored as floats pass it by far
+_MOST_CHANNELS = 64  # more are samples: the axes are the other way round
 _FULL_SCALE_SHARE = 0.05  # of the samples; music mastered at the limit stays below
 _NOISE_RMS, _NOISE_CORRELATION = 0.2, 0.1  # white noise this loud: samples read in the wrong encoding
 _SILENT_PEAK = 1e-4
 
 
-def clean_text(text: str | bytes | None, required: bool) -> str:
-    """The text with single spaces.
+def clean_text(text: str | bytes | None, required: bool, hint: str = "") -> str:
+    """The text as models see it (`serialization.text.clean`); bytes are UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-      Reject: it is not UTF-8, or it is missing or empty although required.
+      Reject: it is in another encoding, or it is missing (followed by `hint`) or empty although required.
     """
     if isinstance(text, bytes):
+        encoding = "utf-16" if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
         try:
-            text = text.decode("utf-8-sig")
+            text = text.decode(encoding)
         except UnicodeDecodeError as error:
-            raise Reject(f"text is not UTF-8 (byte {error.start})") from error
+            name = encoding.removesuffix("-sig").upper()
+            raise Reject(f"text is not {name} (byte {error.start})") from error
     if text is None and required:
-        raise Reject("text is missing")
-    text = " ".join((text or "").split())
+        raise Reject(f"text is missing{hint and f': {hint}'}")
+    text = texts.clean(text or "")
     if required and not text:
         raise Reject("text is empty")
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    if texts.control(text):
         raise Reject("text holds control characters: it is a binary file or in another encoding")
     return text
 
@@ -42,24 +45,25 @@ def check_duration(seconds: float, config: CorpusConfig) -> None:
 
 
 def prepare(samples: np.ndarray, sample_rate: int, config: CorpusConfig) -> tuple[np.ndarray, int]:
-    """Checks a recording, mixes its channels and resamples it.
+    """Checks a recording, mixes it to the channels of the corpus and resamples it.
 
     Args:
       samples: float [samples] or [samples, channels], nominally in [-1, 1].
 
     Returns:
-      (waveform float32 [samples * config.sample_rate / sample_rate], config.sample_rate).
+      (waveform float32 [samples], or [2, samples] with corpus.channels = 2; the rate of the corpus).
 
     Raises:
       Reject: with the reason.
     """
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
-    if samples.ndim != 1:
+    rate, channels = config.sample_rate or SAMPLE_RATE, config.channels or 1
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    if samples.ndim != 2 or samples.shape[1] > _MOST_CHANNELS:
         raise Reject(f"audio has the shape {samples.shape}, expected [samples] or [samples, channels]")
     if samples.size == 0:
         raise Reject("holds no samples")
-    samples = samples.astype(np.float32)
+    samples = sound.mixed(samples.astype(np.float32), channels)
     if not np.isfinite(samples).all():
         raise Reject("holds NaN or Inf")
     check_duration(len(samples) / sample_rate, config)
@@ -67,13 +71,11 @@ def prepare(samples: np.ndarray, sample_rate: int, config: CorpusConfig) -> tupl
     peak = float(np.abs(samples).max())
     if peak < _SILENT_PEAK:
         raise Reject(f"silent: the loudest sample is {peak:.1g}")
-    if peak > _OVERSHOOT:
-        raise Reject(f"samples reach {peak:.4g}, floating-point audio must lie in [-1, 1]: wrong encoding")
-    samples = np.clip(samples, -1, 1)
+    samples = sound.in_range(samples)
     full_scale = float(np.mean(np.abs(samples) > 0.999))
     if full_scale > _FULL_SCALE_SHARE:
         raise Reject(f"{full_scale:.0%} of the samples are at full scale: clipped, or in the wrong encoding")
-    centred = samples - samples.mean()
+    centred = samples - samples.mean(axis=0)
     power = float(np.mean(centred**2))
     if power == 0:
         raise Reject("constant: every sample is the same")
@@ -81,9 +83,10 @@ def prepare(samples: np.ndarray, sample_rate: int, config: CorpusConfig) -> tupl
     if power > _NOISE_RMS**2 and abs(correlation) < _NOISE_CORRELATION:
         raise Reject("loud white noise: the samples are in another encoding than the file says")
 
-    if sample_rate != config.sample_rate:
-        samples = np.clip(resample(samples, sample_rate, config.sample_rate), -1, 1)
-    return np.ascontiguousarray(samples, dtype=np.float32), config.sample_rate
+    samples = sound.Delivery(sample_rate, rate, channels)(samples, last=True)
+    if not len(samples):
+        raise Reject(f"too short: no sample is left at {rate} Hz")
+    return np.ascontiguousarray(samples[:, 0] if channels == 1 else samples.T, dtype=np.float32), rate
 
 
 def splits(keys: list[str], valid_fraction: float, test_fraction: float) -> list[str]:
@@ -91,6 +94,10 @@ def splits(keys: list[str], valid_fraction: float, test_fraction: float) -> list
 
     The one exception: a split that would stay empty gets the nearest key where there are at least three.
     """
+    once = list(dict.fromkeys(keys))  # parts of one recording share its key, and go into one split
+    if len(once) < len(keys):
+        found = dict(zip(once, splits(once, valid_fraction, test_fraction), strict=True))
+        return [found[key] for key in keys]
     positions = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64 for key in keys]
     names = [
         "valid" if position < valid_fraction else "test" if position >= 1 - test_fraction else "train"

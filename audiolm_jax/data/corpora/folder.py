@@ -1,211 +1,319 @@
-"""A folder of recordings: wav, flac, ogg, opus or mp3.
+"""A folder of recordings in any format that libsndfile reads.
 
-The text of a recording comes from the first of these that is there:
+The text of a recording comes from the first of these that is there, capitals in their names or not:
 
 1. a JSONL manifest, when `corpus.path` is one or the folder holds `manifest.jsonl`. Only what it lists is used. A
-   line has `path` (or `audio_filepath`; relative to the manifest) and `text`, and may have `key`, `speaker`, `split`
-   and `words` ([[word, start, end], ...] in seconds);
-2. `metadata.csv` in the layout of LJSpeech: `id|text` or `id|text|normalised text`, recordings in `wavs/` or beside;
+   line has `path` (or `audio_filepath`, `file_name`; relative to the manifest) and `text`, and may have `key`,
+   `speaker`, `split`, `words` ([[word, start, end], ...] in seconds), and the part of the recording that is meant:
+   `start` or `offset`, `end` or `duration`, in seconds (columns.py; all times count from the recording's beginning);
+2. `metadata.csv`, `metadata.tsv` or `metadata.jsonl`, for recordings in its folder and below it: as LJSpeech has it
+   (`id|text` or `id|text|normalised text`, recordings in `wavs/` or beside), or with named columns (layouts.py);
 3. a file of the same name ending in `.txt`.
 
-Without a manifest the speaker is the name of the recording's folder (none for the top folder and for `wavs`), and
-the split comes from a hash of the recording's path.
+Without a list that says otherwise the speaker is the name of the recording's folder (none for the top folder and for
+`wavs`), and the split comes from a hash of the recording's path, so all parts of a recording are in one split. What is
+hidden is left out, and links are followed (tree.py). Recordings over corpus.max_seconds are cut (cut.py).
 """
 
 import collections
+import concurrent.futures
+import dataclasses
 import functools
-import json
-import re
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from audiolm_jax.data.corpora import CorpusConfig, Reject, Utterance, checks
+from audiolm_jax.data.corpora import CorpusConfig, Reject, Utterance, checks, cut, layouts, manifest, sound, tree
+from audiolm_jax.data.corpora.cut import Part
+from audiolm_jax.data.corpora.manifest import Record
 from audiolm_jax.errors import InputError
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-_PLAIN_FOLDERS = ("wavs", "wav", "audio", "clips")  # hold recordings, do not name a speaker
+MANIFEST, LINES = "manifest.jsonl", "metadata.jsonl"
+_LISTS = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".parquet", ".trans.txt")  # may hold texts; said if none is read
+_AT_ONCE = 8  # headers read at the same time
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording of the corpus before it is checked: an utterance without its samples, of `part` (None: all)."""
+
+    path: Path
+    key: str
+    source: str
+    text: str | bytes | None
+    speaker: str = ""
+    split: str = ""
+    hashed: str = ""  # what decides on the split where none is given; "" for files that are no recordings to us
+    words: cut.Words = ()
+    part: Part | None = None
+    reason: str = ""
+    hint: str = ""
+    where: str = ""  # the line about it
+    lists: str = "the manifest"
 
 
 def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> list[Utterance]:
     """Lists the recordings of `config.path`, or of `directory` where that is empty; see `corpora.utterances`.
 
     Raises:
-      InputError: there is no such folder, no recording in it, or a line of the manifest cannot be used.
+      InputError: there is no such folder, no recording in it, or a list that cannot be used.
     """
     root = Path(config.path or directory).expanduser()
     if not root.exists():
         raise InputError(f"corpus.path = {str(root)!r} does not exist; give a folder of recordings or a JSONL manifest")
     try:
-        manifest = root if root.is_file() else root / "manifest.jsonl"
-        if root.is_file() and root.suffix not in (".jsonl", ".json"):
+        if root.is_file() and root.suffix.lower() not in (".jsonl", ".json"):
             raise InputError(
                 f"corpus.path = {str(root)!r} is a file; give a folder of recordings or a manifest ending in .jsonl"
             )
-        recordings = _from_manifest(manifest, config) if manifest.exists() else _from_files(root, config)
+        listed = [root] if root.is_file() else [path for path in root.iterdir() if tree.same(path.name) == MANIFEST]
+        if len(listed) > 1:
+            raise InputError(f"{root} holds {' and '.join(sorted(path.name for path in listed))}; keep one of them")
+        recordings = _from_manifest(listed[0]) if listed else _from_files(root)
     except OSError as error:
         raise InputError(f"cannot read the corpus in {root}: {error.strerror}") from error
     if not recordings:
-        raise InputError(f"no recordings in {root}: expected files ending in {', '.join(SUFFIXES)} or a manifest")
-    return recordings
+        raise InputError(
+            f"no recordings in {root}: expected files ending in {', '.join(sound.SUFFIXES)}, or a manifest"
+        )
+    recordings = _distinct(recordings)
+    hashed = [recording.hashed for recording in recordings if recording.hashed]
+    splits = dict(zip(hashed, checks.splits(hashed, config.valid_fraction, config.test_fraction), strict=True))
+    recordings = [replace(one, split=one.split or splits.get(one.hashed, "train")) for one in recordings]
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        return [item for items in pool.map(functools.partial(_utterances, config), recordings) for item in items]
 
 
-def load(path: str, config: CorpusConfig, reason: str = "") -> tuple[np.ndarray, int]:
-    """Reads one recording: (waveform float32 [samples], config.sample_rate).
+def load(path: str, config: CorpusConfig, reason: str = "", part: Part | None = None) -> tuple[np.ndarray, int]:
+    """Reads one recording: (waveform float32 [samples], or [2, samples] with corpus.channels = 2; the corpus's rate).
 
     Args:
       reason: why this recording was rejected when the corpus was listed, "" if it was not.
+      part: what is read of it, None for all.
 
     Raises:
       Reject: with the reason.
     """
-    import soundfile
-
     if reason:
         raise Reject(reason)
-    file = Path(path)
+    with sound.opened(path) as file:
+        if part is None:
+            if frames := sound.length(file):  # before reading: a file of hours need not be decoded to be refused
+                checks.check_duration(frames / file.samplerate, config)
+            samples = sound.whole(file)
+        else:
+            samples = sound.some(file, part)
+        return checks.prepare(samples, file.samplerate, config)
+
+
+def _utterances(config: CorpusConfig, recording: Recording) -> list[Utterance]:
+    """One recording, or its parts if it is too long."""
+    fields = {"split": recording.split, "speaker": recording.speaker, "source": recording.source}
+    part, words, text, reason = recording.part, recording.words, "", recording.reason
     try:
-        if not file.exists():
-            raise Reject("the file does not exist")
-        if file.stat().st_size == 0:
-            raise Reject("the file is empty")
-        with file.open("rb") as stream, soundfile.SoundFile(stream) as sound:
-            if sound.frames > 0:  # before reading: a file of hours need not be decoded to be refused
-                checks.check_duration(sound.frames / sound.samplerate, config)
-            samples = sound.read(dtype="float32", always_2d=True)
-            _check_whole(sound, len(samples))
-            return checks.prepare(samples, sound.samplerate, config)
-    except OSError as error:
-        raise Reject(f"cannot be opened: {error.strerror}") from error
-    except soundfile.SoundFileError as error:
-        detail = getattr(error, "error_string", str(error)).strip(" .")
-        if detail.startswith("File does not exist"):  # what libsndfile says of noise it took for mp3
-            detail = "Format not recognised"
-        raise Reject(f"not readable as audio: {detail or 'damaged or cut off'}") from error
-
-
-def _check_whole(sound, samples: int) -> None:
-    # libsndfile reads a truncated file without an error, and its text would not fit. Programs that write to a pipe
-    # leave sizes of 0 and -1.
-    promised = re.search(r"^data\s*: (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
-    if promised and 0 < int(promised[2]) < int(promised[1]) < 2**32 - 1:
-        raise Reject(f"cut off: its header promises {promised[1]} bytes of audio, the file holds {promised[2]}")
-    torn = ("Ogg: Junk after the last page", "File ended unexpectedly")
-    if any(sign in sound.extra_info for sign in torn) or samples < 0.9 * sound.frames:
-        raise Reject("cut off: the file ends before its audio does")
-
-
-def _utterance(
-    config: CorpusConfig, path: Path, source: str, text: str | bytes | None, reason: str = "", **fields
-) -> Utterance:
-    try:
-        text = checks.clean_text(text, config.require_text)
+        text = checks.clean_text(recording.text, config.require_text, recording.hint)
+        if not reason and (pieces := _pieces(config, recording, text)):
+            return [
+                Utterance(
+                    key=f"{recording.key}@{number:04d}",
+                    text=piece.text,
+                    words=piece.words,
+                    load=functools.partial(load, str(recording.path), config, "", piece.part),
+                    part=dataclasses.astuple(piece.part),
+                    **fields,
+                )
+                for number, piece in enumerate(pieces)
+            ]
+        if part and words and not reason:
+            words = cut.of_part(words, part, _rate(recording.path) if part.samples else 1.0)
     except Reject as reject:
-        text, reason = "", reason or str(reject)
-    loader = functools.partial(load, str(path), config, reason)
-    return Utterance(text=text, load=loader, source=source, **fields)
+        reason = reason or str(reject)
+    loader = functools.partial(load, str(recording.path), config, reason, part)
+    key = recording.key
+    return [
+        Utterance(
+            key=key, text=text, words=words, load=loader, part=dataclasses.astuple(part) if part else (), **fields
+        )
+    ]
 
 
-def _from_files(root: Path, config: CorpusConfig) -> list[Utterance]:
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-    )
-    metadata = _read_metadata(root / "metadata.csv")
-    listed = {file.stem for file in files}
-    for name in sorted(set(metadata) - listed):
-        files.append(root / "wavs" / f"{name}.wav")  # does not exist: rejected when it is loaded
+def _pieces(config: CorpusConfig, recording: Recording, text: str) -> list[cut.Piece]:
+    """The parts into which a recording is cut, [] if it is not too long or cannot be read, which its loading tells.
 
-    relative = [path.relative_to(root) for path in files]
-    keys = [path.with_suffix("").as_posix() for path in relative]
+    Raises Reject if it cannot be cut.
+    """
+    part = recording.part
+    if part and not part.samples and part.stop is not None and part.stop - part.start <= config.max_seconds:
+        return []  # without a look at the file
+    if config.long == "reject":
+        return []
+    try:
+        with sound.opened(recording.path) as file:
+            rate, frames = file.samplerate, sound.length(file)
+    except Reject:
+        return []
+    if not frames:
+        return []
+    first, last = part.inside(rate, frames) if part else (0, frames)
+    seconds = (last - first) / rate
+    if seconds <= config.max_seconds:
+        return []
+    return cut.pieces(seconds, text, recording.words, config, first / rate)
+
+
+def _rate(path: Path) -> int:
+    with sound.opened(path) as file:
+        return file.samplerate
+
+
+def _from_files(root: Path) -> list[Recording]:
+    found = tree.walk(root)
+    listed, missing, read = _listed(found)
+    unread = [
+        str(one.inside) for one in found.others if one.inside.name.lower().endswith(_LISTS) and one.path not in read
+    ]
+    hint = f"the folder holds {unread[0]}, which is not read; see metadata.csv in README.md" if unread else ""
+
+    keys = [one.inside.with_suffix("").as_posix() for one in found.recordings]
     count = collections.Counter(keys)  # a.wav and a.mp3 side by side keep their suffix
-    keys = [path.as_posix() if count[key] > 1 else key for key, path in zip(keys, relative, strict=True)]
-    names = checks.splits(keys, config.valid_fraction, config.test_fraction)
     recordings = []
-    for path, inside, key, split in zip(files, relative, keys, names, strict=True):
-        text = metadata[path.stem] if path.stem in metadata else _read_text(path.with_suffix(".txt"))
-        folder = inside.parent.name
-        speaker = "" if folder in _PLAIN_FOLDERS else folder
+    for one, key in zip(found.recordings, keys, strict=True):
+        key = one.inside.as_posix() if count[key] > 1 else key
+        whole = Recording(one.path, key, one.inside.as_posix(), None, _speaker(one), hashed=key, hint=hint)
+        records = listed.get(one.path, [])
+        if not records or (len(records) == 1 and records[0].text is None):
+            text = found.beside(one, (f"{one.path.stem}.txt", f"{one.path.name}.txt"))
+            whole = replace(whole, text=text.read_bytes() if text else None)
+        recordings += _of_records(whole, records)
+    for one in found.unusable:
+        reason = f"libsndfile reads no {one.path.suffix} files; convert it, to flac for instance"
+        recordings.append(Recording(one.path, one.inside.as_posix(), one.inside.as_posix(), None, reason=reason))
+    return recordings + missing
+
+
+def _speaker(found: tree.Found) -> str:
+    folder = found.inside.parent.name
+    return "" if tree.plain(folder) else folder
+
+
+def _listed(found: tree.Tree) -> tuple[dict[Path, list[Record]], list[Recording], set[Path]]:
+    """(the lines about each recording; the lines that name none; the lists that were read) of all metadata files.
+
+    Where one list lies below another, the nearest one counts.
+    """
+    tables: dict[PurePosixPath, list[tree.Found]] = {}
+    for one in found.others:
+        if tree.same(one.inside.name) in (*layouts.NAMES, LINES):
+            tables.setdefault(one.inside.parent, []).append(one)
+    listed: dict[Path, list[Record]] = {}
+    missing = []
+    for folder in sorted(tables, key=lambda place: len(place.parts)):
+        if len(tables[folder]) > 1:
+            names = " and ".join(str(one.inside) for one in tables[folder])
+            raise InputError(f"{found.root} holds {names}; keep one of them")
+        path = tables[folder][0].path
+        names = tree.Names((*found.recordings, *found.unusable), folder)
+        records = layouts.read(path, names.find) if path.suffix.lower() != ".jsonl" else manifest.read(path)
+        own: dict[Path, list[Record]] = {}
+        for record in records:
+            if not record.path:
+                continue
+            hits = names.find(record.path)
+            if len({hit.inside.parent for hit in hits}) > 1:
+                reason = (
+                    f"{path.name} {record.where} names {record.path}, which is in {len(hits)} folders; name the folder"
+                )
+                record = replace(record, reason=record.reason or reason)
+            for hit in hits:
+                own.setdefault(hit.path, []).append(record)
+            if not hits:
+                inside = folder / (
+                    record.path if "/" in record.path or "." in record.path else f"wavs/{record.path}.wav"
+                )
+                name = tree.printable(str(inside))
+                gone = Recording(found.root / name, _stem(name), name, record.text, hashed=_stem(name))
+                missing.append(replace(gone, reason=record.reason, where=record.where, lists=path.name))
+        listed |= own
+    return listed, missing, {one.path for ones in tables.values() for one in ones}
+
+
+def _of_records(whole: Recording, records: list[Record]) -> list[Recording]:
+    """What the lines of a metadata file say of one recording: itself, or the parts that they name."""
+    if not records:
+        return [whole]
+    out = []
+    several = len({record.part for record in records}) > 1
+    texts = {record.text for record in records}
+    for record in records if several else records[:1]:
+        reason = record.reason
+        if not several and len(texts) > 1:
+            reason = reason or f"it is listed with {len(texts)} texts ({', '.join(r.where for r in records[:3])})"
+        key = record.key or (f"{whole.key}@{record.part.name}" if several and record.part else whole.key)
+        out.append(
+            replace(
+                whole,
+                key=key,
+                text=whole.text if record.text is None else record.text,
+                speaker=record.speaker or whole.speaker,
+                split=record.split,
+                where=record.where,
+                lists="the list",
+                words=record.words,
+                part=record.part,
+                reason=reason,
+                hint=record.hint or whole.hint,
+            )
+        )
+    return out
+
+
+def _from_manifest(path: Path) -> list[Recording]:
+    records = manifest.read(path)
+    count = collections.Counter(record.path for record in records)
+    recordings = []
+    for record in records:
+        stem, several = _stem(record.path), count[record.path] > 1 and record.part
+        key = record.key or (f"{stem}@{record.part.name}" if several else stem)
+        file, reason = tree.resolved(path.parent, record.path), record.reason
+        if file.suffix.lower() in sound.OTHER_SUFFIXES and file.exists():
+            reason = f"libsndfile reads no {file.suffix} files; convert it, to flac for instance"
         recordings.append(
-            _utterance(config, path, inside.as_posix(), text, key=key, split=split, speaker=speaker, words=())
+            Recording(
+                file,
+                key,
+                record.path,
+                record.text,
+                record.speaker,
+                record.split,
+                stem if several else key,
+                record.words,
+                record.part,
+                reason,
+                where=record.where,
+            )
         )
     return recordings
 
 
-def _read_text(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _distinct(recordings: Iterable[Recording]) -> list[Recording]:
+    """Recordings with different keys: one that repeats a key, or whose names are no Unicode, is rejected."""
+    out, seen = [], set()
+    for one in recordings:
+        names = {name: getattr(one, name) for name in ("key", "source", "speaker", "hashed")}
+        printed = {name: tree.printable(value) for name, value in names.items()}
+        if printed != names:
+            one = replace(one, **printed, reason=one.reason or "its key, path or speaker is not valid Unicode")
+        if one.key in seen:
+            name = f"{one.source} ({one.where})"
+            one = replace(one, key=name, source=name, reason=f"{one.lists} holds the key {one.key!r} more than once")
+        seen.add(one.key)
+        out.append(one)
+    return out
 
 
-def _read_metadata(path: Path) -> dict[str, bytes | None]:
-    # Kept as bytes: one line in another encoding must not take the other lines with it.
-    texts: dict[str, bytes | None] = {}
-    if not path.is_file():
-        return texts
-    for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines():
-        columns = line.split(b"|")
-        name = columns[0].decode("utf-8", errors="replace").strip()
-        if name:
-            filled = [column for column in columns[1:] if column.strip()]
-            texts[name] = filled[-1] if filled else (b"" if len(columns) > 1 else None)
-    return texts
-
-
-def _from_manifest(manifest: Path, config: CorpusConfig) -> list[Utterance]:
-    try:
-        lines = manifest.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{manifest} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    records = [
-        _parse(f"{manifest} line {number}", line) | {"where": f"line {number}"}
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    keys = [record["key"] for record in records]
-    hashed = checks.splits(keys, config.valid_fraction, config.test_fraction)
-    recordings, seen = [], set()
-    for record, by_hash in zip(records, hashed, strict=True):
-        key, source, reason = record["key"], record["path"], ""
-        if key in seen:
-            reason = f"the manifest holds the key {key!r} more than once"
-            key = source = f"{source} ({record['where']})"
-        seen.add(key)
-        fields = {
-            "key": key,
-            "split": record.get("split") or by_hash,
-            "speaker": record.get("speaker") or "",
-            "words": tuple((word, float(start), float(end)) for word, start, end in record.get("words") or ()),
-        }
-        path = manifest.parent / record["path"]
-        recordings.append(_utterance(config, path, source, record.get("text"), reason, **fields))
-    return recordings
-
-
-def _parse(where: str, line: str) -> dict:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg}); each line is one object with path and text") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is not a JSON object; each line is one object with path and text")
-    path = record.get("path", record.get("audio_filepath"))
-    if not isinstance(path, str) or not path:
-        raise InputError(f"{where} has no path; each line is one object with path and text")
-    for key in ("key", "text", "speaker", "split"):
-        if record.get(key) is not None and not isinstance(record[key], str):
-            raise InputError(f"{where} has {key} = {record[key]!r}; it must be a string")
-    if record.get("split") and not re.fullmatch(r"\w+", record["split"]):
-        raise InputError(f"{where} has split = {record['split']!r}; use letters, digits and _ only")
-    words = record.get("words") or []
-    if not isinstance(words, list) or not all(_is_timed_word(word) for word in words):
-        raise InputError(f"{where} has words that are not [[word, start, end], ...] with times in seconds")
-    return record | {"path": path, "key": record.get("key") or Path(path).with_suffix("").as_posix()}
-
-
-def _is_timed_word(word) -> bool:
-    return (
-        isinstance(word, list)
-        and len(word) == 3
-        and isinstance(word[0], str)
-        and all(isinstance(time, int | float) and not isinstance(time, bool) for time in word[1:])
-    )
+def _stem(name: str) -> str:
+    """A path without its suffix, as keys are."""
+    path = PurePosixPath(name)
+    return path.with_suffix("").as_posix() if path.name else name

@@ -25,7 +25,7 @@ import numpy as np
 
 from audiolm_jax import files
 from audiolm_jax.audio import resample
-from audiolm_jax.data.corpora import SPLITS, CorpusConfig, Utterance, sentences
+from audiolm_jax.data.corpora import SAMPLE_RATE, SPLITS, CorpusConfig, Utterance, sentences
 from audiolm_jax.errors import InputError
 
 # Accent + variant of espeak-ng, the well separated first: greedy choice by distance in mel-cepstra and pitch, without
@@ -129,11 +129,13 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
     from audiolm_jax.data.corpora import folder
 
     root = synthesise(config, Path(config.path or directory), progress)
-    return folder.utterances(dataclasses.replace(config, path=str(root)), root, progress)
+    # What is longer than corpus.max_seconds is left out: others are spoken, and half a sentence teaches less.
+    return folder.utterances(dataclasses.replace(config, path=str(root), long="reject"), root, progress)
 
 
 def synthesise(config: CorpusConfig, root: Path, progress: bool = True) -> Path:
     """Makes the corpus in `root`, resuming an interrupted run. Returns `root`."""
+    config = dataclasses.replace(config, sample_rate=config.sample_rate or SAMPLE_RATE)
     with files.writing(root):
         return _synthesise(config, root, progress)
 

@@ -1,17 +1,18 @@
 """Any prepared tensorflow-datasets set, by name, read at random access from its array_record files.
 
 Audio is a `Tensor` of float in [-1, 1] or of integers at full scale, [samples] or [samples, channels], or the bytes
-of a sound file. No tensorflow is needed for that. Sets with a `tfds.features.Audio` feature cannot be opened
-without it: that is the extra `tf`.
+of a sound file. Records over corpus.max_seconds are cut as recordings of a folder are (cut.py). No tensorflow is needed
+for that. Sets with a `tfds.features.Audio` feature cannot be opened without it: that is the extra `tf`.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 
 import numpy as np
 
-from audiolm_jax.data.corpora import CorpusConfig, Reject, Utterance, checks
+from audiolm_jax.data.corpora import CorpusConfig, Reject, Utterance, checks, cut, sound
 from audiolm_jax.errors import InputError
 
 _SPLIT_NAMES = {"validation": "valid", "dev": "valid"}
@@ -43,15 +44,17 @@ def utterances(config: CorpusConfig, directory=None, progress: bool = True) -> l
                     0 if "test" in renamed.values() else config.test_fraction,
                 )
             for index, (key, split) in enumerate(zip(keys, splits, strict=True)):
-                records.append(_utterance(config, name, index, key, split))
+                records += _utterances(config, name, index, key, split)
                 bar.update()
     if not records:
         raise InputError(f"the set {config.tfds_name!r} holds no records")
     return records
 
 
-def load(config: CorpusConfig, split: str, index: int, reason: str = "") -> tuple[np.ndarray, int]:
-    """Reads record `index` of a split of the set: (waveform float32 [samples], config.sample_rate).
+def load(
+    config: CorpusConfig, split: str, index: int, reason: str = "", part: cut.Part | None = None
+) -> tuple[np.ndarray, int]:
+    """Reads record `index` of a split of the set, or a part of it; see `folder.load`.
 
     Raises:
       Reject: with the reason.
@@ -59,28 +62,43 @@ def load(config: CorpusConfig, split: str, index: int, reason: str = "") -> tupl
     if reason:
         raise Reject(reason)
     record = _record(config, split, index)
-    audio = _feature(config, record, config.tfds_audio)
-    rate = int(_feature(config, record, config.tfds_rate)) if config.tfds_rate else config.tfds_sample_rate
-    if rate < 1:
-        raise Reject(f"the sample rate is {rate}")
+    audio, rate = _feature(config, record, config.tfds_audio), _rate(config, record)
     if isinstance(audio, bytes):
-        import soundfile
-
-        try:
-            audio, rate = soundfile.read(io.BytesIO(audio), dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise Reject(f"not readable as audio: {error}") from error
+        with sound.opened(audio) as file:
+            samples = sound.whole(file) if part is None else sound.some(file, part)
+            return checks.prepare(samples, file.samplerate, config)
     audio = np.asarray(audio)
     if audio.dtype.kind == "i":
         # Audio read by tensorflow-datasets keeps the values of int16 in wider types.
         audio = audio.astype(np.float32) / 32768
     elif audio.dtype.kind != "f":
         raise Reject(f"audio is of type {audio.dtype}, expected floats, signed integers or a sound file's bytes")
+    if part is not None:
+        audio = audio[:, None] if audio.ndim == 1 else audio
+        first, last = part.inside(rate, len(audio))
+        audio = cut.borders(part, rate, first, last, lambda start, stop: audio[start:stop])
     return checks.prepare(audio, rate, config)
 
 
-def _utterance(config: CorpusConfig, name: str, index: int, key: str, split: str) -> Utterance:
-    text, speaker, reason = "", "", ""
+def _rate(config: CorpusConfig, record: dict) -> int:
+    rate = int(_feature(config, record, config.tfds_rate)) if config.tfds_rate else config.tfds_sample_rate
+    if rate < 1:
+        raise Reject(f"the sample rate is {rate}")
+    return rate
+
+
+def _seconds(config: CorpusConfig, record: dict) -> float:
+    """How long the audio of a record is, 0 if that cannot be told."""
+    audio = _feature(config, record, config.tfds_audio)
+    if isinstance(audio, bytes):
+        with sound.opened(audio) as file:
+            return (sound.length(file) or 0) / file.samplerate
+    return len(audio) / _rate(config, record) if np.ndim(audio) else 0.0
+
+
+def _utterances(config: CorpusConfig, name: str, index: int, key: str, split: str) -> list[Utterance]:
+    """A record, or its parts if it is too long."""
+    text, speaker, reason, pieces = "", "", "", []
     try:
         record = _record(config, name, index)
         _feature(config, record, config.tfds_audio)
@@ -91,17 +109,29 @@ def _utterance(config: CorpusConfig, name: str, index: int, key: str, split: str
             speaker = speaker.decode("utf-8", errors="replace") if isinstance(speaker, bytes) else str(speaker)
         text = _feature(config, record, config.tfds_text) if config.tfds_text else None
         text = checks.clean_text(text, config.require_text)
+        seconds = 0.0 if config.long == "reject" else _seconds(config, record)
+        if seconds > config.max_seconds:
+            pieces = cut.pieces(seconds, text, (), config)
     except Reject as reject:
-        text, reason = "", str(reject)
-    return Utterance(
-        key=key,
-        split=split,
-        speaker=speaker,
-        text=text,
-        words=(),
-        load=functools.partial(load, config, name, index, reason),
-        source=f"{config.tfds_name} {name}[{index}]",
-    )
+        text, reason = text if isinstance(text, str) else "", str(reject)
+    fields = {
+        "split": split,
+        "speaker": speaker,
+        "text": text,
+        "words": (),
+        "source": f"{config.tfds_name} {name}[{index}]",
+    }
+    if not pieces:
+        return [Utterance(key=key, load=functools.partial(load, config, name, index, reason), **fields)]
+    return [
+        Utterance(
+            key=f"{key}@{number:04d}",
+            load=functools.partial(load, config, name, index, "", piece.part),
+            part=dataclasses.astuple(piece.part),
+            **fields,
+        )
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def _record(config: CorpusConfig, split: str, index: int) -> dict:

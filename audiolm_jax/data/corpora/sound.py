@@ -1,0 +1,224 @@
+"""Sound files, whole or in part, as everything here hears them: the corpus, prompts, and `audiolm codec`.
+
+Samples are mixed to the channels that are asked for, then resampled. A recording gives the same samples whether it is
+read at once or piece by piece (soxr gives the same for pieces of any size).
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from audiolm_jax.data.corpora import Reject, cut
+
+if TYPE_CHECKING:
+    import soundfile
+
+# What libsndfile reads, but for raw samples and tables of numbers (.raw, .mat, .htk).
+SUFFIXES = tuple(
+    f".{name}"
+    for name in """wav wave bwf rf64 w64 flac ogg oga opus mp3 mp2 mpga aiff aif aifc au snd caf voc sph nist wve avr
+    svx 8svx iff paf pvf ircam sf sds xi""".split()
+)
+# Recordings that it does not read.
+OTHER_SUFFIXES = tuple(
+    f".{name}"
+    for name in """m4a m4b m4p mp4 aac wma webm weba mka 3gp 3ga amr awb alac ape wv tta tak shn mpc ac3 eac3 dts dsf
+    dff dss ds2 ra rm qcp spx gsm raw pcm vox sd2 act ofr""".split()
+)
+PIECE_SECONDS = 10.0  # what is read at once
+
+_OVERSHOOT = 2.0  # decoders of lossy formats pass 1.0 a little; integers stored as floats pass it by far
+_LOST = 0.01  # seconds that a header may promise too much
+_UNKNOWN = 2**62  # more samples than any recording has: their number is not known
+
+
+@contextlib.contextmanager
+def opened(source: str | Path | bytes) -> Iterator["soundfile.SoundFile"]:
+    """An open recording: a file, or its content. Raises Reject if there is none, or if it is damaged or cannot be read
+    within the block."""
+    import soundfile
+
+    try:
+        with _stream(source) as stream:
+            file = _Streamed(stream)
+            with soundfile.SoundFile(file) as sound:
+                _check_promise(sound, file.head)
+                yield sound
+    except OSError as error:
+        raise Reject(f"cannot be opened: {error.strerror or error}") from error
+    except soundfile.SoundFileError as error:
+        detail = getattr(error, "error_string", str(error)).strip(" .")
+        if detail.startswith("File does not exist"):  # what libsndfile says of noise it took for mp3
+            detail = "Format not recognised"
+        raise Reject(f"not readable as audio: {detail or 'damaged or cut off'}") from error
+
+
+def _stream(source: str | Path | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    file = Path(source)
+    if not file.exists():
+        raise Reject("the file does not exist")
+    if not file.is_file():
+        raise Reject("it is no file")
+    if file.stat().st_size == 0:
+        raise Reject("the file is empty")
+    return file.open("rb")
+
+
+class _Streamed:
+    """A file as libsndfile reads it. A WAV file whose data have the size 0, as programs leave it that write to a pipe
+    or are stopped, gets the size 8 of all, with which libsndfile takes what is there for the data."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+        self.head = stream.read(65536)
+        stream.seek(0)
+        self._patched = _unclosed(self.head, stream)
+
+    def read(self, size: int = -1) -> bytes:
+        position = self._stream.tell()
+        data = self._stream.read(size)
+        if self._patched and position < 8 and data:
+            eight = b"RIFF\x08\x00\x00\x00"[position : position + len(data)]
+            data = eight + data[len(eight) :]
+        return data
+
+
+def _unclosed(head: bytes, stream: BinaryIO) -> bool:
+    """Whether a WAV file that begins like this says that it has no data although some follow."""
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return False
+    place = 12
+    while place + 8 <= len(head):
+        length = int.from_bytes(head[place + 4 : place + 8], "little")
+        if head[place : place + 4] == b"data":
+            after = head[place + 8 : place + 16]
+            follows = int.from_bytes(after[4:], "little") + place + 16 <= size and after[:4].isalnum()
+            return length == 0 and len(after) > 1 and not follows
+        place += 8 + length + length % 2
+    return False
+
+
+def _check_promise(sound: "soundfile.SoundFile", head: bytes) -> None:
+    # libsndfile reads a truncated file without an error, and its text would not fit.
+    said = sound.extra_info
+    pattern = r"^\s*(?:data|SSND|BODY|Data Size|Data length|riff)\s*:?\s*(\d+) \(?should be (\d+)\)?"
+    for promised, held in re.findall(pattern, said, re.MULTILINE):
+        promised, held = int(promised), int(held)
+        lost = sound.frames * (promised - held) / max(held, 1) / sound.samplerate
+        if held < promised and lost > _LOST and not _is_placeholder(promised):
+            raise Reject(f"cut off: its header promises {promised} bytes of audio, the file holds {held}")
+    counted = re.search(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)", said)
+    if sound.format == "NIST":
+        counted = re.search(r"^sample_count -i (\d+)", head[:1024].decode("latin-1"), re.MULTILINE)
+    if counted and sound.frames + _LOST * sound.samplerate < int(counted[1]) < _UNKNOWN:
+        raise Reject(f"cut off: its header promises {counted[1]} samples, the file holds {sound.frames}")
+    if any(
+        sign in said
+        for sign in ("Ogg: Junk after the last page", "File ended unexpectedly", "File seems to be truncated")
+    ):
+        raise Reject("cut off: the file ends before its audio does")
+
+
+def _is_placeholder(size: int) -> bool:
+    """Whether a program that could not know the size wrote it: just below 2 or 4 gigabytes, or sox's 0x7F000000."""
+    return any(limit - 65536 <= size <= limit for limit in (2**31, 2**32)) or 0 <= size - 0x7F000000 <= 64
+
+
+def length(sound: "soundfile.SoundFile") -> int | None:
+    """Samples of one channel, None if the format does not say."""
+    return sound.frames if 0 < sound.frames < _UNKNOWN else None
+
+
+def raw(sound: "soundfile.SoundFile", seconds: float = PIECE_SECONDS) -> Iterator[np.ndarray]:
+    """All samples of an open recording, float32 [samples, channels], in pieces.
+
+    Raises Reject if they are not finite, or if the file ends too early.
+    """
+    size, count = max(1, round(seconds * sound.samplerate)), 0
+    while True:
+        piece_NC = sound.read(size, dtype="float32", always_2d=True)
+        if not np.isfinite(piece_NC).all():
+            raise Reject("holds NaN or Inf")
+        count += len(piece_NC)
+        if len(piece_NC):
+            yield piece_NC
+        if len(piece_NC) < size:
+            break
+    if count < 0.9 * (length(sound) or 0):
+        raise Reject("cut off: the file ends before its audio does")
+
+
+def whole(sound: "soundfile.SoundFile") -> np.ndarray:
+    """`raw` at once."""
+    found = list(raw(sound))
+    return np.concatenate(found) if found else np.zeros((0, sound.channels), np.float32)
+
+
+def some(sound: "soundfile.SoundFile", part: cut.Part) -> np.ndarray:
+    """The samples of a part of an open recording, float32 [samples, channels].
+
+    Raises Reject if it does not lie in the recording.
+    """
+    frames = length(sound)
+    if sound.seekable() and sound.format != "MP3" and frames:  # in mp3 libsndfile may miss the place
+        first, last = part.inside(sound.samplerate, frames)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            sound.seek(start)
+            return sound.read(stop - start, dtype="float32", always_2d=True)
+    else:
+        everything_NC = whole(sound)
+        first, last = part.inside(sound.samplerate, len(everything_NC))
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return everything_NC[start:stop]
+
+    return cut.borders(part, sound.samplerate, first, last, read)
+
+
+def mixed(samples_NC: np.ndarray, channels: int) -> np.ndarray:
+    """Samples [samples, 1 or 2] of a recording [samples, any number of channels].
+
+    Raises Reject for two of more than two.
+    """
+    if channels == 1:
+        return samples_NC.mean(axis=1, keepdims=True)
+    if samples_NC.shape[1] > channels:
+        raise Reject(f"has {samples_NC.shape[1]} channels where 1 or {channels} are needed; mix it down")
+    return np.repeat(samples_NC, channels, axis=1) if samples_NC.shape[1] == 1 else samples_NC
+
+
+def in_range(samples_NC: np.ndarray) -> np.ndarray:
+    """The samples clipped to [-1, 1]. Raises Reject for those that cannot be meant so."""
+    peak = float(np.abs(samples_NC).max(initial=0.0))
+    if peak > _OVERSHOOT:
+        raise Reject(f"samples reach {peak:.4g}, floating-point audio must lie in [-1, 1]: wrong encoding")
+    return np.clip(samples_NC, -1, 1)
+
+
+class Delivery:
+    """A recording on its way to a codec, piece by piece: mixed, in range, resampled."""
+
+    def __init__(self, rate: int, to_rate: int, channels: int):
+        import soxr
+
+        self._channels, self._stream = channels, None
+        if rate != to_rate:
+            self._stream = soxr.ResampleStream(rate, to_rate, channels, dtype="float32", quality="HQ")
+
+    def __call__(self, samples_NC: np.ndarray, last: bool) -> np.ndarray:
+        """Some more samples [samples, channels] -> float32 [samples, `channels`] that are ready, maybe none."""
+        samples_NC = in_range(mixed(samples_NC, self._channels)).astype(np.float32)
+        if self._stream is None:
+            return samples_NC
+        out: Any = self._stream.resample_chunk(samples_NC, last=last)
+        return np.clip(np.asarray(out, np.float32).reshape(-1, self._channels), -1, 1)
