@@ -4,9 +4,9 @@ DATA/corpus    the synthetic corpus, if that is what is used
 DATA/tokens    the token data set and rejects.jsonl
 """
 
-import logging
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, locks

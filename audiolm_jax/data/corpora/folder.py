@@ -98,14 +98,12 @@ def load(path: str, config: CorpusConfig, reason: str = "", part: Part | None = 
     """
     if reason:
         raise Reject(reason)
+    if part is not None:
+        return checks.prepare(*sound.some(path, part), config)
     with sound.opened(path) as file:
-        if part is None:
-            if frames := sound.length(file):  # before reading: a file of hours need not be decoded to be refused
-                checks.check_duration(frames / file.samplerate, config)
-            samples = sound.whole(file)
-        else:
-            samples = sound.some(file, part)
-        return checks.prepare(samples, file.samplerate, config)
+        if frames := sound.length(file):  # before reading: a file of hours need not be decoded to be refused
+            checks.check_duration(frames / file.samplerate, config)
+        return checks.prepare(sound.whole(file), file.samplerate, config)
 
 
 def _utterances(config: CorpusConfig, recording: Recording) -> list[Utterance]:

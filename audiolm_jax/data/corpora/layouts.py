@@ -110,7 +110,7 @@ def _named(path: Path, separator: str, rows: Sequence[Row]) -> list[Record]:
                 raise InputError(f"{where} has {len(cells)} columns, the first line names {len(header)}")
             # A separator in a text that was written without quotes.
             cells = [*cells[: len(header) - 1], separator.join(cells[len(header) - 1 :])]
-        values = dict(zip(header, map(str.strip, cells), strict=False))
+        values = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name}
         split = values.get("split", "")
         if split and not usable_split(split):
             raise InputError(f"{where} has split = {split!r}; {SPLIT_NAMES}")
@@ -139,7 +139,13 @@ def _unnamed(path: Path, separator: str, rows: Sequence[Row]) -> list[Record]:
     rows = [(number, cells, [cell.strip() for cell in cells]) for number, cells in rows]
     full = [cells for _, _, cells in rows if len(cells) == 3 and all(cells)]
     pairs = [(cells[1], cells[2]) for cells in full]
-    role = _third(path, pairs) if usual == 3 and pairs else "text"
+    bars = 2 in widths  # which the texts may hold, as other lines have no third column
+    role = _third(pairs) if usual == 3 and pairs else "text"
+    if role == "unknown" and not bars:
+        raise InputError(
+            f"{path} has three columns, and the third is neither the second one normalised nor a speaker, as in "
+            f"{'|'.join(pairs[0])!r}; {_LIKE}"
+        )
     found = []
     for number, whole, cells in rows:
         name, text, speaker, reason = cells[0], None, "", ""
@@ -149,9 +155,9 @@ def _unnamed(path: Path, separator: str, rows: Sequence[Row]) -> list[Record]:
             text, speaker = cells[1:]
         elif len(cells) == 3 and role == "speaker first":
             speaker, text = cells[1:]
-        elif len(cells) == 3 and (usual == 3 or not all(cells) or _is_normalised(*cells[1:])):
+        elif len(cells) == 3 and (not (bars and all(cells)) or _is_normalised(*cells[1:])):
             text = cells[2] or cells[1]
-        elif len(cells) > 2 and usual == 2:
+        elif len(cells) > 2 and bars:
             text = separator.join(whole[1:]).strip()
         elif len(cells) > 2:
             reason = f"{path.name} line {number} has {len(cells)} columns, most lines have {usual}"
@@ -161,8 +167,8 @@ def _unnamed(path: Path, separator: str, rows: Sequence[Row]) -> list[Record]:
     return found
 
 
-def _third(path: Path, pairs: Sequence[tuple[str, str]]) -> str:
-    """What the columns of id|?|? are: "text" (as written, normalised), "speaker last" or "speaker first"."""
+def _third(pairs: Sequence[tuple[str, str]]) -> str:
+    """What the columns of id|?|? are: "text" (as written, normalised), "speaker last", "speaker first" or "unknown"."""
     second, third = zip(*pairs, strict=True)
     said, written = {}, {}
     for one, other in pairs:
@@ -178,10 +184,7 @@ def _third(path: Path, pairs: Sequence[tuple[str, str]]) -> str:
         return "speaker last"
     if _are_labels(second):
         return "speaker first"
-    raise InputError(
-        f"{path} has three columns, and the third is neither the second one normalised nor a speaker, as in "
-        f"{'|'.join(pairs[0])!r}; {_LIKE}"
-    )
+    return "unknown"
 
 
 def _are_labels(values: Sequence[str]) -> bool:

@@ -5,8 +5,10 @@ read at once or piece by piece (soxr gives the same for pieces of any size).
 """
 
 import contextlib
+import functools
 import io
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -34,6 +36,8 @@ PIECE_SECONDS = 10.0  # what is read at once
 
 _OVERSHOOT = 2.0  # decoders of lossy formats pass 1.0 a little; integers stored as floats pass it by far
 _LOST = 0.01  # seconds that a header may promise too much
+_SEEKS_NEARBY = ("MP3", "OGG")  # formats in which libsndfile may begin at another sample than it was asked for
+_KEPT = 4  # times the length of a part
 _UNKNOWN = 2**62  # more samples than any recording has: their number is not known
 
 
@@ -121,10 +125,7 @@ def _check_promise(sound: "soundfile.SoundFile", head: bytes) -> None:
         counted = re.search(r"^sample_count -i (\d+)", head[:1024].decode("latin-1"), re.MULTILINE)
     if counted and sound.frames + _LOST * sound.samplerate < int(counted[1]) < _UNKNOWN:
         raise Reject(f"cut off: its header promises {counted[1]} samples, the file holds {sound.frames}")
-    if any(
-        sign in said
-        for sign in ("Ogg: Junk after the last page", "File ended unexpectedly", "File seems to be truncated")
-    ):
+    if re.search("Ogg: Junk after the last page|File ended unexpectedly|File seems to be truncated", said):
         raise Reject("cut off: the file ends before its audio does")
 
 
@@ -163,26 +164,67 @@ def whole(sound: "soundfile.SoundFile") -> np.ndarray:
     return np.concatenate(found) if found else np.zeros((0, sound.channels), np.float32)
 
 
-def some(sound: "soundfile.SoundFile", part: cut.Part) -> np.ndarray:
-    """The samples of a part of an open recording, float32 [samples, channels].
+def some(source: str | Path | bytes, part: cut.Part) -> tuple[np.ndarray, int]:
+    """(the samples of a part of a recording, float32 [samples, channels]; its sample rate in Hz).
 
-    Raises Reject if it does not lie in the recording.
+    Raises Reject if it does not lie in the recording, or the recording cannot be read.
     """
-    frames = length(sound)
-    if sound.seekable() and sound.format != "MP3" and frames:  # in mp3 libsndfile may miss the place
-        first, last = part.inside(sound.samplerate, frames)
+    with opened(source) as sound:
+        rate, frames = sound.samplerate, length(sound)
+        if sound.seekable() and sound.format not in _SEEKS_NEARBY and frames:
 
-        def read(start: int, stop: int) -> np.ndarray:
-            sound.seek(start)
-            return sound.read(stop - start, dtype="float32", always_2d=True)
-    else:
-        everything_NC = whole(sound)
-        first, last = part.inside(sound.samplerate, len(everything_NC))
+            def read(start: int, stop: int) -> np.ndarray:
+                sound.seek(start)
+                return sound.read(stop - start, dtype="float32", always_2d=True)
 
-        def read(start: int, stop: int) -> np.ndarray:
-            return everything_NC[start:stop]
+            return cut.borders(part, rate, *part.inside(rate, frames), read), rate
+        if frames is None or isinstance(source, bytes):
+            all_NC = whole(sound)
+            first, last = part.inside(rate, len(all_NC))
+            return cut.borders(part, rate, first, last, lambda start, stop: all_NC[start:stop]), rate
+    forward = _forward(str(source), Path(source).stat().st_mtime_ns)
+    return cut.borders(part, rate, *part.inside(rate, frames), forward.read), rate
 
-    return cut.borders(part, sound.samplerate, first, last, read)
+
+class _Forward:
+    """A recording read from its beginning on, as its parts are asked for one after the other. The last samples are
+    kept, for parts that overlap or that threads ask for in another order."""
+
+    def __init__(self, path: str):
+        self._path, self._lock = path, threading.Lock()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._coming, self._kept, self._first, self._stop = self._opened(), [], 0, 0
+
+    def _opened(self) -> Iterator[np.ndarray]:
+        with opened(self._path) as sound:
+            yield from raw(sound)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples [stop - start, channels], fewer at the end of the recording."""
+        with self._lock:
+            if start < self._first:
+                self._restart()
+            try:
+                while self._stop < stop and (piece_NC := next(self._coming, None)) is not None:
+                    self._kept.append(piece_NC)
+                    self._stop += len(piece_NC)
+                    self._forget(min(start, self._stop - _KEPT * (stop - start)))
+            except Reject:
+                self._restart()
+                raise
+            found_NC = np.concatenate(self._kept or [np.zeros((0, 1), np.float32)])
+            return found_NC[start - self._first : stop - self._first].copy()
+
+    def _forget(self, before: int) -> None:
+        while self._first + len(self._kept[0]) <= before:
+            self._first += len(self._kept.pop(0))
+
+
+@functools.lru_cache(maxsize=4)
+def _forward(path: str, changed: int) -> _Forward:
+    return _Forward(path)
 
 
 def mixed(samples_NC: np.ndarray, channels: int) -> np.ndarray:

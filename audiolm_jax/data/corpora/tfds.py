@@ -64,9 +64,10 @@ def load(
     record = _record(config, split, index)
     audio, rate = _feature(config, record, config.tfds_audio), _rate(config, record)
     if isinstance(audio, bytes):
+        if part is not None:
+            return checks.prepare(*sound.some(audio, part), config)
         with sound.opened(audio) as file:
-            samples = sound.whole(file) if part is None else sound.some(file, part)
-            return checks.prepare(samples, file.samplerate, config)
+            return checks.prepare(sound.whole(file), file.samplerate, config)
     audio = np.asarray(audio)
     if audio.dtype.kind == "i":
         # Audio read by tensorflow-datasets keeps the values of int16 in wider types.
