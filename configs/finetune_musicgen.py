@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.finetune.base = "runs/base"
     config.lora.rank = 16
-    # Longer ones than 30 seconds are cut at random, anew in every epoch.
-    config.corpus.update({"name": "folder", "min_seconds": 1.0, "max_seconds": 600.0})
+    # Longer ones than 30 seconds are cut at random, anew in every epoch; of those over 10 minutes each part has the
+    # whole caption.
+    config.corpus.update({"name": "folder", "min_seconds": 1.0, "max_seconds": 600.0, "long": "windows"})
     # 30 seconds at 50 frames per second, and the delays.
     config.data.update({"sequence_length": 1504, "batch_size": 4})
     # Rates that leave the weights near what they were; averages as audiocraft trains with.

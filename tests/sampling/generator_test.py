@@ -52,6 +52,20 @@ def collect(stream):
 
 
 @pytest.mark.parametrize(
+    "dirty", ["one two\nthree", "one\ttwo  three", "one\u00a0two three", "\ufeffone two\u200b three\n"]
+)
+def test_what_is_typed_is_cleaned_as_what_was_prepared(dirty):
+    def ids(typed, **options):
+        return generator().request(typed, frames=5, **options).document[0][1]
+
+    np.testing.assert_array_equal(ids(dirty), ids("one two three"))
+    np.testing.assert_array_equal(ids("three", prompt_text=f" {dirty}\n"), ids("one two three three"))
+    for bad, said in (("\u200b \n", "the text is empty"), ("one\x00", "control characters")):
+        with pytest.raises(InputError, match=said):
+            ids(bad)
+
+
+@pytest.mark.parametrize(
     "strategy", [pytest.param("flat", marks=pytest.mark.slow), *(s for s in STRATEGIES if s != "flat")]
 )
 def test_streaming_equals_generating_bit_for_bit(strategy):

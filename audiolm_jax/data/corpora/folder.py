@@ -108,57 +108,55 @@ def load(path: str, config: CorpusConfig, reason: str = "", part: Part | None = 
 
 def _utterances(config: CorpusConfig, recording: Recording) -> list[Utterance]:
     """One recording, or its parts if it is too long."""
-    fields = {"split": recording.split, "speaker": recording.speaker, "source": recording.source}
-    part, words, text, reason = recording.part, recording.words, "", recording.reason
+    part, text, reason = recording.part, "", recording.reason
+    found = [("", part, "", recording.words)]  # end of the key, part, text, words
     try:
         text = checks.clean_text(recording.text, config.require_text, recording.hint)
-        if not reason and (pieces := _pieces(config, recording, text)):
-            return [
-                Utterance(
-                    key=f"{recording.key}@{number:04d}",
-                    text=piece.text,
-                    words=piece.words,
-                    load=functools.partial(load, str(recording.path), config, "", piece.part),
-                    part=dataclasses.astuple(piece.part),
-                    **fields,
-                )
-                for number, piece in enumerate(pieces)
-            ]
-        if part and words and not reason:
-            words = cut.of_part(words, part, _rate(recording.path) if part.samples else 1.0)
+        if not reason:
+            part, start, seconds = _measured(config, recording)
+            if seconds > config.max_seconds:
+                pieces = cut.pieces(seconds, text, recording.words, config, start)
+                found = [(f"@{n:04d}", piece.part, piece.text, piece.words) for n, piece in enumerate(pieces)]
+            else:
+                rate = _rate(recording.path) if part and part.samples else 1.0
+                found = [("", part, text, cut.of_part(recording.words, part, rate) if part else recording.words)]
     except Reject as reject:
-        reason = reason or str(reject)
-    loader = functools.partial(load, str(recording.path), config, reason, part)
-    key = recording.key
+        reason = str(reject)
+    if reason:
+        found = [("", part, text, recording.words)]
     return [
         Utterance(
-            key=key, text=text, words=words, load=loader, part=dataclasses.astuple(part) if part else (), **fields
+            key=recording.key + end,
+            split=recording.split,
+            speaker=recording.speaker,
+            text=text,
+            words=words,
+            load=functools.partial(load, str(recording.path), config, reason, part),
+            source=recording.source,
+            part=dataclasses.astuple(part) if part else (),
         )
+        for end, part, text, words in found
     ]
 
 
-def _pieces(config: CorpusConfig, recording: Recording, text: str) -> list[cut.Piece]:
-    """The parts into which a recording is cut, [] if it is not too long or cannot be read, which its loading tells.
+def _measured(config: CorpusConfig, recording: Recording) -> tuple[Part | None, float, float]:
+    """(the part that is meant, None for all; where it starts and how long it is, in seconds, 0 where nobody asks).
 
-    Raises Reject if it cannot be cut.
+    Raises Reject if it does not lie in the recording.
     """
     part = recording.part
-    if part and not part.samples and part.stop is not None and part.stop - part.start <= config.max_seconds:
-        return []  # without a look at the file
-    if config.long == "reject":
-        return []
+    short = part and not part.samples and part.stop is not None and part.stop - part.start <= config.max_seconds
+    if config.long == "reject" or (short and part.start):  # without a look at the file
+        return part, 0.0, 0.0
     try:
         with sound.opened(recording.path) as file:
             rate, frames = file.samplerate, sound.length(file)
-    except Reject:
-        return []
+    except Reject:  # which loading will tell
+        return part, 0.0, 0.0
     if not frames:
-        return []
+        return part, 0.0, 0.0
     first, last = part.inside(rate, frames) if part else (0, frames)
-    seconds = (last - first) / rate
-    if seconds <= config.max_seconds:
-        return []
-    return cut.pieces(seconds, text, recording.words, config, first / rate)
+    return (part if (first, last) != (0, frames) else None), first / rate, (last - first) / rate
 
 
 def _rate(path: Path) -> int:

@@ -189,7 +189,7 @@ def _third(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _are_labels(values: Sequence[str]) -> bool:
     """Whether a column holds numbers alone, or single words that return."""
-    if all(re.fullmatch(r"[+-]?\d+", value) for value in values):
+    if all(re.fullmatch(r"[+-]?\d[\d.,]*", value) for value in values):
         return True
     return not any(" " in value for value in values) and len(values) > 2 and len(set(values)) <= len(values) / 2
 

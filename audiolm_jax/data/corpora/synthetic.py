@@ -130,7 +130,8 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
 
     root = synthesise(config, Path(config.path or directory), progress)
     # What is longer than corpus.max_seconds is left out: others are spoken, and half a sentence teaches less.
-    return folder.utterances(dataclasses.replace(config, path=str(root), long="reject"), root, progress)
+    listed = folder.utterances(dataclasses.replace(config, path=str(root), long="reject"), root, progress)
+    return [dataclasses.replace(item, part=()) for item in listed]  # a duration is that of the whole
 
 
 def synthesise(config: CorpusConfig, root: Path, progress: bool = True) -> Path:
