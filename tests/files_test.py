@@ -123,6 +123,17 @@ def test_a_workdir_behind_an_address():
     assert path.read_text() == '{"step": 1}\n'
 
 
+def test_a_workdir_of_before_the_corpus_had_the_rate_of_its_codec_goes_on(tmp_path):
+    """16000 Hz was the default then; other rates had been asked for."""
+    for rate, now in ((16_000, None), (24_000, 24_000)):
+        folder = tmp_path / str(rate)
+        files.write_json(folder / "config.json", {"model": {}, "corpus": {"sample_rate": rate}})
+        config = {"model": {}, "corpus": {"sample_rate": now, "channels": None, "long": "pauses"}}
+        loop.claim(folder, config)
+        with pytest.raises(InputError, match=r"corpus\.sample_rate is"):
+            loop.claim(folder, {"model": {}, "corpus": {**config["corpus"], "sample_rate": 8000}})
+
+
 def test_other_paths_are_those_of_this_machine(tmp_path):
     assert files.place(tmp_path) == files.place(str(tmp_path)) == tmp_path
     assert not files.remote(tmp_path)

@@ -7,6 +7,7 @@ NAME.npz    codes [T, Q] uint16, and what is needed to decode them: codec, path,
 import argparse
 import contextlib
 import itertools
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from audiolm_jax import codecs, files
 from audiolm_jax.cli import arguments
 from audiolm_jax.cli.arguments import local
-from audiolm_jax.data.corpora import Reject, sound
+from audiolm_jax.data.corpora import Reject, checks, sound
 from audiolm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -176,18 +177,18 @@ def read(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
     The same samples as `audiolm prepare` gives the codec. Raises InputError: it cannot be read, is damaged, has more
     than two channels, no samples, or samples that are not finite or in another encoding than it says.
     """
-    heard, count = 0, 0
+    import tqdm
+
+    heard, count, levels = 0, 0, checks.Levels()
     try:
         with sound.opened(path) as file:
             if file.channels > MOST_CHANNELS:
-                raise InputError(
-                    f"{path}: has {file.channels} channels; mono or stereo is needed, so mix it down first"
-                )
+                raise Reject(f"has {file.channels} channels; mono or stereo is needed, so mix it down first")
             deliver = sound.Delivery(file.samplerate, sample_rate, channels)
-            for samples_NC in itertools.chain(sound.raw(file, PIECE_SECONDS), [None]):
-                last, heard = samples_NC is None, heard + (0 if samples_NC is None else len(samples_NC))
-                samples_NC = np.zeros((0, file.channels), np.float32) if last else samples_NC
-                samples_NC = deliver(samples_NC, last)
+            for piece_NC in itertools.chain(sound.raw(file, PIECE_SECONDS), [np.zeros((0, file.channels), np.float32)]):
+                heard += len(piece_NC)
+                levels.add(np.clip(piece_NC, -1, 1))
+                samples_NC = deliver(piece_NC, last=not len(piece_NC))
                 count += len(samples_NC)
                 if len(samples_NC):
                     yield samples_NC.T
@@ -196,6 +197,8 @@ def read(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
         raise InputError(f"{path}: {said}") from None
     if not count:
         raise InputError(f"{path}: {'too short to be resampled' if heard else 'holds no samples'}")
+    if doubt := levels.doubt():
+        tqdm.tqdm.write(f"audiolm: {path}: {doubt}", file=sys.stderr)
 
 
 def describe(path: Path, codec) -> str:

@@ -112,6 +112,29 @@ def test_bad_files_are_named_and_the_others_done(tmp_path, capsys):
         codec_files.describe(tmp_path / "gone.wav", codecs.load("tiny"))
 
 
+def test_what_prepare_rejects_as_damaged_is_not_encoded_in_silence(tmp_path, capsys):
+    noise = 0.01 * sound(3, 16000)
+    tone = 0.3 * np.sin(np.arange(16000) / 9) + noise
+    whole = wav(tmp_path / "whole.wav", tone).read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:20000])
+    wav(tmp_path / "integers.wav", tone * 32767, subtype="FLOAT")
+    refused = {"cut": "cut off: its header promises 32000 bytes", "integers": "wrong encoding"}
+    files = [tmp_path / f"{name}.wav" for name in refused]
+    assert run("encode", "--codec", "tiny", "--out", tmp_path / "out", *files) == 2
+    said = capsys.readouterr().err
+    assert all(f"{name}.wav: " in said and words in said for name, words in refused.items())
+    assert not list((tmp_path / "out").iterdir())
+    swapped = np.frombuffer(whole[44:], "<i2").astype(">i2").tobytes()
+    (tmp_path / "swapped.wav").write_bytes(whole[:44] + swapped)
+    wav(tmp_path / "clipped.wav", np.clip(9 * tone, -1, 1))
+    wav(tmp_path / "silent.wav", 0 * tone)
+    files = [tmp_path / f"{name}.wav" for name in ("swapped", "clipped", "silent", "whole")]
+    assert run("encode", "--codec", "tiny", "--out", tmp_path / "out", *files) == 0
+    said = capsys.readouterr().err
+    assert "swapped.wav: loud white noise" in said and "of the samples are at full scale" in said
+    assert "silent.wav" not in said and "whole.wav" not in said
+
+
 def test_info_says_what_is_what(tmp_path, capsys):
     source = wav(tmp_path / "a.wav", sound(4, 8000), 8000)
     assert run("encode", "--codec", "tiny", source) == 0

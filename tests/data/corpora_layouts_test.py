@@ -1,5 +1,6 @@
 """Lists of texts: what has a meaning is honoured or refused by name, in every layout that is nearly a known one."""
 
+import dataclasses
 import json
 import unicodedata
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax.errors import InputError
-from tests.helpers.recordings import listed, put, reason, speech, texts
+from tests.helpers.recordings import OWN, listed, put, reason, speech, texts
 
 HELLO = {f"c{n}": f"hello there {n}" for n in range(4)}
 
@@ -172,6 +173,67 @@ def test_a_missing_text_names_the_list_that_was_not_read(tmp_path):
     assert reason(listed(tmp_path)["c0"]).startswith("text is missing: the folder holds train.tsv, which is not read")
     (tmp_path / "metadata.csv").write_text("file_name,label\nc0.wav,3\n")
     assert "has the columns file_name, label, and a text is in one called text" in reason(listed(tmp_path)["c0"])
+
+
+def test_ten_layouts_side_by_side(tmp_path):
+    """Each in a folder of one corpus."""
+    decomposed = unicodedata.normalize("NFD", "é")
+    bars = "c0|hello there 0\nc1|hello|there 1\nc2|hello there 2\nc3|hello there 3\n"
+    commas = "file_name,transcription\n" + lines("{id}.wav,{text}")
+    layouts = {
+        "parts": (
+            "manifest.jsonl",
+            "".join(
+                json.dumps({"path": "wavs/c0.wav", "text": f"hello there {n}", "offset": n / 4, "duration": 0.25})
+                + "\n"
+                for n in range(4)
+            ).encode(),
+        ),
+        "numbers": ("metadata.csv", lines("{id}|{text}|{n}").encode()),
+        "bars": ("metadata.csv", bars.encode()),
+        "paths": ("metadata.csv", lines("wavs/{id}.wav|{text}").encode()),
+        "commas": ("metadata.csv", commas.encode()),
+        "tabs": ("metadata.csv", commas.replace(",", "\t").encode()),
+        "json": ("metadata.jsonl", lines('{{"file_name": "wavs/{id}.wav", "text": "{text}"}}').encode()),
+        "capitals": ("METADATA.CSV", lines("{id}|{text}").encode()),
+        "utf16": ("metadata.csv", lines("{id}|{text}").encode("utf-16")),
+        "composed": ("metadata.csv", lines("\u00e9{id}|{text}").encode()),
+    }
+    for name, (file, content) in layouts.items():
+        four(tmp_path, f"{name}/wavs")
+        if name == "composed":
+            for n in range(4):
+                (tmp_path / name / "wavs" / f"c{n}.wav").rename(tmp_path / name / "wavs" / f"{decomposed}c{n}.wav")
+        (tmp_path / name / file).write_bytes(content)
+    found: dict[str, list[str]] = {}
+    short = dataclasses.replace(OWN, min_seconds=0.1)
+    for key, text in texts(tmp_path, short).items():
+        found.setdefault(key.partition("/")[0], []).append(text)
+    hello = sorted(HELLO.values())
+    wanted = dict.fromkeys(layouts, hello) | {"bars": sorted([*hello[:1], *hello[2:], "hello|there 1"])}
+    assert {name: sorted(values) for name, values in found.items()} == wanted
+    assert not any(map(reason, listed(tmp_path, short).values()))
+
+
+def test_a_list_may_name_recordings_elsewhere(tmp_path):
+    four(tmp_path / "corpus" / "wavs")
+    put(tmp_path / "far", "away.wav")
+    (tmp_path / "corpus" / "lists").mkdir()
+    more = f"{tmp_path}/far/away.wav|far\n{tmp_path}/corpus/wavs/c0.wav|near\n"
+    (tmp_path / "corpus" / "lists" / "metadata.csv").write_text(
+        lines("../wavs/{id}.wav|{text}").partition("\n")[2] + more
+    )
+    assert sorted(texts(tmp_path / "corpus").values()) == sorted([*list(HELLO.values())[1:], "far", "near"])
+
+
+def test_only_what_a_manifest_lists_is_used(tmp_path):
+    four(tmp_path / "a"), put(tmp_path / "b", "x.wav", text="beside")
+    (tmp_path / "a" / "MANIFEST.JSONL").write_text('{"path": "c1.wav", "text": "hello", "speaker": "ann"}\n')
+    items = listed(tmp_path)
+    assert {key: (item.text, item.speaker) for key, item in items.items()} == {
+        "a/c1": ("hello", "ann"),
+        "b/x": ("beside", "b"),
+    }
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])

@@ -12,6 +12,7 @@ _MOST_CHANNELS = 64  # more are samples: the axes are the other way round
 _FULL_SCALE_SHARE = 0.05  # of the samples; music mastered at the limit stays below
 _NOISE_RMS, _NOISE_CORRELATION = 0.2, 0.1  # white noise this loud: samples read in the wrong encoding
 _SILENT_PEAK = 1e-4
+_NO_POWER = 1e-13  # rounding of a constant
 
 
 def clean_text(text: str | bytes | None, required: bool, hint: str = "") -> str:
@@ -68,25 +69,61 @@ def prepare(samples: np.ndarray, sample_rate: int, config: CorpusConfig) -> tupl
         raise Reject("holds NaN or Inf")
     check_duration(len(samples) / sample_rate, config)
 
-    peak = float(np.abs(samples).max())
-    if peak < _SILENT_PEAK:
-        raise Reject(f"silent: the loudest sample is {peak:.1g}")
-    samples = sound.in_range(samples)
-    full_scale = float(np.mean(np.abs(samples) > 0.999))
-    if full_scale > _FULL_SCALE_SHARE:
-        raise Reject(f"{full_scale:.0%} of the samples are at full scale: clipped, or in the wrong encoding")
-    centred = samples - samples.mean(axis=0)
-    power = float(np.mean(centred**2))
-    if power == 0:
-        raise Reject("constant: every sample is the same")
-    correlation = float(np.mean(centred[1:] * centred[:-1])) / power if len(centred) > 1 else 1.0
-    if power > _NOISE_RMS**2 and abs(correlation) < _NOISE_CORRELATION:
-        raise Reject("loud white noise: the samples are in another encoding than the file says")
+    samples, levels = sound.in_range(samples), Levels()
+    levels.add(samples)
+    for reason in (levels.silence(), levels.doubt()):
+        if reason:
+            raise Reject(reason)
 
     samples = sound.Delivery(sample_rate, rate, channels)(samples, last=True)
     if not len(samples):
         raise Reject(f"too short: no sample is left at {rate} Hz")
     return np.ascontiguousarray(samples[:, 0] if channels == 1 else samples.T, dtype=np.float32), rate
+
+
+class Levels:
+    """What tells silence and samples in a wrong encoding, of a recording that is heard piece by piece."""
+
+    def __init__(self) -> None:
+        self._count, self._peak, self._full, self._last_C = 0, 0.0, 0, None
+        self._sum_C, self._square_C, self._lagged_C = 0.0, 0.0, 0.0
+
+    def add(self, samples_NC: np.ndarray) -> None:
+        """Some more samples [samples, channels], in [-1, 1]."""
+        if not len(samples_NC):
+            return
+        self._count += len(samples_NC)
+        self._peak = max(self._peak, float(np.abs(samples_NC).max()))
+        self._full += (samples_NC > 0.999).sum() + (samples_NC < -0.999).sum()
+        samples_NC = samples_NC.astype(np.float64)
+        self._sum_C = self._sum_C + samples_NC.sum(axis=0)
+        self._square_C = self._square_C + (samples_NC**2).sum(axis=0)
+        self._lagged_C = self._lagged_C + (samples_NC[1:] * samples_NC[:-1]).sum(axis=0)
+        if self._last_C is not None:
+            self._lagged_C = self._lagged_C + self._last_C * samples_NC[0]
+        self._last_C = samples_NC[-1]
+
+    def silence(self) -> str:
+        """Why a recording holds nothing to hear, "" if it does."""
+        if self._peak < _SILENT_PEAK:
+            return f"silent: the loudest sample is {self._peak:.1g}"
+        return "constant: every sample is the same" if self._power() < _NO_POWER else ""
+
+    def doubt(self) -> str:
+        """Why the samples look as if they were read in a wrong encoding, "" if they do not."""
+        share = float(self._full) / max(self._count * np.size(self._sum_C), 1)
+        if share > _FULL_SCALE_SHARE:
+            return f"{share:.0%} of the samples are at full scale: clipped, or in the wrong encoding"
+        power, pairs = self._power(), max(self._count - 1, 1)
+        mean_C = self._sum_C / max(self._count, 1)
+        correlation = float(np.mean(self._lagged_C / pairs - mean_C**2)) / max(power, _NO_POWER)
+        if power > _NOISE_RMS**2 and abs(correlation) < _NOISE_CORRELATION:
+            return "loud white noise: the samples are in another encoding than the file says"
+        return ""
+
+    def _power(self) -> float:
+        count = max(self._count, 1)
+        return float(np.mean(self._square_C / count - (self._sum_C / count) ** 2))
 
 
 def splits(keys: list[str], valid_fraction: float, test_fraction: float) -> list[str]:

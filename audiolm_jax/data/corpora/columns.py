@@ -29,6 +29,7 @@ _STARTS, _STOPS, _LENGTHS = ("start", "begin", "offset"), ("end", "stop"), ("dur
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0, "time": 1.0}
 _UNITS |= {"ms": 1e-3, "msec": 1e-3, "millis": 1e-3, "milliseconds": 1e-3}
 _SAMPLES = ("sample", "samples", "frame", "frames")  # of the recording, which only its file tells in seconds
+_FOREVER = 1e12  # more seconds or samples than any recording has
 _OF_A_PART = {*_STARTS, *_STOPS, "onset", "segment", "segments", "channel"}
 
 
@@ -133,6 +134,6 @@ def _number(value: Any, name: str, where: str) -> float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
+    if not 0 <= number < _FOREVER:  # false of NaN too
         raise InputError(f"{where} has {name} = {str(value)[:40]!r}; it must be a number of at least 0")
     return number

@@ -10,6 +10,8 @@ The text of a recording comes from the first of these that is there, capitals in
    (`id|text` or `id|text|normalised text`, recordings in `wavs/` or beside), or with named columns (layouts.py);
 3. a file of the same name ending in `.txt`.
 
+Lists in folders below count for their folder, a `manifest.jsonl` there too.
+
 Without a list that says otherwise the speaker is the name of the recording's folder (none for the top folder and for
 `wavs`), and the split comes from a hash of the recording's path, so all parts of a recording are in one split. What is
 hidden is left out, and links are followed (tree.py). Recordings over corpus.max_seconds are cut (cut.py).
@@ -20,7 +22,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -121,7 +123,7 @@ def _utterances(config: CorpusConfig, recording: Recording) -> list[Utterance]:
                 rate = _rate(recording.path) if part and part.samples else 1.0
                 found = [("", part, text, cut.of_part(recording.words, part, rate) if part else recording.words)]
     except Reject as reject:
-        reason = str(reject)
+        reason = reason or str(reject)
     if reason:
         found = [("", part, text, recording.words)]
     return [
@@ -166,27 +168,28 @@ def _rate(path: Path) -> int:
 
 def _from_files(root: Path) -> list[Recording]:
     found = tree.walk(root)
-    listed, missing, read = _listed(found)
-    unread = [
-        str(one.inside) for one in found.others if one.inside.name.lower().endswith(_LISTS) and one.path not in read
-    ]
+    listed = _listed(found)
+    lists = [one for one in found.others if one.inside.name.lower().endswith(_LISTS)]
+    unread = [str(one.inside) for one in lists if one.path not in listed.read]
     hint = f"the folder holds {unread[0]}, which is not read; see metadata.csv in README.md" if unread else ""
 
     keys = [one.inside.with_suffix("").as_posix() for one in found.recordings]
     count = collections.Counter(keys)  # a.wav and a.mp3 side by side keep their suffix
     recordings = []
     for one, key in zip(found.recordings, keys, strict=True):
+        if one.path in listed.unlisted:
+            continue
         key = one.inside.as_posix() if count[key] > 1 else key
         whole = Recording(one.path, key, one.inside.as_posix(), None, _speaker(one), hashed=key, hint=hint)
-        records = listed.get(one.path, [])
+        records = listed.records.get(one.path, [])
         if not records or (len(records) == 1 and records[0].text is None):
             text = found.beside(one, (f"{one.path.stem}.txt", f"{one.path.name}.txt"))
             whole = replace(whole, text=text.read_bytes() if text else None)
         recordings += _of_records(whole, records)
-    for one in found.unusable:
+    for one in (one for one in found.unusable if one.path not in listed.unlisted):
         reason = f"libsndfile reads no {one.path.suffix} files; convert it, to flac for instance"
         recordings.append(Recording(one.path, one.inside.as_posix(), one.inside.as_posix(), None, reason=reason))
-    return recordings + missing
+    return recordings + listed.elsewhere
 
 
 def _speaker(found: tree.Found) -> str:
@@ -194,45 +197,58 @@ def _speaker(found: tree.Found) -> str:
     return "" if tree.plain(folder) else folder
 
 
-def _listed(found: tree.Tree) -> tuple[dict[Path, list[Record]], list[Recording], set[Path]]:
-    """(the lines about each recording; the lines that name none; the lists that were read) of all metadata files.
+@dataclass
+class Listed:
+    """What the lists below a folder say: the lines about each recording, lines that name none in the folder, recordings
+    beside a manifest that it does not name, and which files were read."""
 
-    Where one list lies below another, the nearest one counts.
-    """
-    tables: dict[PurePosixPath, list[tree.Found]] = {}
+    records: dict[Path, list[Record]] = field(default_factory=dict)
+    elsewhere: list[Recording] = field(default_factory=list)
+    unlisted: set[Path] = field(default_factory=set)
+    read: set[Path] = field(default_factory=set)
+
+
+def _listed(found: tree.Tree) -> Listed:
+    """All lists below a folder. Where one lies below another, the nearest one counts."""
+    lists: dict[PurePosixPath, list[tree.Found]] = {}
     for one in found.others:
-        if tree.same(one.inside.name) in (*layouts.NAMES, LINES):
-            tables.setdefault(one.inside.parent, []).append(one)
-    listed: dict[Path, list[Record]] = {}
-    missing = []
-    for folder in sorted(tables, key=lambda place: len(place.parts)):
-        if len(tables[folder]) > 1:
-            names = " and ".join(str(one.inside) for one in tables[folder])
+        if tree.same(one.inside.name) in (*layouts.NAMES, LINES, MANIFEST):
+            lists.setdefault(one.inside.parent, []).append(one)
+    out, files = Listed(), (*found.recordings, *found.unusable)
+    places = {tree.real(one.path): one for one in files}
+    for folder in sorted(lists, key=lambda place: len(place.parts)):
+        if len(lists[folder]) > 1:
+            names = " and ".join(str(one.inside) for one in lists[folder])
             raise InputError(f"{found.root} holds {names}; keep one of them")
-        path = tables[folder][0].path
-        names = tree.Names((*found.recordings, *found.unusable), folder)
+        path = lists[folder][0].path
+        names = tree.Names(files, folder)
         records = layouts.read(path, names.find) if path.suffix.lower() != ".jsonl" else manifest.read(path)
         own: dict[Path, list[Record]] = {}
         for record in records:
             if not record.path:
                 continue
             hits = names.find(record.path)
+            file = tree.resolved(path.parent, record.path)
+            if not hits and (there := places.get(tree.real(file))):  # ../wavs/a.wav
+                hits = [there]
             if len({hit.inside.parent for hit in hits}) > 1:
-                reason = (
+                said = (
                     f"{path.name} {record.where} names {record.path}, which is in {len(hits)} folders; name the folder"
                 )
-                record = replace(record, reason=record.reason or reason)
+                record = replace(record, reason=record.reason or said)
             for hit in hits:
                 own.setdefault(hit.path, []).append(record)
             if not hits:
-                inside = folder / (
-                    record.path if "/" in record.path or "." in record.path else f"wavs/{record.path}.wav"
-                )
-                name = tree.printable(str(inside))
-                gone = Recording(found.root / name, _stem(name), name, record.text, hashed=_stem(name))
-                missing.append(replace(gone, reason=record.reason, where=record.where, lists=path.name))
-        listed |= own
-    return listed, missing, {one.path for ones in tables.values() for one in ones}
+                is_path = "/" in record.path or "." in record.path
+                name = (folder / (record.path if is_path else f"wavs/{record.path}.wav")).as_posix()
+                gone = Recording(file if is_path else found.root / name, _stem(name), name, record.text)
+                gone = replace(gone, hashed=gone.key, reason=record.reason, where=record.where, lists=path.name)
+                out.elsewhere += _of_records(gone, [record])
+        out.records |= own
+        out.read.add(path)
+        below = {one.path for one in files if folder in one.inside.parents}
+        out.unlisted = (out.unlisted | (below if tree.same(path.name) == MANIFEST else set())) - own.keys()
+    return out
 
 
 def _of_records(whole: Recording, records: list[Record]) -> list[Recording]:

@@ -101,7 +101,9 @@ def _unquoted(cell: str, separator: str) -> str:
 def _named(path: Path, separator: str, rows: Sequence[Row]) -> list[Record]:
     number, header = rows[0][0], [cell.strip() for cell in rows[0][1]]
     names = columns.understood(header, f"{path} line {number}")
-    hint = "" if names.text else f"{path.name} has the columns {', '.join(header)}, and a text is in one called text"
+    hint = (
+        "" if names.text else f"{path.name} has the columns {', '.join(header)[:200]}, and a text is in one called text"
+    )
     found = []
     for number, cells in rows[1:]:
         where = f"{path} line {number}"
@@ -113,7 +115,7 @@ def _named(path: Path, separator: str, rows: Sequence[Row]) -> list[Record]:
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name}
         split = values.get("split", "")
         if split and not usable_split(split):
-            raise InputError(f"{where} has split = {split!r}; {SPLIT_NAMES}")
+            raise InputError(f"{where} has split = {split[:80]!r}; {SPLIT_NAMES}")
         found.append(
             Record(
                 values.get(names.path, ""),
@@ -144,7 +146,7 @@ def _unnamed(path: Path, separator: str, rows: Sequence[Row]) -> list[Record]:
     if role == "unknown" and not bars:
         raise InputError(
             f"{path} has three columns, and the third is neither the second one normalised nor a speaker, as in "
-            f"{'|'.join(pairs[0])!r}; {_LIKE}"
+            f"{'|'.join(pairs[0])[:80]!r}; {_LIKE}"
         )
     found = []
     for number, whole, cells in rows:

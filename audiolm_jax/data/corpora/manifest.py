@@ -54,6 +54,7 @@ def parse(line: str, where: str, short: str) -> Record:
     if not isinstance(record, dict):
         raise InputError(f"{where} is not a JSON object; {example}")
     names = columns.understood(record, where)
+    record.pop("", None)  # is what `names` has for a column that is not there
     path = record.get(names.path)
     if not isinstance(path, str) or not path:
         raise InputError(f"{where} has no path; {example}")
@@ -68,7 +69,7 @@ def parse(line: str, where: str, short: str) -> Record:
         raise InputError(f"{where} has {names.speaker} = {str(speaker)[:40]}; it must be a string")
     split = record.get("split") or ""
     if split and not usable_split(split):
-        raise InputError(f"{where} has split = {split!r}; {SPLIT_NAMES}")
+        raise InputError(f"{where} has split = {split[:80]!r}; {SPLIT_NAMES}")
     words = record.get("words") or []
     if not isinstance(words, list) or not all(map(_is_timed_word, words)):
         raise InputError(f"{where} has words that are not [[word, start, end], ...] with times in seconds")

@@ -38,6 +38,7 @@ _OVERSHOOT = 2.0  # decoders of lossy formats pass 1.0 a little; integers stored
 _LOST = 0.01  # seconds that a header may promise too much
 _SEEKS_NEARBY = ("MP3", "OGG")  # formats in which libsndfile may begin at another sample than it was asked for
 _KEPT = 4  # times the length of a part
+_MOST_AT_ONCE = 2**22  # samples, whatever rate a damaged header claims
 _UNKNOWN = 2**62  # more samples than any recording has: their number is not known
 
 
@@ -80,10 +81,16 @@ class _Streamed:
     or are stopped, gets the size 8 of all, with which libsndfile takes what is there for the data."""
 
     def __init__(self, stream: BinaryIO):
-        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+        self._stream, self.tell = stream, stream.tell
         self.head = stream.read(65536)
         stream.seek(0)
         self._patched = _unclosed(self.head, stream)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Where a damaged header leads before the beginning, nothing moves, and libsndfile notices."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.seek(offset, whence)
+        return self._stream.tell()
 
     def read(self, size: int = -1) -> bytes:
         position = self._stream.tell()
@@ -144,7 +151,7 @@ def raw(sound: "soundfile.SoundFile", seconds: float = PIECE_SECONDS) -> Iterato
 
     Raises Reject if they are not finite, or if the file ends too early.
     """
-    size, count = max(1, round(seconds * sound.samplerate)), 0
+    size, count = max(1, min(round(seconds * sound.samplerate), _MOST_AT_ONCE)), 0
     while True:
         piece_NC = sound.read(size, dtype="float32", always_2d=True)
         if not np.isfinite(piece_NC).all():
@@ -258,7 +265,10 @@ class Delivery:
             self._stream = soxr.ResampleStream(rate, to_rate, channels, dtype="float32", quality="HQ")
 
     def __call__(self, samples_NC: np.ndarray, last: bool) -> np.ndarray:
-        """Some more samples [samples, channels] -> float32 [samples, `channels`] that are ready, maybe none."""
+        """Some more samples [samples, channels] -> float32 [samples, `channels`] that are ready, maybe none.
+
+        Raises Reject for samples that cannot be meant to lie in [-1, 1].
+        """
         samples_NC = in_range(mixed(samples_NC, self._channels)).astype(np.float32)
         if self._stream is None:
             return samples_NC

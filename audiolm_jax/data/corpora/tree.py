@@ -161,6 +161,14 @@ class Names:
         return []
 
 
+def real(path: Path) -> str:
+    """A path without links, as it is if it is none."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
