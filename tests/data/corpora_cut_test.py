@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax.data import corpora
-from audiolm_jax.data.corpora import CorpusConfig
+from audiolm_jax.data.corpora import CorpusConfig, tfds
 from audiolm_jax.errors import InputError
 from tests.helpers.recordings import listed, put, reason, speech
 
@@ -187,3 +187,18 @@ def test_a_part_that_comes_late_is_read_again(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         again = list(pool.map(lambda n: items[n].load()[0], order))
     assert all(np.array_equal(parts[n], other) for n, other in zip(order, again, strict=True))
+
+
+def test_records_of_a_prepared_set_are_cut_too(monkeypatch):
+    whole = phrases(9.0, [])
+    config = dataclasses.replace(NO_TEXT, name="tfds", tfds_sample_rate=RATE)
+    for audio in (whole, np.round(whole * 32767).astype(np.int64)):
+        for text, said in ((b"", ""), (b"hello", "its text cannot be cut")):
+            monkeypatch.setattr(tfds, "_record", lambda *_, audio=audio, text=text: {"audio": audio, "text": text})
+            items = tfds._utterances(config, "train", 0, "train_0", "train")
+            if said:
+                assert len(items) == 1 and said in reason(items[0])
+                continue
+            assert [item.key for item in items] == ["train_0@0000", "train_0@0001", "train_0@0002"]
+            parts = [item.load()[0] for item in items]
+            np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-3)

@@ -44,7 +44,7 @@ class Columns:
 
 
 def plain(name: str) -> str:
-    """ "File Name", "file-name" and "fileName" as file_name."""
+    """A name as it is compared: "File Name", "file-name" and "fileName" are file_name."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip().lstrip("\ufeff"))
     return re.sub(r"[\s\-.]+", "_", name).lower()
 

@@ -215,13 +215,18 @@ def _listed(found: tree.Tree) -> Listed:
         if tree.same(one.inside.name) in (*layouts.NAMES, LINES, MANIFEST):
             lists.setdefault(one.inside.parent, []).append(one)
     out, files = Listed(), (*found.recordings, *found.unusable)
-    places = {tree.real(one.path): one for one in files}
+    places = {tree.real(one.path): one for one in files} if lists else {}
+    below: dict[PurePosixPath, list[tree.Found]] = {folder: [] for folder in lists}
+    for one in files if lists else ():
+        for folder in one.inside.parents:
+            if folder in below:
+                below[folder].append(one)
     for folder in sorted(lists, key=lambda place: len(place.parts)):
         if len(lists[folder]) > 1:
             names = " and ".join(str(one.inside) for one in lists[folder])
             raise InputError(f"{found.root} holds {names}; keep one of them")
         path = lists[folder][0].path
-        names = tree.Names(files, folder)
+        names = tree.Names(below[folder], folder)
         records = layouts.read(path, names.find) if path.suffix.lower() != ".jsonl" else manifest.read(path)
         own: dict[Path, list[Record]] = {}
         for record in records:
@@ -246,8 +251,9 @@ def _listed(found: tree.Tree) -> Listed:
                 out.elsewhere += _of_records(gone, [record])
         out.records |= own
         out.read.add(path)
-        below = {one.path for one in files if folder in one.inside.parents}
-        out.unlisted = (out.unlisted | (below if tree.same(path.name) == MANIFEST else set())) - own.keys()
+        if tree.same(path.name) == MANIFEST:
+            out.unlisted |= {one.path for one in below[folder]}
+        out.unlisted -= own.keys()
     return out
 
 

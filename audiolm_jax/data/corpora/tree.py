@@ -35,6 +35,9 @@ class Tree:
     unusable: list[Found] = field(default_factory=list)
     others: list[Found] = field(default_factory=list)
     folders: dict[PurePosixPath, dict[str, Path]] = field(default_factory=dict)
+    _alike: dict[PurePosixPath, dict[str, Path]] = field(
+        default_factory=dict
+    )  # by `same` names, where it was asked for
 
     def beside(self, found: Found, names: Iterable[str]) -> Path | None:
         """The first file of these names in the folder of `found`, also one that differs in capitals, unless another
@@ -43,9 +46,11 @@ class Tree:
         for name in names:
             if _composed(name) in folder:
                 return folder[_composed(name)]
-        alike = {same(name) for name in names}
-        for name, path in folder.items():
-            if same(name) in alike and not any(_composed(path.stem + suffix) in folder for suffix in sound.SUFFIXES):
+        if found.inside.parent not in self._alike:
+            self._alike[found.inside.parent] = {same(name): path for name, path in folder.items()}
+        for name in names:
+            path = self._alike[found.inside.parent].get(same(name))
+            if path and not any(_composed(path.stem + suffix) in folder for suffix in sound.SUFFIXES):
                 return path
         return None
 
