@@ -8,7 +8,6 @@ A batch is a plain dict of numpy arrays, B rows of L positions in which several 
                  serialization/documents.py
     segments_BL  int32, 0 = padding, 1.. = number of the document within its row
     frames       int32 [], audio frames of the documents in the batch: frames / frame rate = seconds of audio
-    documents    int32 [D], numbers of these documents in their split, in rising order
     X_BE         int32, X_valid_BE bool, for every feature X that a view has beside those (`View.lengths`)
 
 A batch is that of all processes together and does not depend on how many there are. Documents are dealt out to
@@ -170,8 +169,11 @@ class Batches:
 
     `get_state()` is {"lanes": {number: position}}, plain JSON values: where each lane stood after the last batch
     taken, not the last one prefetched. `set_state` takes the state of any process that ran the same lanes, or of all
-    of them joined, if dataset, configs and seed are the same.
+    of them joined, if dataset, configs and seed are the same. `documents` are the numbers in their split of the
+    documents in the last batch taken, int32 [D] in rising order, for `keys`.
     """
+
+    documents = np.zeros(0, np.int32)
 
     def __init__(
         self,
@@ -189,7 +191,8 @@ class Batches:
         found = [self._wanted(number, next(lane)) for number, lane in self._lanes.items()]
         whole = {key: self._joined([batch[key] for batch in found]) for key in found[0]}
         whole["frames"] = whole["frames"].sum(dtype=np.int32)
-        whole["documents"] = np.unique(whole["documents"][whole["documents"] > 0]) - 1
+        numbers = whole.pop("documents")
+        self.documents = np.unique(numbers[numbers > 0]) - 1
         return whole
 
     def keys(self, documents: np.ndarray) -> list[str]:

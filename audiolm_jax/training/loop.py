@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def train(
         recorder = metrics.Recorder(folder, spec.vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
 
-            def finish(step: int, values: dict, shape: tuple[int, ...], documents: np.ndarray) -> None:
+            def finish(step: int, values: dict, shape: tuple[int, ...], documents: Sequence[int]) -> None:
                 """Waits for the metrics of a step and logs them every `log_every` steps."""
                 values = jax.device_get(values)
                 if values.get("signal"):
@@ -164,9 +164,8 @@ def train(
             profile = _Profile(folder, start, training.profile_steps)
             for step in range(start + 1, training.steps + 1):
                 profile.before(step)
-                batch = next(batches)
-                documents = batch.get("documents", np.zeros(0, np.int32))
-                batch = _split(batch, training.accumulate, shards)
+                batch = _split(next(batches), training.accumulate, shards)
+                documents = getattr(batches, "documents", ())
                 data_position = batches.get_state()
                 batch = shard_batch(batch, mesh, rules, leading=1)
                 flags = () if alone else (processes.flag(mesh, received[0] if received else 0),)
@@ -254,9 +253,9 @@ def _alone_in(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _named(batches: Any, documents: np.ndarray, most: int = 8) -> str:
+def _named(batches: Any, documents: Sequence[int], most: int = 8) -> str:
     """The documents of a batch, for a message; "" if the iterator does not know them."""
-    if not len(documents) or not hasattr(batches, "keys"):
+    if not len(documents):
         return ""
     names, more = ", ".join(batches.keys(documents[:most])), len(documents) - most
     return f"; the documents of its batch: {names}" + (f" and {more} more" if more > 0 else "")
@@ -305,7 +304,7 @@ def _split(batch: dict[str, np.ndarray], parts: int, shards: int) -> dict[str, n
     """[rows, ...] -> [parts, rows / parts, ...]; shards: those of the rows on this process's devices."""
     rows = len(batch["tokens_BLS"])
     processes.check_rows(rows, parts, shards)
-    arrays = {name: x for name, x in batch.items() if "_" in name}  # without the totals that `data.Batches` adds
+    arrays = {name: x for name, x in batch.items() if np.ndim(x)}  # without the totals that `data.Batches` adds
     return {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in arrays.items()}
 
 

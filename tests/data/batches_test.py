@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def rows_of(batch: dict) -> list[dict]:
         for number in range(1, segments_L.max() + 1):
             where = segments_L == number
             assert np.ptp(np.flatnonzero(where)) == where.sum() - 1  # a document is in one piece
-            names = [name for name in batch if name not in ("segments_BL", "frames", "documents")]
+            names = [name for name in batch if name not in ("segments_BL", "frames")]
             rows.append({name.rsplit("_", 1)[0]: batch[name][b][where] for name in names})
     return rows
 
@@ -138,9 +139,9 @@ def test_processes_share_the_rows_of_every_batch(source, vocab, lanes, accumulat
     for _ in range(3):
         expected, found = next(whole), [next(one) for one in pair]
         assert sum(batch["frames"] for batch in found) == expected["frames"]
-        both = np.unique(np.concatenate([batch["documents"] for batch in found]))
-        np.testing.assert_array_equal(both, expected["documents"])
-        for name in set(expected) - {"frames", "documents"}:
+        both = np.unique(np.concatenate([one.documents for one in pair]))
+        np.testing.assert_array_equal(both, whole.documents)
+        for name in set(expected) - {"frames"}:
             joined = np.concatenate([parts(batch, name) for batch in found], axis=1)
             np.testing.assert_array_equal(joined, parts(expected, name), name)
     states = [json.loads(json.dumps(one.get_state()))["lanes"] for one in pair]
@@ -175,16 +176,17 @@ def test_a_position_from_before_there_were_lanes_is_that_of_the_only_one(source,
 def test_shapes_padding_and_frames(source, vocab, strategy):
     grid = serialization.bind(SerializationConfig(strategy), vocab.codebooks)
     B, L, S = CONFIG.batch_size, CONFIG.sequence_length, grid.streams
-    for batch in take(batches(source, vocab, strategy=strategy), 4):
+    stream = batches(source, vocab, strategy=strategy)
+    for batch in itertools.islice(stream, 4):
         for name, values in batch.items():
-            shapes = {"BLS": (B, L, S), "BL": (B, L), "frames": (), "documents": values.shape}
-            assert values.shape == shapes[name.rsplit("_", 1)[-1]], name
+            shape = {"BLS": (B, L, S), "BL": (B, L), "frames": ()}[name.rsplit("_", 1)[-1]]
+            assert values.shape == shape, name
             assert values.dtype == (np.float32 if name == "weights_BLS" else np.int32), name
         padding_BL = batch["segments_BL"] == 0
         for name in ("tokens_BLS", "targets_BLS", "heads_BLS", "weights_BLS", "positions_BL", "ahead_BL"):
             assert not batch[name][padding_BL].any(), name
         assert (batch["segments_BL"].max(axis=1) >= 1).all()
-        numbers = batch["documents"]  # a recording may be there twice, at the end of an epoch
+        numbers = stream.documents  # a recording may be there twice, at the end of an epoch
         assert (np.diff(numbers) > 0).all() and len(numbers) <= batch["segments_BL"].max(axis=1).sum()
         assert sum(source.head(number)["frames"] for number in numbers) <= batch["frames"]
         if grid.causal_levels == grid.codebooks:  # causal rows hold every code once

@@ -406,7 +406,7 @@ def test_bad_input_is_one_sentence(root, tmp_path, capsys):
     small = [f"--config.{change}" for change in SMALL]
     assert "was not made by `audiolm import`" in refused(capsys, *start, f"--config.finetune.base={tmp_path}")
     assert "lora.rank=4 needs weights to start from" in refused(capsys, *start, *small, "--config.finetune.base=")
-    assert "is more than the rank of layers/cross/q_DHGK can be, 32" in refused(
+    assert "lora.rank=33 must be at most 32, the largest rank of layers/cross/q_DHGK" in refused(
         capsys, *start, base, *small, "--config.lora.rank=33"
     )
     assert "lora.matrices=('heads',) must be a tuple" in refused(capsys, *start, base, "--config.lora.matrices=heads")

@@ -1,5 +1,7 @@
 """Text: one cleaning at every entrance, so that equal words are equal tokens."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -62,7 +64,7 @@ def test_texts_of_a_corpus_from_outside_are_cleaned(monkeypatch, tmp_path):
     module = tmp_path / "outside_corpus.py"
     module.write_text("def utterances(config, directory, progress): return list(MADE)")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import outside_corpus
+    outside_corpus = importlib.import_module("outside_corpus")
 
     item = Utterance("a", "train", "ann\u00a0b", "one\ntwo", (), lambda: (np.ones(3), 1))
     outside_corpus.MADE = [item]
