@@ -29,5 +29,6 @@ def run(options: argparse.Namespace) -> None:
     config = arguments.config(options)
     from audiolm_jax.compare import compare
 
+    compare.check(config)
     workdir = arguments.writable(options.workdir, "--workdir")
     compare.run(config, workdir, " ".join(["audiolm", *map(shlex.quote, options.arguments)]))

@@ -21,20 +21,36 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     config = arguments.config(options, only=("evaluation", "sampling"))
     arguments.trained_run(options.workdir)
-    from audiolm_jax.evaluation import evaluate
+    from audiolm_jax.evaluation import evaluate, intervals
 
     sections = [section(config, name) for name in ("evaluation", "sampling")]
     result = evaluate.evaluate(options.workdir, arguments.data_folder(options), *sections)
     path = options.workdir / "evaluation.json"
     files.write_json(path, result)
     bound = "at most " if result["likelihood"] == "bound" else ""
-    print(f"bits per second of audio   {bound}{result['bits_per_second']:.1f} +- {result['bits_per_second_se']:.1f}")
+    ends = intervals.Interval(*(result[f"bits_per_second{end}"] for end in ("", "_low", "_high")))
+    interval = intervals.text(ends, "{:.1f}", len(result["utterance_bits"]))
+    print(f"bits per second of audio   {bound}{ends.value:.1f} {interval}")
     print(f"  of unigram codes         {result['unigram_bits_per_second']:.1f}")
-    if "cer" not in result:  # a music model has only the likelihood
+    print(f"  of uniform codes         {result['uniform_bits_per_second']:.1f}")
+    if result["cer"] is None:
+        print(f"no error rate              {result['no_cer']}")
         print(f"all numbers: {path}")
         return
-    cer = result["cer"]
-    print(f"character error rate       {cer['value']:.3f} ({cer['low']:.3f} .. {cer['high']:.3f})")
+    if result["cer_means_nothing"]:
+        print(f"no error rate              {result['cer_means_nothing']}")
+    else:
+        print(f"character error rate       {_rate(result['cer'])}")
+        for name, title in (("real", "of the recordings"), ("codec", "of these after the codec")):
+            rate = result["ceilings"][name]
+            print(f"  {title:24s} {_rate(rate) if rate else 'the recordings are not there any more'}")
     print(f"real-time factor           {result['speed']['rtf']:.3f}")
     print(f"first audio after          {result['speed']['first_audio_seconds']:.3f} s")
     print(f"all numbers: {path}; what was spoken: {options.workdir / 'speech'}")
+
+
+def _rate(cer: dict) -> str:
+    from audiolm_jax.evaluation import intervals
+
+    interval = intervals.Interval(*(cer[key] for key in ("value", "low", "high")))
+    return f"{cer['value']:.3f} {intervals.text(interval, '{:.3f}', cer['utterances'])}"

@@ -28,6 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     config = arguments.config(options)
     from audiolm_jax.data import prepare
+    from audiolm_jax.evaluation import intervals
     from audiolm_jax.families.config import configured
 
     config = configured(config)  # a run that training starts from decides codec and sample rate
@@ -38,6 +39,10 @@ def run(options: argparse.Namespace) -> None:
         return
     for name, split in metadata["splits"].items():
         print(f"{name:8s} {split['utterances']:6d} utterances, {split['seconds'] / 3600:.3f} hours")
+    if "test" not in metadata["splits"]:
+        print("there is no split test: `audiolm evaluate` needs one, or --config.evaluation.split=NAME of another")
+    elif lacking := intervals.lacking(metadata["splits"]["test"]["utterances"]):
+        print(f"numbers of the split test will have no interval: {lacking}, {intervals.UTTERANCES} are needed")
     if metadata["rejects"]:
         print(f"{metadata['rejects']} recordings were left out: see {options.data / 'tokens' / 'rejects.jsonl'}")
     print(f"tokens: {options.data / 'tokens'}")

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audiolm_jax import serialization
+from audiolm_jax.compare.config import CompareConfig
 from audiolm_jax.config import section
 from audiolm_jax.data import examples
 from audiolm_jax.data.config import DataConfig
@@ -26,6 +27,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.training import processes
 
 DOCUMENTS = 4000  # documents of the training split, at most, whose lengths are packed
 BATCHES = 40  # packed to count the frames of a step
@@ -39,6 +41,28 @@ def documents(source: TokenSplit, config: DataConfig, vocab: Vocab) -> np.ndarra
         words = examples.prompt_text(config, head["text"], head["speaker"], head["key"])
         lengths.append((len(words.encode()), head["frames"]))
     return np.array([(words, frames) for words, frames in lengths if frames <= vocab.max_frames])
+
+
+def check(config: ConfigDict, parts: Mapping[tuple[str, str], ConfigDict], vocab: Vocab) -> None:
+    """The part of `equal_shares` that needs no data, and whether the devices can share the rows; raises InputError."""
+    compare, parameters, flops = section(config, "compare"), {}, {}
+    for (size, strategy), part in parts.items():
+        model, data, shards = (section(part, name) for name in ("model", "data", "sharding"))
+        mesh = sharding.make_mesh(shards)
+        if compare.equal == "flops":
+            processes.columns(mesh, shards.rules, data.batch_size, part.training.accumulate, data.lanes)
+        step = cost.training_flops_per_step(model, vocab, data.batch_size, data.sequence_length)
+        parameters.setdefault(size, {})[strategy] = checkpoints.count_parameters(model, vocab)
+        flops.setdefault(size, {})[strategy] = step * (_steps(compare, step) or part.training.steps)
+    for size in parameters:
+        require_equal(parameters[size], "parameters", compare.tolerance)
+        if compare.equal == "flops":
+            require_equal(flops[size], "training_flops", compare.tolerance)
+
+
+def _steps(compare: CompareConfig, flops: float) -> int:
+    """Steps of so many FLOPs that compare.flops pays for; 0 where it does not decide them."""
+    return max(1, round(compare.flops / flops)) if compare.flops else 0
 
 
 def equal_shares(
@@ -66,8 +90,7 @@ def equal_shares(
             rows = rows_for(target, stream, data, unit)
             steps = max(1, round(steps * target / frames_per_step(stream, data, rows)))
         flops = cost.training_flops_per_step(model, vocab, rows, data.sequence_length)
-        if compare.flops:
-            steps = max(1, round(compare.flops / flops))
+        steps = _steps(compare, flops) or steps
         shares[size, strategy] = {
             "parameters": checkpoints.count_parameters(model, vocab),
             "rows_per_step": rows,

@@ -34,24 +34,24 @@ def variants(config: ConfigDict, codebooks: int) -> dict[tuple[str, str], Config
     A strategy takes the options of the section serialization that it accepts. Without compare.sizes there is one size,
     "", the section model as it is.
 
-    Raises InputError for an option that none of the strategies accepts, and a size that makes no model.
+    Raises InputError for an option that no strategy has, or whose value a strategy that has it refuses, and for a size
+    that makes no model.
     """
     default = dataclasses.asdict(SerializationConfig())
     options = {k: v for k, v in config.serialization.items() if k != "strategy" and v != default[k]}
-    orders, refused = {}, dict.fromkeys(options)
+    orders, unused = {}, set(options)
     for name in config.compare.strategies:
-        accepted = {"strategy": name}
-        for option, value in options.items():
-            try:
-                serialization.bind(SerializationConfig(**accepted, **{option: value}), codebooks)
-                accepted[option] = value
-                refused.pop(option, None)
-            except InputError as refusal:
-                if option in refused:
-                    refused[option] = refusal
-        orders[name] = {**default, **accepted}
-    if refused:
-        raise next(iter(refused.values()))
+        known = getattr(serialization.find("compare.strategies", name), "OPTIONS", ())
+        accepted = {option: value for option, value in options.items() if option in known}
+        serialization.bind(SerializationConfig(name, **accepted), codebooks)
+        orders[name] = {**default, **accepted, "strategy": name}
+        unused -= accepted.keys()
+    for option in options:
+        if option in unused:
+            raise InputError(
+                f"serialization.{option} is {options[option]}, but none of the strategies "
+                f"{', '.join(config.compare.strategies)} has that option; leave it at {default[option]!r}"
+            )
     parts = {}
     for size, changes in (dict(config.compare.sizes.items()) or {"": {}}).items():
         for strategy, order in orders.items():

@@ -24,13 +24,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, loading, locks, runs, serialization
+from audiolm_jax import config as configs
 from audiolm_jax.compare import budget, cells, report, results
 from audiolm_jax.compare.cells import Cell
 from audiolm_jax.compare.stages import Stages, timetable
 from audiolm_jax.config import section
-from audiolm_jax.data import tokens
+from audiolm_jax.data import corpora, tokens
 from audiolm_jax.data.prepare import utterances
 from audiolm_jax.encoders import recogniser
+from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import evaluate, speed
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.serialization import picture
@@ -60,13 +62,38 @@ class Comparison:
         return utterances(self.config, self.data, self.progress)
 
 
+def check(config: ConfigDict) -> None:
+    """Raises InputError for whatever of a comparison can be seen to fail before anything of it is made."""
+    configs.check(config)
+    data, evaluation, corpus = (section(config, name) for name in ("data", "evaluation", "corpus"))
+    if not evaluate.names_text(data.template):
+        raise InputError(f"data.template={data.template} must name {{text}}: a comparison hears what its models speak")
+    evaluate.load_judge(evaluation)  # its file may be missing
+    codec = codecs.load(**config.codec)
+    described = {name: getattr(codec, name) for name in ("codebooks", "codebook_size")}
+    vocab = runs.spec_of(config, {**described, "codec_fingerprint": codec.fingerprint, "fingerprint": ""}).vocab
+    budget.check(config, cells.variants(config, vocab.codebooks), vocab)
+    if corpus.name == "synthetic":
+        splits = [split for split in corpora.SPLITS if getattr(corpus, split)]
+    elif corpus.name in corpora.CORPORA:
+        splits = sorted({item.split for item in corpora.utterances(corpus, Path(), progress=False)})
+    else:
+        return  # a module of the user's may make its recordings when it is asked for them
+    for key, names in (("split", (evaluation.split,)), ("also", evaluation.also), ("training", ("train",))):
+        for name in names:
+            if name not in splits:
+                key = "the training split" if key == "training" else f"evaluation.{key}"
+                raise InputError(f"{key}={name}: the corpus has no such split; it has {', '.join(splits)}")
+
+
 def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = True) -> Path:
     """All stages that no other process has done or is doing, then the report; returns its path.
 
-    Raises InputError for a workdir of another configuration, strategies that cannot have equal shares, and for
-    whatever the stages refuse.
+    Raises InputError for whatever `check` and the stages refuse, a workdir of another configuration, strategies that
+    cannot have equal shares, and sentences without text.
     """
-    judge = evaluate.load_judge(section(config, "evaluation"))  # before the training: its file may be missing
+    check(config)
+    judge = evaluate.load_judge(section(config, "evaluation"))
     comparison = Comparison(config, workdir, judge, Stages(workdir / "stages"), progress)
     folder = workdir / "locks"
     locks.share({"config": folder / "config"}, lambda _: claim(workdir, config.to_dict()))
@@ -81,7 +108,14 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
     print(results.budget_table(schedule, shares, config.compare.equal, rate), flush=True)
 
     evaluation = section(config, "evaluation")
-    examples = evaluate.held_out(comparison.data, evaluation, spec, evaluation.sentences)
+    examples = evaluate.spoken(comparison.data, evaluation, spec)
+    if not examples:
+        raise InputError(
+            f"{comparison.data}: no recording of the split {evaluation.split!r} has a text to speak and hear; "
+            "`audiolm train` and `audiolm evaluate` take recordings without text"
+        )
+    scored = len(evaluate.held_out(comparison.data, evaluation, spec))
+    print(results.interval_table(schedule, scored, len(examples)), flush=True)
     by_name = {cell.name: cell for cell in schedule}
     measured: dict[str, dict] = {}
     seconds: dict[str, float] = {}
@@ -122,7 +156,13 @@ def references(comparison: Comparison, examples: Sequence[dict], spec: Spec) -> 
     """The references of the models: unigram codes, recordings, and recordings after the codec."""
     config, stages, judge = comparison.config, comparison.stages, comparison.judge
     evaluation, inputs = section(config, "evaluation"), comparison.sections("evaluation", "data")
-    count = partial(evaluate.unigram, comparison.data, evaluation, spec)
+
+    def count() -> dict:
+        splits = [dataclasses.replace(evaluation, split=split) for split in (evaluation.split, *evaluation.also)]
+        numbers, *others = (evaluate.unigram(comparison.data, split, spec) for split in splits)
+        also = {split: other["unigram_bits_per_second"] for split, other in zip(evaluation.also, others, strict=True)}
+        return numbers | {"also_unigram_bits_per_second": also}
+
     stages.run("baselines", count, *inputs, after=["tokens"])
 
     def listen() -> dict:
@@ -165,11 +205,12 @@ def measure(comparison: Comparison, cell: Cell, examples: Sequence[dict]) -> tup
 def train_run(config: ConfigDict, folder: Path, workdir: Path, progress: bool) -> dict:
     """Trains one run; returns its seconds, frames and curve from the log, and the hardware."""
     runs.train(config, folder, workdir, progress=progress)
-    log, machine = evaluate.training_log(workdir), speed.hardware()
+    log, machine = [line for line in evaluate.training_log(workdir) if "frames" in line], speed.hardware()
     return {
         "training_seconds": log[-1]["seconds"],
         "training_frames": sum(line["frames"] for line in log),
         "training_curve": evaluate.training_curve(workdir, tokens.info(folder / "tokens")["frame_rate"]),
+        "validation_curve": evaluate.validation_curve(workdir),
         "hardware": {key: machine[key] for key in ("processor", "devices")},
     }
 

@@ -76,7 +76,7 @@ def _entry(entry: str, members: Sequence[Cell], shares: Mapping, measured: Mappi
     first, cell = runs[0], members[0]
     (bits_SU, seconds_U), (errors_SU, characters_U) = (_numbers(members, measured, metric) for metric in KEYS)
     bits, cer = intervals.ratio(bits_SU, seconds_U), intervals.ratio(errors_SU, characters_U)
-    error = intervals.standard_error(bits_SU.mean(axis=0), seconds_U)
+    error = None if intervals.lacking(len(seconds_U)) else intervals.standard_error(bits_SU.mean(axis=0), seconds_U)
     opinions = [run["cer"]["second_opinion"] for run in runs]
 
     def mean(key: str) -> Any:
@@ -92,7 +92,7 @@ def _entry(entry: str, members: Sequence[Cell], shares: Mapping, measured: Mappi
         "bits_per_second": bits.value,
         "bits_per_second_low": bits.low,
         "bits_per_second_high": bits.high,
-        "bits_per_second_se": 0.0 if np.isnan(error) else error,
+        "bits_per_second_se": error,
         "bits_per_second_per_codebook": mean("bits_per_second_per_codebook"),
         "end_bits_per_utterance": mean("end_bits_per_utterance"),
         "length_bits_per_utterance": mean("length_bits_per_utterance"),
@@ -124,6 +124,7 @@ def _entry(entry: str, members: Sequence[Cell], shares: Mapping, measured: Mappi
             for cell, run in zip(members, runs, strict=True)
         ],
         "training_curve": first["training_curve"],
+        "validation_curve": first.get("validation_curve", []),
         "samples": first["samples"],
     }
 
@@ -228,25 +229,46 @@ def budget_table(cells: Sequence[Cell], shares: Mapping, equal: str, frame_rate:
     return "\n".join([f"   equal: {report.schema.EQUAL[equal]}; seeds {seeds}; {len(cells)} runs", *lines])
 
 
+def interval_table(cells: Sequence[Cell], utterances: int, sentences: int) -> str:
+    """What will have no interval or no verdict, printed before training; "" if nothing."""
+    seeds, fewest = len({cell.seed for cell in cells}), intervals.UTTERANCES
+    lines = [
+        f"no interval of {what}: {lacking}; {remedy}"
+        for what, count, remedy in (
+            ("bits per second", utterances, f"{fewest} utterances are needed in the split"),
+            ("character errors", sentences, f"{fewest} sentences with text are needed (evaluation.sentences)"),
+        )
+        if (lacking := intervals.lacking(count))
+    ]
+    if lacking := intervals.lacking(fewest, seeds):
+        lines.append(f"no interval: {lacking}; take {intervals.SEEDS} or more, or one")
+    if seeds < intervals.SEEDS:
+        alone = "one seed: intervals are over utterances alone, and there is " if seeds == 1 else ""
+        lines.append(f"{alone}no verdict on the strategies; {intervals.SEEDS} seeds (compare.seeds) are needed")
+    return "\n".join(f"   {line}" for line in lines)
+
+
 def table(results: dict) -> str:
     """The main numbers as text."""
-    ceilings, rows = results["ceilings"], []
+    ceilings, held, rows = results["ceilings"], results["held_out"], []
     head = ("strategy", "bits per second (95 %)", "CER", "RTF", "passes", "first s")
     for strategy in results["strategies"]:
         sign = "<=" if strategy["likelihood"] == "bound" else "  "
-        interval = f"{strategy['bits_per_second_low']:.1f} .. {strategy['bits_per_second_high']:.1f}"
+        ends = intervals.Interval(*(strategy[f"bits_per_second{end}"] for end in ("", "_low", "_high")))
+        interval = intervals.text(ends, "{:.1f}", len(held["utterance_seconds"]), len(strategy["seeds"]))
         times, passes = strategy["speed"], strategy["cost"]["measured_passes"]
         rows.append(
-            f"   {strategy['name']:22s} {sign}{strategy['bits_per_second']:7.1f} ({interval})".ljust(58)
+            f"   {strategy['name']:22s} {sign}{ends.value:7.1f} {interval}".ljust(66)
             + f" {strategy['cer']['value']:8.3f} {times['rtf']:8.3f} {passes:8d} {times['first_audio_seconds']:10.3f}"
         )
     return "\n".join(
         [
-            "   {:22s} {:31s} {:>8s} {:>8s} {:>8s} {:>10s}".format(*head),
+            "   {:22s} {:39s} {:>8s} {:>8s} {:>8s} {:>10s}".format(*head),
             *rows,
             f"   {'unigram':22s}   {results['baselines']['unigram_bits_per_second']:7.1f}",
             f"   {'uniform':22s}   {results['baselines']['uniform_bits_per_second']:7.1f}",
-            f"   {'recordings':22s} {'':31s} {ceilings['real']['cer']['value']:8.3f}",
-            f"   {'through codec':22s} {'':31s} {ceilings['codec']['cer']['value']:8.3f}",
+            f"   {'recordings':22s} {'':39s} {ceilings['real']['cer']['value']:8.3f}",
+            f"   {'through codec':22s} {'':39s} {ceilings['codec']['cer']['value']:8.3f}",
+            *([f"   {no_judge}"] if (no_judge := report.meaningless(results)) else []),
         ]
     )

@@ -2,16 +2,20 @@
 
 DATA/corpus    the synthetic corpus, if that is what is used
 DATA/tokens    the token data set and rejects.jsonl
+DATA/corpus.json    the section corpus, which leads back to the recordings
 """
 
+import dataclasses
 from pathlib import Path
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from audiolm_jax import codecs, locks
+from audiolm_jax import codecs, files, locks
 from audiolm_jax import config as configs
 from audiolm_jax.data import corpora, tokens
+
+CORPUS = "corpus.json"
 
 
 def utterances(config: ConfigDict, directory: Path, progress: bool = True, codec=None) -> list[corpora.Utterance]:
@@ -39,5 +43,7 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     lock = directory / "corpus.lock"
     locks.share({"corpus": lock}, lambda _: recordings.extend(utterances(config, directory, progress, codec)))
     lock.unlink(missing_ok=True)
+    path = str(Path(corpus.path).expanduser().resolve()) if corpus.path else ""
+    files.write_json(directory / CORPUS, {**dataclasses.asdict(corpus), "path": path})
     tokens.write(recordings, codec, directory / "tokens", configs.section(config, "tokens"), corpus, progress)
     return tokens.info(directory / "tokens")

@@ -3,9 +3,11 @@
 Every function returns plain JSON values with the keys of `compare/report/schema.py`.
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
+import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import jax
 import numpy as np
 
 from audiolm_jax import files, loading
-from audiolm_jax.data import batches, corpora, encode, tokens
+from audiolm_jax.data import batches, corpora, encode, prepare, tokens
 from audiolm_jax.encoders import recogniser
-from audiolm_jax.evaluation import baselines, intelligibility, likelihood, speed
+from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import baselines, intelligibility, intervals, likelihood, speed
 from audiolm_jax.evaluation.config import EvaluationConfig
+from audiolm_jax.evaluation.intelligibility import normalise
 from audiolm_jax.families import published
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.spec import Spec
@@ -25,25 +29,68 @@ from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
 
+HELD_OUT = "valid_bits_per_second"  # in a line of metrics.jsonl
+
 
 def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling: SamplingConfig) -> dict:
-    """All numbers of one run. Music models: likelihood only; others also speak, into wav files below RUN/speech."""
+    """All numbers of one run: likelihood, and of speech with texts what a recogniser hears, and the speed.
+
+    "cer" stands beside "ceilings", the same recogniser's rates on the recordings ("real", None where they are not at
+    hand) and on them after the codec, "cer_means_nothing" says whether it is a judge at all, "no_cer" why there is no
+    rate. Wav files of what was heard are below RUN/speech.
+    """
     generator, spec = loading.load(run, sampling), checkpoints.read_spec(run)
-    music = generator.conditioning is not None
-    judge = None if music else load_judge(evaluation)  # before the work: its file may be missing
+    examples = [] if generator.conditioning else spoken(directory, evaluation, spec)
+    judge = load_judge(evaluation) if examples else None  # before the work: its file may be missing
     numbers = (
         {"split": evaluation.split}
         | unigram(directory, evaluation, spec)
         | bits(run, directory, evaluation, sharding.ShardingConfig())
     )
-    if music:
-        return numbers
-    examples = held_out(directory, evaluation, spec, evaluation.sentences)
+    if judge is None:
+        reason = "the recordings have no text" if names_text(spec.data.template) else "the model is given no text"
+        return numbers | {"cer": None, "no_cer": "music has no words" if generator.conditioning else reason}
+    folder = run / "speech" / evaluation.split
+    recordings = recorded(directory)
+    beside = ceilings(recordings, examples, generator.codec, judge, evaluation, folder)
+    heard = speech(generator, examples, judge, evaluation, folder)
+    rates = {name: part and part["cer"] for name, part in beside.items()}
+    means_nothing = intelligibility.meaningless(rates["real"] and rates["real"]["value"], rates["codec"]["value"])
     return (
         numbers
-        | speech(generator, examples, judge, evaluation, run / "speech" / evaluation.split)
+        | heard
+        | {"ceilings": rates, "cer_means_nothing": means_nothing}
         | timed(generator, examples, evaluation)
     )
+
+
+def spoken(directory: Path, evaluation: EvaluationConfig, spec: Spec) -> list[dict]:
+    """The sentences to speak, evaluation.sentences of them spread evenly over the split.
+
+    Their text holds a letter or digit; [] if there are none, or the model is given no text.
+    """
+    if not names_text(spec.data.template):
+        return []
+    worded = [example for example in held_out(directory, evaluation, spec, 0) if normalise(example["text"])]
+    count = min(evaluation.sentences, len(worded))
+    return [worded[number * len(worded) // count] for number in range(count)]
+
+
+def names_text(template: str) -> bool:
+    """Whether a model with this data.template is given the text."""
+    return "text" in {field for _, field, *_ in string.Formatter().parse(template)}
+
+
+def recorded(directory: Path) -> list[corpora.Utterance]:
+    """The recordings that the tokens below `directory` were made of; [] where they are not at hand."""
+    try:
+        values = json.loads((directory / prepare.CORPUS).read_text(encoding="utf-8"))
+        corpus = corpora.CorpusConfig(**values)
+        if corpus.name == "synthetic" and not (directory / "corpus").exists() and not corpus.path:
+            return []
+        return corpora.utterances(corpus, directory / "corpus", progress=False)
+    except (OSError, ValueError, TypeError, InputError):
+        return []
 
 
 def load_judge(evaluation: EvaluationConfig) -> recogniser.Recogniser:
@@ -99,10 +146,13 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         encoder = published.of_run(run, model, spec).text_encoder if spec.conditioning.text_encoder else None
         rate = tokens.info(directory / "tokens")["frame_rate"]
         result = scored(model, spec, examples, rate, evaluation, encoder)
+    interval = intervals.ratio(result.code_bits_UQ.sum(axis=1), result.seconds_U)
     return {
         "likelihood": result.tag,
         "bits_per_second": result.bits_per_second,
-        "bits_per_second_se": result.standard_error if len(examples) > 1 else 0.0,
+        "bits_per_second_low": interval.low,
+        "bits_per_second_high": interval.high,
+        "bits_per_second_se": None if interval.low is None else result.standard_error,
         "bits_per_second_per_codebook": result.bits_per_second_Q.tolist(),
         "end_bits_per_utterance": float(result.end_bits_U.mean()) if grid.causal_levels else None,
         "length_bits_per_utterance": None if grid.causal_levels else float(result.length_bits_U.mean()),
@@ -137,16 +187,21 @@ def ceilings(
     evaluation: EvaluationConfig,
     folder: Path,
 ) -> dict:
-    """Error rates of the recordings themselves ("real") and of the same after the codec ("codec")."""
-    recordings = {(item.split, item.key): item for item in utterances}
-    real = []
-    for example in examples:
-        real.append(encode.heard(recordings[evaluation.split, example["key"]], codec))
+    """Error rates of the recordings themselves ("real") and of the same after the codec ("codec").
+
+    "real" is None where a recording of an example is not among `utterances`, or its file is gone.
+    """
+    recordings, real = {(item.split, item.key): item for item in utterances}, []
+    with contextlib.suppress(KeyError, corpora.Reject):
+        for example in examples:
+            real.append(encode.heard(recordings[evaluation.split, example["key"]], codec))
     coded = [codec.decode(example["codes"]) for example in examples]
-    return {
+    heard = {
         name: listen(waveforms, examples, codec.sample_rate, judge, evaluation, folder / name)
         for name, waveforms in (("real", real), ("codec", coded))
+        if len(waveforms) == len(examples)
     }
+    return {"real": None} | heard
 
 
 def listen(
@@ -219,7 +274,12 @@ def training_curve(run: Path, frame_rate: float) -> list[list[float]]:
     """[[step, bits per second of audio on training batches], ...]: where every codebook was trained in an interval."""
     curve = []
     for line in training_log(run):
-        codebooks = [value for name, value in line["bits"].items() if name.startswith("codebook_")]
+        codebooks = [value for name, value in line.get("bits", {}).items() if name.startswith("codebook_")]
         curve.append((len(codebooks), line["step"], frame_rate * sum(codebooks)))
     most = max(count for count, *_ in curve)
     return [[step, value] for count, step, value in curve if count == most]
+
+
+def validation_curve(run: Path) -> list[list[float]]:
+    """[[step, bits per second of held-out audio], ...], where training measured them."""
+    return [[line["step"], line[HELD_OUT]] for line in training_log(run) if line.get(HELD_OUT) is not None]

@@ -4,6 +4,7 @@
 
 over all utterances together (Levenshtein distance, by jiwer). It can exceed 1 where a recogniser inserts
 characters. A waveform in which nothing can be heard (empty, very short, silent, NaN) counts as all deletions.
+It is a number of the recogniser and the speech together: read it beside that of the recordings (`meaningless`).
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from audiolm_jax.audio import resample
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 
+MEANINGLESS = 0.2  # CER on the recordings above which a recogniser is no judge of this speech
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -61,12 +63,26 @@ def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -
     return float(errors_B.sum() / lengths_B.sum())
 
 
+def meaningless(recordings: float | None, coded: float) -> str:
+    """A sentence if the recogniser is no judge of this speech, "" if it is one.
+
+    recordings, coded: its CER on the recordings (None: they are not there any more), and on them after the codec.
+    """
+    judged, what = (coded, "the recordings after the codec") if recordings is None else (recordings, "the recordings")
+    if judged <= MEANINGLESS:
+        return ""
+    return (
+        f"the recogniser mishears {judged:.0%} of the characters of {what} (above {MEANINGLESS:.0%}), so its error "
+        "rates mean nothing for this speech"
+    )
+
+
 def measure(recogniser, references: Sequence[str], waveforms: Sequence[np.ndarray], sample_rate: int) -> dict:
     """Transcribes waveforms [samples] that should say `references`.
 
-    Returns {"value", "low", "high" (95 % over utterances), "utterances", "second_opinion" (CER of `second_opinion`, or
-    None)}, and in the order of the utterances "transcripts", "errors" (wrong characters) and "characters" (of the
-    reference). Raises InputError as `character_errors` and `Recogniser.transcribe`.
+    Returns {"value", "low", "high" (95 % over utterances, or None), "utterances", "second_opinion" (CER of
+    `second_opinion`, or None)}, and in the order of the utterances "transcripts", "errors" (wrong characters) and
+    "characters" (of the reference). Raises InputError as `character_errors` and `Recogniser.transcribe`.
     """
     transcripts = recogniser.transcribe(waveforms, sample_rate)
     second = second_opinion(references, waveforms, sample_rate)

@@ -3,26 +3,27 @@
 Bits per second and character error rates are such ratios: sum of numerators (bits, errors) by sum of denominators
 (seconds, characters), the denominators being those of the held-out set, the same for every model. What is estimated is
 the mean over training runs (seeds) of the ratio on all speech of this kind; an interval says what other utterances and
-other seeds might give.
+other seeds might give. With one seed the estimate is the ratio of that run.
 
-    utterances  percentile bootstrap: the utterances are drawn with replacement, the same for all seeds and for both
-                sides of a difference (Efron 1979; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 13.3;
-                for corpus-level speech measures Bisani and Ney, ICASSP 2004)
-    seeds       crossed with the utterances: every seed is evaluated on all of them, so the two are drawn apart, as in
-                Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007. Few seeds cannot be resampled
-                like many utterances: drawn values never leave the range of the two or three there are, and where
-                seeds are all that varies a 95 % interval covers 57 % (two seeds) or 73 % (three). What is drawn instead
-                is what the resampled mean tends to for many seeds, Student's t with S - 1 degrees of freedom times
-                sd / sqrt(S) (Student 1908)
+    utterances  Student's t with U - 1 degrees of freedom times the linearised standard error of a ratio of sums
+                (Cochran, Sampling Techniques, 1977, section 6.4). Numbers of utterances are skewed (many sentences
+                without an error, a few with many), which t does not know: an end moves outward to where the
+                transformation of P. Hall (J. R. Statist. Soc. B 54(1), 1992) puts it, never inward
+    seeds       crossed with the utterances: every seed is evaluated on all of them. The variance of the mean over
+                seeds, sd^2 / S, is added to that over utterances. Its quantile lies halfway between that of Welch
+                (Biometrika 34, 1947), which covers a little too seldom with three seeds, and the one of Cochran and Cox
+                (Experimental Designs, 1950), which covers too often
     pairs       a difference is an interval of the differences, utterance by utterance and seed by seed: what an
                 utterance or a seed does to both sides alike cancels
 
-What the intervals cover, and what not:
+Below UTTERANCES utterances, with two seeds, and where no utterance has an error there is no interval (`lacking`).
+`experiments/interval_coverage` measures how often the intervals cover the truth.
+
+What they cover, and what not:
 
     1 seed      utterances only. Nothing is said about another training run, so a difference whose interval excludes 0
-                is one of these two runs
-    2 seeds     both, but t with one degree of freedom is so wide that only differences far beyond the spread show
-    3 seeds     both. Exact in its seed part if the numbers of many seeds were normally distributed, which three seeds
+                is one of these two runs, not of their strategies: a verdict takes SEEDS seeds
+    3 seeds     both. Right in its seed part if the numbers of many seeds were normally distributed, which three seeds
                 cannot show; twice as wide as with many seeds of the same spread
     never       other corpora, codecs, voices, budgets or hyperparameters; the choice among many differences (each
                 interval stands alone: of twenty differences that are nothing, one excludes 0)
@@ -34,60 +35,90 @@ import numpy as np
 
 from audiolm_jax.errors import InputError
 
-LEVEL, RESAMPLES = 0.95, 2000
+LEVEL = 0.95
+UTTERANCES, SEEDS = 20, 3  # fewer have no interval, and no verdict
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A number and the ends of its interval."""
+    """A number and the ends of its interval, None where there is none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
-def ratio(numerators: np.ndarray, denominators_U: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def lacking(utterances: int, seeds: int = 1) -> str:
+    """The reason why there is no interval, such as "1 utterance"; "" where there is one."""
+    if utterances < UTTERANCES:
+        return f"{utterances} utterance{'s' * (utterances != 1)}"
+    return f"{seeds} seeds" if 1 < seeds < SEEDS else ""
+
+
+def text(interval: Interval, form: str = "{:.1f}", utterances: int = UTTERANCES, seeds: int = 1) -> str:
+    """ "(1.0 .. 2.0)", or "(no interval: 1 utterance)" of so many utterances and seeds."""
+    if interval.low is None or interval.high is None:
+        return f"(no interval: {lacking(utterances, seeds) or 'no errors'})"
+    return f"({form.format(interval.low)} .. {form.format(interval.high)})"
+
+
+def ratio(numerators: np.ndarray, denominators_U: np.ndarray) -> Interval:
     """The mean over seeds of sum(numerators) / sum(denominators), with its interval.
 
     Args:
       numerators: [S, U] of S seeds on U utterances, or [U] of one.
       denominators_U: [U], not negative, the same for every seed.
-      seed: of the resampling; equal arguments give equal intervals.
-
-    A single utterance has no interval over utterances: its ends are the value, or what the seeds add.
 
     Raises InputError for shapes that do not fit, values that are not finite, or nothing to divide by.
     """
-    interval = _interval(numerators, denominators_U, resamples, seed)
-    if np.min(numerators) >= 0:  # few seeds: t reaches below what bits and errors can be
+    interval = _interval(numerators, denominators_U)
+    if not np.any(numerators):  # the width would be 0, which is not what is known of errors
+        return Interval(interval.value, None, None)
+    if interval.low is not None and np.min(numerators) >= 0:  # few seeds: t reaches below what bits and errors can be
         return dataclasses.replace(interval, low=max(interval.low, 0.0))
     return interval
 
 
-def _interval(numerators: np.ndarray, denominators_U: np.ndarray, resamples: int, seed: int) -> Interval:
+def _interval(numerators: np.ndarray, denominators_U: np.ndarray) -> Interval:
     """`ratio` whose ends may be negative."""
+    from scipy import special  # not needed to speak, and slow to import
+
     numerators_SU, denominators_U = _checked(numerators, denominators_U)
     S, U = numerators_SU.shape
-    rng = np.random.default_rng(seed)
-    # How often each utterance is in each resample: numbered apart, then counted.
-    drawn_RU = rng.integers(0, U, (resamples, U)) + U * np.arange(resamples)[:, None]
-    times_RU = np.bincount(drawn_RU.ravel(), minlength=resamples * U).reshape(resamples, U)
-    times_RU = times_RU[times_RU @ denominators_U > 0]
-    means_R = (times_RU @ numerators_SU.mean(axis=0)) / (times_RU @ denominators_U)
-    rates_S = rates(numerators_SU, denominators_U)
-    if S > 1:
-        means_R = means_R + rng.standard_t(S - 1, len(means_R)) * rates_S.std(ddof=1) / np.sqrt(S)
-    low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(rates_S.mean()), float(low), float(high))
+    rates_S, mean_U = rates(numerators_SU, denominators_U), numerators_SU.mean(axis=0)
+    value, level = float(rates_S.mean()), (1 + LEVEL) / 2
+    if lacking(U, S):
+        return Interval(value, None, None)
+    residual_U, quantile = mean_U - value * denominators_U, special.stdtrit(U - 1, level)
+    error = standard_error(mean_U, denominators_U)
+    variance_S = float(rates_S.var(ddof=1)) / S if S > 1 else 0.0
+    reach = []
+    for stretched in _skewed(residual_U, quantile) / quantile:
+        variance_U = (stretched * error) ** 2
+        total = variance_U + variance_S
+        if variance_S:
+            freedom = total**2 / (variance_U**2 / (U - 1) + variance_S**2 / (S - 1))
+            welch, few = special.stdtrit(freedom, level), special.stdtrit(S - 1, level)
+            cochran = (variance_U * quantile + variance_S * few) / total
+            reach.append((2 * welch + cochran) / 3 * np.sqrt(total))
+        else:
+            reach.append(quantile * np.sqrt(total))
+    return Interval(value, float(value - reach[0]), float(value + reach[1]))
 
 
-def difference(
-    numerators_a: np.ndarray,
-    numerators_b: np.ndarray,
-    denominators_U: np.ndarray,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+def _skewed(residual_U: np.ndarray, quantile: float) -> np.ndarray:
+    """How many standard errors the mean of these may lie below and above its estimate: `quantile` or more."""
+    U, largest = len(residual_U), np.abs(residual_U).max()
+    square, cube = (np.mean((residual_U / (largest or 1)) ** power) for power in (2, 3))
+    a = cube / (square or 1) ** 1.5 * np.sqrt(U - 1) / (U - 2)  # skewness by the root of U
+    if abs(a) < 1e-9:
+        return np.array([quantile, quantile])
+    # The studentised error T has the distribution of t after T + a T^2 / 3 + a^2 T^3 / 27 + a / 6; solved for T.
+    low, high = 3 / a * (np.cbrt(1 + a * (np.array([quantile, -quantile]) - a / 6)) - 1)
+    return np.maximum([low, -high], quantile)
+
+
+def difference(numerators_a: np.ndarray, numerators_b: np.ndarray, denominators_U: np.ndarray) -> Interval:
     """`ratio` of a minus that of b, paired over utterances and seeds: row s of both is of the same seed.
 
     Raises InputError if they are not of the same shape, and see `ratio`.
@@ -95,7 +126,7 @@ def difference(
     a, b = np.asarray(numerators_a, float), np.asarray(numerators_b, float)
     if a.shape != b.shape:
         raise InputError(f"numbers of shapes {a.shape} and {b.shape} cannot be paired; seeds and utterances must match")
-    return _interval(a - b, denominators_U, resamples, seed)
+    return _interval(a - b, denominators_U)
 
 
 def rates(numerators: np.ndarray, denominators_U: np.ndarray) -> np.ndarray:
@@ -105,10 +136,7 @@ def rates(numerators: np.ndarray, denominators_U: np.ndarray) -> np.ndarray:
 
 
 def standard_error(numerators_U: np.ndarray, denominators_U: np.ndarray) -> float:
-    """Standard error of a ratio of sums over utterances; nan for one utterance.
-
-    The linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4).
-    """
+    """Standard error of a ratio of sums over utterances, linearised; nan for one utterance."""
     [numerators_U], denominators_U = _checked(numerators_U, denominators_U)
     count, total = len(denominators_U), denominators_U.sum()
     if count < 2:

@@ -126,8 +126,14 @@ def test_report_and_results(done):
     assert delay["training_flops"] == masked["training_flops"]
     assert (delay["likelihood"], masked["likelihood"]) == ("exact", "bound")
     assert results["config"]["training"]["steps"] == delay["training_steps"] == 6
+    unseen = results["baselines"]["also_unigram_bits_per_second"]["unseen"]
+    assert 0 < unseen != results["baselines"]["unigram_bits_per_second"]
+    told = output[: output.index("/train")]  # before training
+    assert "no interval of bits per second: 4 utterances; 20 utterances are needed" in told
+    assert "no interval of character errors: 2 utterances" in told and "no verdict on the strategies" in told
+    assert "the recogniser mishears" in output[output.index("through codec") :], "it is deaf"
     for strategy in results["strategies"]:
-        assert 0 < strategy["also"]["unseen"]["low"] <= strategy["also"]["unseen"]["bits_per_second"]
+        assert strategy["also"]["unseen"]["bits_per_second"] > 0 and strategy["also"]["unseen"]["low"] is None
         assert strategy["cost"]["predicted_passes"] == strategy["cost"]["measured_passes"]
         assert 0 < strategy["bits_per_second"] < 2 * results["baselines"]["uniform_bits_per_second"]
         for sample in strategy["samples"]:
@@ -229,11 +235,37 @@ def test_evaluate_agrees_with_the_comparison(done, folder, capsys):
     options = [f"--config.evaluation.recogniser={folder / 'deaf.safetensors'}", *SMALL[:5]]
     run = workdir / "runs" / "delay"
     assert main.main(["evaluate", "--workdir", str(run), "--data", str(workdir / "data"), *options]) == 0
-    assert "bits per second of audio" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"bits per second of audio   [\d.]+ \(no interval: 4 utterances\)\n", printed)
+    assert re.search(r"of unigram codes  +[\d.]+\n  of uniform codes  +300.0\n", printed)
+    assert "no error rate              the recogniser mishears" in printed and "character error" not in printed
     evaluation = json.loads((run / "evaluation.json").read_text())
     expected = numbers(workdir)["strategies"][0]
     assert evaluation["bits_per_second"] == pytest.approx(expected["bits_per_second"], rel=1e-4)
     assert evaluation["cer"] == expected["cer"]
+    ceilings = numbers(workdir)["ceilings"]
+    assert evaluation["ceilings"] == {name: ceilings[name]["cer"] for name in ("real", "codec")}
+    assert evaluation["cer_means_nothing"] and evaluation["bits_per_second_se"] is None
+
+
+def test_an_error_rate_stands_beside_that_of_the_recordings(done, capsys, tmp_path):
+    """With a recogniser that hears; and again when the recordings are gone."""
+    _, workdir = done
+    command = ["evaluate", "--workdir", str(workdir / "runs" / "delay"), "--data", str(workdir / "data"), *SMALL[:5]]
+    assert main.main(command) == 0
+    printed = capsys.readouterr().out
+    rates = re.findall(r"(character error rate|of the recordings|of these after the codec) +([\d.]+) \(no", printed)
+    assert [name for name, _ in rates] == ["character error rate", "of the recordings", "of these after the codec"]
+    assert float(rates[1][1]) < 0.2 < float(rates[2][1]), "the codec is a toy"
+    (workdir / "data" / "corpus").rename(tmp_path / "corpus")
+    try:
+        assert main.main(command) == 0
+    finally:
+        (tmp_path / "corpus").rename(workdir / "data" / "corpus")
+    printed = capsys.readouterr().out
+    assert "mishears" in printed and "of the recordings after the codec (above 20%)" in printed
+    evaluation = json.loads((workdir / "runs" / "delay" / "evaluation.json").read_text())
+    assert evaluation["ceilings"]["real"] is None and evaluation["ceilings"]["codec"]["value"] > 0.2
 
 
 def test_train_refuses_what_is_not_its_own(done, capsys, tmp_path):
@@ -358,7 +390,7 @@ def test_two_processes_make_every_cell_once(grid):
         assert strategy["bits_per_second"] == pytest.approx(
             np.mean([seed["bits_per_second"] for seed in strategy["seeds"]])
         )
-        assert strategy["bits_per_second_low"] < strategy["bits_per_second"] < strategy["bits_per_second_high"]
+        assert strategy["bits_per_second_low"] is None, "neither four utterances nor two seeds have an interval"
         assert strategy["seeds"][0]["utterance_bits"] != strategy["seeds"][1]["utterance_bits"]
     frames = [seed["training_frames"] for strategy in results["strategies"] for seed in strategy["seeds"]]
     assert max(frames) < 1.08 * min(frames)

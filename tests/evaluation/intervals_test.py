@@ -6,7 +6,7 @@ import pytest
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 
-SIMULATIONS = 400
+SIMULATIONS = 1000
 
 
 def simulate(rng, seeds, utterances, across_seeds, across_utterances, noise=0.1):
@@ -23,22 +23,83 @@ def simulate(rng, seeds, utterances, across_seeds, across_utterances, noise=0.1)
 
 @pytest.mark.parametrize(
     ("seeds", "across_seeds", "across_utterances"),
-    [(1, 0.0, 1.0), (2, 0.2, 1.0), (3, 0.3, 0.0), (3, 0.3, 1.0), (20, 0.3, 0.5)],
+    [(1, 0.0, 1.0), (3, 0.3, 0.0), (3, 0.3, 1.0), (20, 0.3, 0.5)],
 )
 def test_an_interval_covers_the_truth_as_often_as_it_says(seeds, across_seeds, across_utterances):
     rng = np.random.default_rng(0)
-    results = [
-        intervals.ratio(*simulate(rng, seeds, 40, across_seeds, across_utterances), resamples=400, seed=n)
-        for n in range(SIMULATIONS)
-    ]
+    results = [intervals.ratio(*simulate(rng, seeds, 40, across_seeds, across_utterances)) for _ in range(SIMULATIONS)]
     covered = np.mean([interval.low <= 10 <= interval.high for interval in results])
-    assert 0.90 <= covered <= 0.99
+    assert 0.93 <= covered <= 0.97
+
+
+@pytest.mark.parametrize("utterances", [intervals.UTTERANCES, 50])
+@pytest.mark.parametrize("kind", ["normal", "exponential", "difference"])
+def test_coverage_from_the_floor_up(utterances, kind):
+    """Skewed numbers too: bootstrap percentiles cover 88 % of 20 exponential ones, plain t 90 %."""
+    rng, covered = np.random.default_rng(4), 0
+    for _ in range(2 * SIMULATIONS):
+        seconds_U = rng.uniform(0.5, 3, utterances)
+        if kind == "difference":
+            interval = intervals.difference(rng.normal(size=utterances), np.zeros(utterances), seconds_U)
+            covered += interval.low <= 0 <= interval.high
+            continue
+        rates_U = rng.exponential(size=utterances) if kind == "exponential" else 10 + rng.normal(size=utterances)
+        interval = intervals.ratio(rates_U * seconds_U, seconds_U)
+        covered += interval.low <= (1 if kind == "exponential" else 10) <= interval.high
+    assert 0.93 <= covered / (2 * SIMULATIONS) <= 0.97
+
+
+def test_the_ends_are_t_and_a_skewed_one_lies_further_out():
+    from scipy import stats
+
+    numbers_U = np.tile([1.0, 2.0, 3.0], 10)
+    interval = intervals.ratio(numbers_U, np.ones(30))
+    expected = stats.t.interval(0.95, 29, loc=2, scale=numbers_U.std(ddof=1) / np.sqrt(30))
+    np.testing.assert_allclose((interval.low, interval.high), expected)
+    skewed_U = np.array([0.0] * 25 + [6.0, 7.0, 8.0, 9.0, 10.0])
+    low, high = stats.t.interval(0.95, 29, loc=skewed_U.mean(), scale=skewed_U.std(ddof=1) / np.sqrt(30))
+    interval = intervals.ratio(skewed_U, np.ones(30))
+    assert interval.low == pytest.approx(low) and interval.high > high + 0.2 * (high - low) / 2
+    turned = intervals.difference(np.zeros(30), skewed_U, np.ones(30))
+    assert (turned.low, turned.high) == pytest.approx((-interval.high, -interval.low))
+
+
+@pytest.mark.parametrize(
+    ("utterances", "seeds", "reason"),
+    [
+        (1, 1, "1 utterance"),
+        (0, 1, "0 utterances"),
+        (19, 3, "19 utterances"),
+        (20, 1, ""),
+        (20, 2, "2 seeds"),
+        (20, 3, ""),
+    ],
+)
+def test_below_the_floor_there_is_no_interval(utterances, seeds, reason):
+    assert intervals.lacking(utterances, seeds) == reason
+    if utterances:
+        numbers_SU = np.random.default_rng(0).uniform(1, 2, (seeds, utterances))
+        for interval in (
+            intervals.ratio(numbers_SU, np.ones(utterances)),
+            intervals.difference(numbers_SU, np.ones_like(numbers_SU), np.ones(utterances)),
+        ):
+            assert (interval.low is None) == (interval.high is None) == bool(reason)
+            said = intervals.text(interval, "{:.1f}", utterances, seeds)
+            assert said == f"(no interval: {reason})" if reason else " .. " in said
+
+
+def test_errors_that_did_not_happen_have_no_interval():
+    interval = intervals.ratio(np.zeros(100), np.full(100, 20))
+    assert (interval.value, interval.low, interval.high) == (0, None, None)
+    assert intervals.text(interval, utterances=100) == "(no interval: no errors)"
+    nothing = intervals.difference(np.zeros(100), np.zeros(100), np.ones(100))
+    assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
 
 
 def test_one_seed_says_nothing_about_others():
     """The docstring's warning: with one seed, an interval over utterances misses what seeds do."""
     rng = np.random.default_rng(0)
-    results = [intervals.ratio(*simulate(rng, 1, 40, 0.5, 1.0), resamples=400) for _ in range(SIMULATIONS)]
+    results = [intervals.ratio(*simulate(rng, 1, 40, 0.5, 1.0)) for _ in range(SIMULATIONS)]
     assert np.mean([interval.low <= 10 <= interval.high for interval in results]) < 0.6
 
 
@@ -46,14 +107,14 @@ def test_a_difference_covers_its_truth_and_pairing_narrows_it():
     """Two models on the same utterances from the same seeds; b needs 0.3 bits more, the rest is mostly shared."""
     rng = np.random.default_rng(1)
     covered, widths = [], []
-    for number in range(SIMULATIONS):
+    for _ in range(SIMULATIONS):
         a_SU, seconds_U = simulate(rng, 3, 40, 0.3, 1.0)
         b_SU = a_SU + (0.3 + 0.1 * rng.normal(size=(3, 1)) + 0.2 * rng.normal(size=(3, 40))) * seconds_U
-        interval = intervals.difference(a_SU, b_SU, seconds_U, resamples=400, seed=number)
+        interval = intervals.difference(a_SU, b_SU, seconds_U)
         covered.append(interval.low <= -0.3 <= interval.high)
-        apart = [intervals.ratio(single, seconds_U, resamples=400, seed=number) for single in (a_SU, b_SU)]
+        apart = [intervals.ratio(single, seconds_U) for single in (a_SU, b_SU)]
         widths.append((interval.high - interval.low, np.hypot(*(single.high - single.low for single in apart))))
-    assert 0.90 <= np.mean(covered) <= 0.99
+    assert 0.93 <= np.mean(covered) <= 0.975
     paired, unpaired = np.median(widths, axis=0)
     assert paired < 0.5 * unpaired
 
@@ -65,7 +126,6 @@ def test_values_are_ratios_of_sums_and_equal_arguments_give_equal_intervals():
     assert interval.value == pytest.approx(np.mean([row.sum() / characters_U.sum() for row in errors_SU]))
     assert interval.low < interval.value < interval.high
     assert interval == intervals.ratio(errors_SU, characters_U)
-    assert interval != intervals.ratio(errors_SU, characters_U, seed=1)
     np.testing.assert_allclose(intervals.rates(errors_SU, characters_U).mean(), interval.value)
     single = intervals.ratio(errors_SU[0], characters_U)
     assert single == intervals.ratio(errors_SU[:1], characters_U)
@@ -75,24 +135,22 @@ def test_values_are_ratios_of_sums_and_equal_arguments_give_equal_intervals():
 
 
 def test_the_ends_of_few_seeds_stay_possible():
-    """t with one degree of freedom reaches below 0, which bits and errors cannot; differences can."""
-    bits_SU, seconds_U = np.array([[1.0] * 9, [3.0] * 9]), np.ones(9)
+    """t with two degrees of freedom reaches below 0, which bits and errors cannot; differences can."""
+    bits_SU, seconds_U = np.repeat([[1.0], [1.0], [7.0]], 20, axis=1), np.ones(20)
     interval = intervals.ratio(bits_SU, seconds_U)
-    assert interval.low == 0 and interval.high > 10
-    assert intervals.difference(bits_SU, np.ones((2, 9)), seconds_U).low < -5
+    assert interval.low == 0 and interval.high == pytest.approx(3 + 4.303 * 2, rel=1e-3)
+    assert intervals.difference(bits_SU, np.ones((3, 20)), seconds_U).low == pytest.approx(2 - 4.303 * 2, rel=1e-3)
 
 
-def test_one_utterance_has_no_interval_and_characters_may_be_missing():
-    interval = intervals.ratio([3.0], [2.0])
-    assert (interval.value, interval.low, interval.high) == (1.5, 1.5, 1.5)
-    interval = intervals.ratio([1, 0, 2], [4, 0, 0])  # two of three draws may hold nothing to divide by
+def test_characters_may_be_missing():
+    interval = intervals.ratio([1, 0, 2] * 7, [4, 0, 0] * 7)
     assert np.isfinite([interval.low, interval.high]).all()
     assert np.isnan(intervals.standard_error([3.0], [2.0]))
 
 
-def test_standard_error_is_what_the_bootstrap_finds():
+def test_an_interval_is_twice_the_standard_error_on_both_sides():
     bits_SU, seconds_U = simulate(np.random.default_rng(3), 1, 200, 0.0, 1.0)
-    interval = intervals.ratio(bits_SU, seconds_U, resamples=4000)
+    interval = intervals.ratio(bits_SU, seconds_U)
     assert (interval.high - interval.low) / 3.92 == pytest.approx(
         intervals.standard_error(bits_SU, seconds_U), rel=0.06
     )

@@ -1,6 +1,6 @@
 """One self-contained HTML page and one results.json per comparison, holding the same numbers."""
 
 from audiolm_jax.compare.report.html import write_report
-from audiolm_jax.compare.report.schema import validate, write_results
+from audiolm_jax.compare.report.schema import meaningless, validate, write_results
 
-__all__ = ["validate", "write_report", "write_results"]
+__all__ = ["meaningless", "validate", "write_report", "write_results"]

@@ -35,6 +35,7 @@ def build(results: dict, directory: Path, pictures: dict[str, str]) -> str:
     pictured = [entry for entry in strategies if entry is first[entry["strategy"]] and entry["strategy"] in pictures]
     functions = [tables.results_table, tables.also_table, tables.training_table, tables.speed_table]
     contents = [
+        ("strategies", "The strategies", sections.forests(plots.forests(results))),
         ("results", "Results", sections.numbers(results, [table(results) for table in functions])),
         ("differences", "Differences", sections.differences(differences.matrices(results))),
         ("trade-offs", "What it costs", sections.trade_offs(plots.trade_offs(results))),
@@ -66,7 +67,7 @@ def _blocks(results: dict) -> list[tuple[str, dict[str, str]]]:
             "codec weights": codec["fingerprint"][:16],
             "recogniser weights": results["recogniser"]["fingerprint"][:16],
         }),
-        ("Hardware", results["hardware"]),
+        ("Hardware", {name: v for name, v in results["hardware"].items() if name not in results["versions"]}),
         ("Versions", {**results["versions"], "commit": results["commit"][:12], "config": results["config_hash"][:16]}),
     ]  # fmt: skip
     return [(title, {name: _text(value) for name, value in rows.items()}) for title, rows in blocks]

@@ -55,8 +55,11 @@ def clip(
     see `media.audio_uri`.
     """
     who, what, under = texts
-    picture = media.spectrogram_uri(waveform_N, sample_rate)
-    return parts.clip(who, what, label, under, width, picture, media.audio_uri(waveform_N, sample_rate, compressed))
+    picture, audio = (
+        media.spectrogram_uri(waveform_N, sample_rate),
+        media.audio_uri(waveform_N, sample_rate, compressed),
+    )
+    return parts.clip(who, what, label, under, width, len(waveform_N) / sample_rate, picture, audio)
 
 
 def marked_transcript(reference: str, transcript: str) -> Markup:

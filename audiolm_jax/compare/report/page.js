@@ -1,22 +1,33 @@
 "use strict";
-// One clip at a time; the line over its spectrogram is the playing position.
+// One clip at a time; the line over its spectrogram is the playing position. The button plays and pauses there, a press
+// on the spectrogram plays from there, and the arrow keys move by a second.
 for (const button of document.querySelectorAll(".play")) {
   const audio = button.parentElement.querySelector("audio");
   const head = button.querySelector(".head");
   const width = parseFloat(button.dataset.width);
-  const draw = () => {
-    if (audio.paused) return;
-    head.style.left = (width * audio.currentTime) / (audio.duration || 1) + "%";
-    requestAnimationFrame(draw);
+  const length = () => audio.duration || parseFloat(button.dataset.seconds);
+  const show = () => { head.style.left = (width * audio.currentTime) / length() + "%"; };
+  const draw = () => { show(); if (!audio.paused) requestAnimationFrame(draw); };
+  const seek = (seconds) => {
+    audio.currentTime = Math.min(Math.max(seconds, 0), length());
+    button.classList.add("begun");
+    show();
   };
-  button.addEventListener("click", () => {
-    if (!audio.paused) { audio.pause(); return; }
+  button.addEventListener("click", (event) => {
+    const toggle = event.detail === 0 || event.target.classList.contains("icon");
+    if (toggle && !audio.paused) { audio.pause(); return; }
     for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
-    audio.currentTime = 0;
+    const box = button.getBoundingClientRect();
+    if (!toggle) seek(((event.clientX - box.left) / box.width) * (100 / width) * length());
+    if (audio.currentTime >= length() - 0.01) seek(0);
     audio.play();
   });
-  audio.addEventListener("play", () => { button.classList.add("on"); draw(); });
-  for (const end of ["pause", "ended"]) audio.addEventListener(end, () => button.classList.remove("on"));
+  button.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (step) { event.preventDefault(); seek(audio.currentTime + step); }
+  });
+  audio.addEventListener("play", () => { button.classList.add("on", "begun"); draw(); });
+  for (const end of ["pause", "ended"]) audio.addEventListener(end, () => { button.classList.remove("on"); show(); });
 }
 
 // The numbers nearest to the pointer, for every series of a chart.

@@ -5,11 +5,13 @@ Wall-clock times are only below the keys "speed", "training_seconds", "created" 
 configuration agree in all others. A field with a default is a key that may be left out.
 
 Intervals are 95 %, over utterances and, where there are several, seeds (evaluation/intervals.py says what they cover).
-They can be computed again from `held_out` and the numbers of every seed:
+An interval is null below intervals.UTTERANCES utterances, with two seeds, and of errors where there are none. The
+others can be computed again from `held_out` and the numbers of every seed:
 
     intervals.ratio([seed["utterance_bits"] for seed in strategy["seeds"]], held_out["utterance_seconds"])
     intervals.ratio([seed["sentence_errors"] for seed in strategy["seeds"]], held_out["sentence_characters"])
 
+Results of an earlier commit with the same version have intervals by another method, and none that is null.
 Version 2 has one entry of `strategies` for each strategy of each size, the mean over its seeds; version 1 had one run.
 """
 
@@ -21,6 +23,7 @@ import pydantic
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import intelligibility
 
 VERSION = 2
 EQUAL = {"flops": "parameters and training FLOPs", "tokens": "parameters and frames of audio seen"}
@@ -32,8 +35,8 @@ class Object(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow
 
 class ErrorRate(Object):
     value: float  # character error rate, all utterances together
-    low: float  # its interval
-    high: float
+    low: float | None  # its interval
+    high: float | None
     utterances: int
     second_opinion: float | None  # CER by pocketsphinx; null where its grammar does not fit
 
@@ -96,8 +99,8 @@ class Seed(Object):
 
 class Rate(Object):
     bits_per_second: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     utterances: int
 
 
@@ -139,9 +142,9 @@ class Strategy(Object):
     positions_per_second: float  # sequence positions that one second of audio takes
     likelihood: Literal["exact", "bound"]  # bound: an upper bound of the bits
     bits_per_second: float  # held-out speech, every code counted once, end and length apart; mean over seeds
-    bits_per_second_low: float  # its interval
-    bits_per_second_high: float
-    bits_per_second_se: float  # standard error of that mean over utterances alone (and over draws, for a bound)
+    bits_per_second_low: float | None  # its interval
+    bits_per_second_high: float | None
+    bits_per_second_se: float | None  # standard error of that mean over utterances alone (and over draws, for a bound)
     bits_per_second_per_codebook: list[float]
     end_bits_per_utterance: float | None  # predicting where the audio ends; null where it is not predicted
     length_bits_per_utterance: float | None  # predicting the number of frames; null where it is not predicted
@@ -152,7 +155,7 @@ class Strategy(Object):
     cost: Cost
     speed: Speed
     training_curve: list[Point]  # bits per second of audio on training batches
-    validation_curve: list[Point] = []  # the same on held-out speech
+    validation_curve: list[Point] = []  # the same on held-out speech (training.evaluate_every)
     samples: list[Sample]
 
 
@@ -162,8 +165,8 @@ class Difference(Object):
     size: str
     metric: Literal["bits_per_second", "cer"]
     difference: float  # a minus b, mean over seeds
-    low: float  # its interval, paired over utterances and seeds
-    high: float
+    low: float | None  # its interval, paired over utterances and seeds
+    high: float | None
     # null, or what a difference is where a side is an upper bound of its bits: "upper" (a is one; the true difference
     # is smaller), "lower" (b is one; it is larger), "both" (nothing is certain). The interval is that of the bounds.
     bound: Literal["upper", "lower", "both"] | None
@@ -194,6 +197,7 @@ class Baselines(Object):
     uniform_bits_per_second: float
     unigram_bits_per_second: float  # unigram of the training codes, per codebook, on the held-out codes
     per_codebook_unigram_bits_per_second: list[float]
+    also_unigram_bits_per_second: dict[str, float] = {}  # the same on the splits of config.evaluation.also
 
 
 class Sentence(Object):
@@ -285,6 +289,11 @@ def _check_strategy(strategy: Strategy, results: Results, where: str) -> None:
             count, expected = len(getattr(run, key)), len(getattr(results.held_out, base))
             if count != expected:
                 raise InputError(f"{where}: seed {run.seed} has {count} {key} for {expected} {base} in held_out")
+
+
+def meaningless(results: dict) -> str:
+    """A sentence if the recogniser is no judge of the speech of these results, else "" (see `intelligibility`)."""
+    return intelligibility.meaningless(*(results["ceilings"][name]["cer"]["value"] for name in ("real", "codec")))
 
 
 def sample_lists(results: dict) -> dict[str, list[dict]]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
+from audiolm_jax.compare.report.schema import meaningless
 from audiolm_jax.compare.report.templates import NONE, parts
+from audiolm_jax.evaluation import intervals
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -22,7 +24,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def seconds(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
+    return f"{value:.2g}" if value < 0.01 else f"{value:.3f}" if value < 1 else f"{value:.2f}"
 
 
 def optional(value: float | None, text: Callable[[float], str] = "{:.2f}".format) -> str:
@@ -35,18 +37,32 @@ def colours(results: dict) -> dict[str, int]:
     return {entry["name"]: numbers[entry["strategy"]] for entry in results["strategies"]}
 
 
-def _interval(values: Iterable[float], scale: float = 1, is_best: bool = False, tag: str = "") -> Markup:
-    """A value and the ends of its interval, times `scale`."""
-    return parts.interval(*(f"{scale * value:.1f}" for value in values), is_best, tag)
+def signed(value: float) -> str:
+    """One decimal, with a typographic minus sign, and none before 0."""
+    text = f"{value:.1f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
-def _bits(entry: dict, is_best: bool) -> Markup:
+def _interval(values: Iterable[float | None], scale: float = 1, is_best: bool = False, **texts: str) -> Markup:
+    """A value and the ends of its interval, times `scale`. texts: `tag`, and `lacking` where there is no interval."""
+    return parts.interval(*(None if value is None else f"{scale * value:.1f}" for value in values), is_best, **texts)
+
+
+def lacking(results: dict, entry: dict, metric: str) -> str:
+    """Why an entry has no interval of the bits, or of the errors: "1 utterance"."""
+    held = results["held_out"]["utterance_seconds" if metric == "bits_per_second" else "sentence_characters"]
+    return intervals.lacking(len(held), len(entry["seeds"])) or "no errors"
+
+
+def _bits(results: dict, entry: dict, is_best: bool) -> Markup:
     ends = (entry[key] for key in ("bits_per_second", "bits_per_second_low", "bits_per_second_high"))
-    return _interval(ends, 1, is_best, entry["likelihood"])
+    reason = lacking(results, entry, "bits_per_second")
+    return _interval(ends, 1, is_best, tag=entry["likelihood"], lacking=reason)
 
 
-def _cer(cer: dict, is_best: bool = False) -> Markup:
-    return _interval((cer[key] for key in ("value", "low", "high")), 100, is_best)
+def _cer(cer: dict, is_best: bool = False, seeds: int = 1) -> Markup:
+    reason = intervals.lacking(cer["utterances"], seeds) or "no errors"
+    return _interval((cer[key] for key in ("value", "low", "high")), 100, is_best, lacking=reason)
 
 
 def _opinion(cer: dict) -> str:
@@ -61,45 +77,67 @@ def results_table(results: dict) -> Markup:
     """Likelihood and intelligibility: one row per strategy, then the baselines and the ceilings."""
     strategies, base = results["strategies"], results["baselines"]
     uniform, unigram = base["uniform_bits_per_second"], base["unigram_bits_per_second"]
-    best_bits = min(entry["bits_per_second"] for entry in strategies)
-    best_cer = min(entry["cer"]["value"] for entry in strategies)
+    no_judge = meaningless(results)
+    best_bits, best_cer = (  # none is marked where there is no interval
+        None if any(entry[key] is None for entry in rows) else min(entry[value] for entry in rows)
+        for rows, value, key in (
+            (strategies, "bits_per_second", "bits_per_second_low"),
+            ([entry["cer"] for entry in strategies], "value", "low"),
+        )
+    )
     seeds = any(len(entry["seeds"]) > 1 for entry in strategies)
 
     def over_seeds(metric: str, scale: float) -> tuple:
         return (("Seeds", "s.d., range", lambda entry: _spread(entry["spread"][metric], scale)),) if seeds else ()
 
+    def bits(entry: dict) -> Markup:
+        return _bits(results, entry, entry["bits_per_second"] == best_bits)
+
+    def filled(*columns: tuple) -> tuple:
+        """Those in which a strategy has something."""
+        return tuple(column for column in columns if any(column[2](entry) != NONE for entry in strategies))
+
     groups = (
-        ("Bits on held-out speech", (
-            ("Codes", "bits/s, 95 % interval", lambda entry: _bits(entry, entry["bits_per_second"] == best_bits)),
+        ("Bits on held-out speech", filled(
+            ("Codes", "bits/s, 95 % interval", bits),
             *over_seeds("bits_per_second", 1),
-            ("Below", "unigram, %", lambda entry: percent(1 - entry["bits_per_second"] / unigram)),
+            ("Below", "unigram, %", lambda entry: signed(100 - 100 * entry["bits_per_second"] / unigram)),
             ("End", "bits/utt.", lambda entry: optional(entry["end_bits_per_utterance"])),
             ("Length", "bits/utt.", lambda entry: optional(entry["length_bits_per_utterance"])))),
-        ("Character errors", (
-            ("CER", "%, 95 % interval", lambda entry: _cer(entry["cer"], entry["cer"]["value"] == best_cer)),
+        ("Character errors" + " (no judge of this speech)" * bool(no_judge), filled(
+            ("CER", "%, 95 % interval",
+             lambda entry: _cer(entry["cer"], not no_judge and entry["cer"]["value"] == best_cer, len(entry["seeds"]))),
             *over_seeds("cer", 100),
             ("2nd opinion", "%", lambda entry: _opinion(entry["cer"])))),
     )  # fmt: skip
+    first, second = (len(columns) for _, columns in groups)
     references = []
     for name, bits in (("unigram codes", unigram), ("uniform codes", uniform)):
-        below = "0.0" if bits == unigram else percent(1 - bits / unigram).replace("-", "−")
-        references.append((name, [f"{bits:.1f}", *[""] * seeds, below] + [""] * (4 + seeds), True))
+        cells = [f"{bits:.1f}", *[""] * seeds, signed(100 - 100 * bits / unigram)]
+        references.append((name, cells + [""] * (first + second - len(cells)), True))
     for name, ceiling in (("real speech", "real"), ("through the codec", "codec")):
         cer = results["ceilings"][ceiling]["cer"]
-        references.append((name, [""] * (4 + seeds) + [_cer(cer), *[""] * seeds, _opinion(cer)], True))
+        cells = [_cer(cer), *[""] * seeds, _opinion(cer)]
+        references.append((name, [""] * first + cells[:second], True))
     return _strategies(results, groups, "Likelihood and intelligibility", references)
 
 
 def also_table(results: dict) -> Markup | str:
-    """Likelihood on the further splits, "" if there are none."""
+    """Likelihood on the further splits beside unigram and uniform codes, "" if there are none."""
 
     def cell(entry: dict, split: str) -> Markup:
-        ends = (entry["also"][split][key] for key in ("bits_per_second", "low", "high"))
-        return _interval(ends, tag=entry["likelihood"])
+        rate = entry["also"][split]
+        reason = intervals.lacking(rate["utterances"], len(entry["seeds"]))
+        ends = (rate[key] for key in ("bits_per_second", "low", "high"))
+        return _interval(ends, tag=entry["likelihood"], lacking=reason)
 
-    splits = list(results["strategies"][0]["also"])
+    splits, base = list(results["strategies"][0]["also"]), results["baselines"]
     columns = [(split, "bits/s, 95 % interval", functools.partial(cell, split=split)) for split in splits]
-    return _strategies(results, [("Bits on other held-out speech", columns)], "Other held-out speech") if splits else ""
+    unigram = base.get("also_unigram_bits_per_second", {})
+    rows = [("uniform codes", [f"{base['uniform_bits_per_second']:.1f}"] * len(splits), True)]
+    if unigram:
+        rows.insert(0, ("unigram codes", [optional(unigram.get(split), "{:.1f}".format) for split in splits], True))
+    return _strategies(results, [("Codes", columns)], "Bits on other held-out speech", rows) if splits else ""
 
 
 def training_table(results: dict) -> Markup:
@@ -159,17 +197,20 @@ def _strategies(results: dict, groups: Sequence, label: str, references: Sequenc
 def table(groups: tuple, rows: list[tuple[str, list[str], bool]], label: str, kind: str = "Strategy") -> Markup:
     """`groups` of columns (name, unit); rows of (title, cells, whether it is a reference).
 
-    label: for screen readers. kind: what a row is. Titles and cells that are HTML are `Markup`.
+    label: its caption. kind: what a row is. Titles and cells that are HTML are `Markup`.
     """
     starts = list(itertools.accumulate((len(columns) for _, columns in groups), initial=0))
     return parts.table(groups, rows, starts, label, kind)
 
 
 def codebook_bars(results: dict) -> Markup:
-    """Bits per second of every codebook, one bar per strategy, all on the scale of the unigram baseline."""
+    """Bits per second of every codebook, one bar per strategy, all on one scale."""
     numbers, rows = colours(results), []
     for entry in results["strategies"]:
         name, bound = entry["name"], entry["likelihood"] == "bound"
         rows.append((name, f"s{numbers[name] % 7}", entry["bits_per_second_per_codebook"], bound))
-    rows.append(("unigram", "reference", results["baselines"]["per_codebook_unigram_bits_per_second"], False))
+    unigram = results["baselines"]["per_codebook_unigram_bits_per_second"]
+    uniform = results["baselines"]["uniform_bits_per_second"]
+    rows += [("unigram", "reference", unigram, False)]
+    rows += [("uniform", "reference", [uniform / len(unigram)] * len(unigram), False)]
     return parts.bars(rows, max(sum(values) for _, _, values, _ in rows))

@@ -26,7 +26,7 @@ _ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-_ENVIRONMENT.globals.update(key=key, none=NONE)
+_ENVIRONMENT.globals.update(key=key, dash=NONE)
 parts = _ENVIRONMENT.get_template("parts.html").module
 sections = _ENVIRONMENT.get_template("sections.html").module
 
