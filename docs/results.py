@@ -22,7 +22,8 @@ def table(results: dict) -> str:
     for found in results["strategies"]:
         sign = "≤ " if found["likelihood"] == "bound" else ""
         low, high = found["bits_per_second_low"], found["bits_per_second_high"]
-        bits = f"{sign}{found['bits_per_second']:.0f} ({low:.0f}–{high:.0f})"
+        interval = "" if low is None else f" ({low:.0f}–{high:.0f})"
+        bits = f"{sign}{found['bits_per_second']:.0f}{interval}"
         cost, speed = found["cost"], found["speed"]
         lines.append(
             f"| `{found['name']}` | {bits} | {found['cer']['value']:.0%} | {speed['rtf']:.2f} | "

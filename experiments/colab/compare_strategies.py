@@ -115,7 +115,8 @@ names = [entry["name"] + (" (bound)" if entry["likelihood"] == "bound" else "") 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
 for row, entry in enumerate(entries):
     bits, low, high = (entry[f"bits_per_second{end}"] for end in ("", "_low", "_high"))
-    ends, passes = [[bits - low], [high - bits]], entry["cost"]["measured_passes"]
+    ends = None if low is None else [[bits - low], [high - bits]]  # fewer than 20 utterances have no interval
+    passes = entry["cost"]["measured_passes"]
     left.errorbar(bits, row, xerr=ends, fmt="o", capsize=4, color=f"C{row}")
     right.barh(row, passes / entry["cost"]["frames"], color=f"C{row}")
 unigram = results["baselines"]["unigram_bits_per_second"]
@@ -133,7 +134,7 @@ plt.show()
 sides = {None: "", "upper": "at most ", "lower": "at least ", "both": "between bounds "}
 for pair in results["differences"]:
     if pair["metric"] == "bits_per_second":
-        interval = f"{pair['low']:.0f} to {pair['high']:.0f}"
+        interval = "no interval" if pair["low"] is None else f"{pair['low']:.0f} to {pair['high']:.0f}"
         print(f"{pair['a']} - {pair['b']}: {sides[pair['bound']]}{pair['difference']:.0f} ({interval})")
 
 # %% [markdown]

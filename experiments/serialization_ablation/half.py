@@ -50,6 +50,8 @@ def spoken(generator: Generator, examples: list[dict]) -> list[np.ndarray]:
 
 
 def show(value: intervals.Interval, unit: float = 1) -> str:
+    if value.low is None or value.high is None:
+        return f"{value.value * unit:.2f}"
     return f"{value.value * unit:.2f} ({value.low * unit:.2f} to {value.high * unit:.2f})"
 
 
