@@ -159,7 +159,17 @@ def test_page_is_whole_and_needs_nothing_beside_itself(results, tmp_path):
         assert number in text
     assert "nan" not in re.sub(r"base64,[^\"']*", "", text).lower().split()
     assert len(text) < 15_000_000
+    assert ">None<" not in text and text.count("<caption>") == 6
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_results_of_an_earlier_commit_make_a_page(results, tmp_path):
+    """Of the same version: a standard error for every number, and none of the keys that were added since."""
+    del results["baselines"]["also_unigram_bits_per_second"]
+    for strategy in results["strategies"]:
+        strategy["bits_per_second_se"] = 0.0
+        del strategy["validation_curve"]
+    assert 'id="strategies"' in write_report(results, tmp_path).read_text(encoding="utf-8")
 
 
 def test_results_json_holds_the_same_numbers(results, tmp_path):

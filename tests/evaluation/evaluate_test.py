@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 
 from audiolm_jax.cli import main
+from audiolm_jax.evaluation import evaluate, intelligibility
 from tests.compare.compare_test import SMALL
 
 
@@ -29,3 +30,25 @@ def test_speech_without_text_has_bits_and_no_error_rate(capsys, tmp_path):
     assert "no error rate              the recordings have no text" in printed
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluation["cer"] is None and evaluation["bits_per_second"] > 0 and "speed" not in evaluation
+
+
+def test_curves_are_read_from_the_log(tmp_path):
+    """Held-out bits stand in lines of their own, or beside those of training."""
+    bits = {"codebook_0": 2.0, "codebook_1": 3.0}
+    lines = [
+        {"step": 2, "bits": bits},
+        {"step": 2, "valid_bits_per_second": 140.0},
+        {"step": 4, "bits": {"codebook_0": 1.0}},  # masked: no row of the interval trained the other
+        {"step": 6, "bits": bits, "valid_bits_per_second": 130.5},
+        {"step": 8, "bits": bits, "valid_bits_per_second": None},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert evaluate.training_curve(tmp_path, 25.0) == [[2, 125.0], [6, 125.0], [8, 125.0]]
+    assert evaluate.validation_curve(tmp_path) == [[2, 140.0], [6, 130.5]]
+
+
+def test_a_judge_is_judged_on_recordings_and_else_on_them_after_the_codec():
+    assert intelligibility.meaningless(0.2, 0.9) == ""
+    assert "21% of the characters of the recordings (above 20%)" in intelligibility.meaningless(0.21, 0.0)
+    assert intelligibility.meaningless(None, 0.1) == ""
+    assert "of the recordings after the codec" in intelligibility.meaningless(None, 0.5)
