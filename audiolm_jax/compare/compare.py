@@ -167,7 +167,10 @@ def references(comparison: Comparison, examples: Sequence[dict], spec: Spec) -> 
 
     def listen() -> dict:
         codec, folder = codecs.load(**config.codec), comparison.workdir / "speech"
-        return evaluate.ceilings(comparison.recordings, examples, codec, judge, evaluation, folder)
+        found = evaluate.ceilings(comparison.recordings, examples, codec, judge, evaluation, folder)
+        if found["real"] is None:
+            raise InputError(f"a recording of the split {evaluation.split!r} can no longer be read; put it back")
+        return found
 
     stages.run("ceilings", listen, *inputs, judge.fingerprint, after=["tokens"])
 

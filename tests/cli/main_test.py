@@ -78,7 +78,7 @@ def test_a_command_is_imported_only_when_it_is_asked_for():
         (["compare", "--workdir", "x", "--config.model=3"], "model is a section"),
         (["compare", "--workdir", "x", "--config.model.norm=batchnorm"], "rmsnorm"),
         (["compare", "--workdir", "x", "--config.serialization.strategy=zigzag"], "hierarchical"),
-        (["compare", "--workdir", f"{__file__}/below"], "cannot be written"),
+        (["compare", "--config", "tiny", "--workdir", f"{__file__}/below"], "cannot be written"),
         (["prepare", "--data", f"{__file__}/below"], "cannot be written"),
         (["train", "--workdir", "/dev/null/run"], "/dev/null/run"),
         (["generate", "--workdir", "no_such_run", "--out", "x.wav", "--text", "one"], "no_such_run"),
