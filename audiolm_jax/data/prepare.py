@@ -44,6 +44,6 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     locks.share({"corpus": lock}, lambda _: recordings.extend(utterances(config, directory, progress, codec)))
     lock.unlink(missing_ok=True)
     path = str(Path(corpus.path).expanduser().resolve()) if corpus.path else ""
-    files.write_json(directory / CORPUS, {**dataclasses.asdict(corpus), "path": path})
+    files.write_json(directory / CORPUS, {**dataclasses.asdict(corpora.for_codec(corpus, codec)), "path": path})
     tokens.write(recordings, codec, directory / "tokens", configs.section(config, "tokens"), corpus, progress)
     return tokens.info(directory / "tokens")

@@ -265,9 +265,8 @@ def timed(generator: Generator, examples: Sequence[dict], evaluation: Evaluation
 
 
 def training_log(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl (training/metrics.py), but for those of held-out numbers."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "loss" in line]
+    """The lines of metrics.jsonl (training/metrics.py), also those of held-out numbers."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def training_curve(run: Path, frame_rate: float) -> list[list[float]]:
