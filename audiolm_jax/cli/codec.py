@@ -253,7 +253,7 @@ def convert(options: argparse.Namespace, out: Path | None) -> list[str]:
                 content = load_codes(path) if action == "decode" else {}
                 name = options.codec or content.get("codec") or "default"
                 weights = options.path or content.get("path") or None
-                codebooks = options.codebooks or content.get("codebooks")
+                codebooks = content.get("codebooks") if options.codebooks is None else options.codebooks
                 if loaded != (name, weights, codebooks):
                     codec, loaded = codecs.load(name, weights, codebooks), (name, weights, codebooks)
                 if action == "encode":

@@ -58,6 +58,7 @@ import dataclasses
 from pathlib import Path
 
 from audiolm_jax.config import key, plugin, validate
+from audiolm_jax.errors import InputError
 
 # Modules by name, imported when used: the published ones need `hub`, and the core does without it.
 CODECS = {
@@ -94,8 +95,10 @@ class CodecConfig:
 def load(name: str, path: str | Path | None = None, codebooks: int | None = None):
     """The codec called `name`, with weights from `path` (None: its own) and the first `codebooks` codebooks.
 
-    Raises InputError for an unknown name, weights that cannot be used, and more codebooks than there are.
+    Raises InputError for an unknown name, weights that cannot be used, and codebooks that there are not.
     """
+    if codebooks is not None and codebooks < 1:
+        raise InputError(f"codec.codebooks={codebooks} must be at least 1; without it all are used")
     return plugin("codec.name", name, CODECS, ["load"]).load(path=path, codebooks=codebooks)
 
 

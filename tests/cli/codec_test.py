@@ -103,6 +103,7 @@ def test_bad_files_are_named_and_the_others_done(tmp_path, capsys):
         (("encode", "--codec", "mp3", good), "must be one of"),
         (("info", "--codec", "mimi"), "ships with no weights"),
         (("encode", "--codebooks", 99, good), "1 to"),
+        (("encode", "--codebooks", 0, good), "codebooks=0 must be at least 1"),
         (("encode", good, out / "good.wav", "--out", out), "one file"),
         (("info", "--config.codec.name=tiny"), "takes no configuration"),
     ):

@@ -273,6 +273,7 @@ def test_bad_input_is_one_sentence(codec, paths):
         (lambda: codec.decode(good.astype(np.float32)), "integer"),
         (lambda: codec.decode_step(codec.decode_init(1), too_high), "out of range"),
         (lambda: codecs.load(codec.name, path, codebooks=99), "99"),
+        (lambda: codecs.load(codec.name, path, codebooks=0), "codebooks=0 must be at least 1"),
         (lambda: codecs.load(codec.name, "/nowhere/at/all"), "/nowhere/at/all"),
         (lambda: codecs.load("mp3"), f"codec.name=mp3 must be one of {', '.join(codecs.CODECS)}"),
     ):
