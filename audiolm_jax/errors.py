@@ -4,8 +4,10 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+LISTED = 6  # things of a kind that a message names
 
 # Errors of the operating system that the user can fix: permissions, space, paths.
 ENVIRONMENT = {
@@ -15,8 +17,32 @@ ENVIRONMENT = {
 }
 
 
+LONGEST = 2000  # characters of a message
+
+
 class InputError(ValueError):
-    """Bad input (a file, key, flag or value). The command line prints the message and exits with code 2."""
+    """Bad input (a file, key, flag or value). The command line prints the message and exits with code 2.
+
+    A message of more than LONGEST characters (a long value, a hundred names) loses its middle.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(shortened(message, LONGEST))
+
+
+def listed(problems: Sequence[str], most: int = LISTED) -> str:
+    """The first few of some problems, and how many more there are."""
+    more = f" and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or its first three quarters and its end with the number of characters between them."""
+    if len(text) <= longest:
+        return text
+    head = 3 * longest // 4
+    tail = longest - head
+    return f"{text[:head]} ... ({len(text) - longest} characters left out) ... {text[-tail:]}"
 
 
 def exit_code(main: Callable[[], int]) -> int:

@@ -1,17 +1,25 @@
-"""Files: atomic writes (to a temporary name, then renamed), safetensors, digests, and object stores.
+"""Files: atomic writes (to a temporary name, then renamed), what libraries read, safetensors, digests, object stores.
 
-The package reads and writes safetensors, hashes configurations and words a full disk here and nowhere else.
+The package reads JSON and safetensors, hashes configurations and words a full disk here and nowhere else.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from audiolm_jax.errors import InputError, disk_sentence
+from audiolm_jax.errors import InputError, disk_sentence, shortened
+
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+REASON = 200  # characters of a library's message that are repeated
+REAL = ("F16", "BF16", "F32", "F64")  # types of safetensors that are weights
+NUMPY = (*REAL, "BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # those that numpy has, or ml_dtypes
 
 
 def place(address: str | Path) -> Path:
@@ -33,16 +41,59 @@ def remote(path: str | Path) -> bool:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path to write to; it is renamed to `path` at the end, and removed if the block raises.
 
-    It ends in .tmp, holds the process id and lies in the folder of `path`, which must exist: a rename is atomic within
-    one file system only. A killed process leaves its .tmp file behind.
+    The file is there already, empty; its name is random and was free (a link planted in its place is never followed),
+    ends in .tmp and lies in the folder of `path`, which must exist: a rename is atomic within one file system only.
+    What was written is on the disk (fsync) before the rename, which is on the disk when this returns. A killed process
+    leaves its .tmp file behind.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666))
     try:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def building(folder: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder, whose entries are in `folder` at the end; if the block raises, nothing is left.
+
+    Raises InputError if an entry is there already.
+    """
+    folder = Path(folder).absolute()
+    fresh = not folder.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = (folder.parent if fresh else folder) / f"{folder.name[:60]}.{secrets.token_hex(4)}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if fresh:
+            os.rename(temporary, folder)
+            return
+        entries = sorted(temporary.iterdir())
+        taken = [entry.name for entry in entries if (folder / entry.name).exists()]
+        if taken:
+            raise InputError(f"{folder}: holds {', '.join(taken)} already; give another folder")
+        for entry in entries:
+            os.rename(entry, folder / entry.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """fsync of a file or a folder, on file systems that have it."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(opened)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -71,21 +122,78 @@ def writing(where: Any, *also: type[Exception]) -> Iterator[None]:
         raise InputError(disk_sentence(where, f"cannot be written ({reason})")) from error
 
 
+@contextlib.contextmanager
+def reading(
+    path: Any, form: str, what: str = "", remedy: str = "it may be truncated, or of another format"
+) -> Iterator[None]:
+    """Turns whatever a library raises when it reads a user's file into an InputError of one sentence with its name.
+
+    form: what the file should be, such as "JSON". what: the key, flag or argument that named it; the message begins
+    with it. remedy: ends the sentence. An InputError of the block passes through.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # Panics of libraries in Rust are no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        name = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif isinstance(error, KeyError):
+            reason = f"{error} is missing"
+        else:
+            reason = shortened(" ".join(str(error).split()), REASON) or name
+        raise InputError(f"{what and f'{what}: '}{path} cannot be read as {form} ({reason}); {remedy}") from error
+
+
+def parse_json(text: str | bytes, where: Any, what: str = "", **options: Any) -> dict[str, Any]:
+    """The object that a JSON text holds. where: the file, for the InputError about anything else."""
+    with reading(where, "JSON", what, "it may be damaged, or of a newer version"):
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), **options)
+        if not isinstance(value, dict):
+            raise TypeError(f"it holds {shortened(repr(value), 40)} where an object is needed")
+    return value
+
+
+def read_json(path: str | Path, what: str = "") -> dict[str, Any]:
+    """The object in a JSON file. what: as of `reading`. Raises InputError if there is no such file or object."""
+    with reading(path, "JSON", what, "it may be missing, or not readable"):
+        text = place(path).read_bytes()
+    return parse_json(text, path, what)
+
+
+def not_newer(values: Mapping[str, Any], where: Any, format: int) -> None:
+    """Raises InputError if the "format" of what a file describes (absent: 1) is not one from 1 to `format`."""
+    number = values.get("format", 1)
+    if number not in range(1, format + 1):
+        raise InputError(
+            f"{where}: is of format {shortened(repr(number), 40)}, which a newer version of audiolm_jax wrote; this "
+            f"one reads up to {format}, so upgrade it"
+        )
+
+
 def read_safetensors(path: str | Path, what: str = "") -> tuple[dict[str, Any], dict[str, str]]:
     """(numpy arrays by name, in the order of the names; the metadata of the header) of a safetensors file.
 
-    what: the key, flag or argument that named the file; the message begins with it. Raises InputError.
+    what: the key, flag or argument that named the file; the message begins with it. Raises InputError, also for types
+    that numpy lacks (float8, 4 bits), naming a tensor.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
-    except (SafetensorError, OSError, TypeError) as error:
-        raise InputError(
-            f"{what and f'{what}: '}{path} cannot be read as safetensors ({error}); it may be truncated, or of another "
-            "format"
-        ) from None
+    with reading(path, "safetensors", what), safe_open(path, framework="numpy") as file:
+        names = sorted(file.keys())
+        types = {name: file.get_slice(name).get_dtype() for name in names}
+        other = [name for name in names if types[name] not in NUMPY]
+        if other:
+            raise InputError(
+                f"{what and f'{what}: '}{path}: {other[0]} is of type {types[other[0]]}"
+                f"{f', and so are {len(other) - 1} more' if other[1:] else ''}; quantised weights are not read, give "
+                f"them as {', '.join(REAL)}"
+            )
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zlib
 
 import fsspec
 import numpy as np
@@ -34,6 +35,118 @@ def test_the_old_content_is_there_until_the_new_one_is_whole(tmp_path):
         assert temporary.suffix == ".tmp"
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "known")
+    os.symlink("precious", tmp_path / "results.json.known.tmp")
+    with pytest.raises(FileExistsError):
+        files.write_text(tmp_path / "results.json", "theirs")
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "results.json").exists()
+
+
+def test_content_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def flushed(opened: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{opened}"))
+        fsync(opened)
+
+    def renamed(before, after) -> None:
+        done.append(after.name)
+        replace(before, after)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    files.write_text(tmp_path / "results.json", "text")
+    assert done[0].startswith(f"{tmp_path}/results.json.") and done[0].endswith(".tmp")
+    assert done[1:] == ["results.json", str(tmp_path)]
+    assert (tmp_path / "results.json").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
+
+
+@pytest.mark.parametrize("before", [None, "empty", "other"])
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, before):
+    folder = tmp_path / "run"
+    if before:
+        folder.mkdir()
+    if before == "other":
+        (folder / "notes.txt").write_text("mine")
+    kept = sorted(os.listdir(tmp_path)), before and sorted(os.listdir(folder))
+    with pytest.raises(RuntimeError), files.building(folder) as temporary:
+        (temporary / "half").write_text("")
+        raise RuntimeError
+    assert (sorted(os.listdir(tmp_path)), before and sorted(os.listdir(folder))) == kept
+    with files.building(folder) as temporary:
+        (temporary / "part").mkdir()
+        (temporary / "part" / "one").write_text("1")
+    assert (folder / "part" / "one").read_text() == "1" and os.listdir(tmp_path) == ["run"]
+    assert sorted(os.listdir(folder)) == (["notes.txt", "part"] if before == "other" else ["part"])
+    with pytest.raises(InputError, match=f"{folder}: holds part already"), files.building(folder) as temporary:
+        (temporary / "part").mkdir()
+    assert (folder / "part" / "one").read_text() == "1"
+
+
+def test_whatever_a_library_raises_is_one_sentence_with_the_name():
+    class PanicException(BaseException):
+        pass
+
+    for error, reason in (
+        (zlib.error("Error -3\nwhile decompressing"), "Error -3 while decompressing"),
+        (RecursionError("maximum recursion depth"), "maximum recursion depth"),
+        (KeyError("frames"), "'frames' is missing"),
+        (MemoryError(), "MemoryError"),
+        (PermissionError(13, "Permission denied", "x"), "Permission denied"),
+        (PanicException("index out of bounds"), "index out of bounds"),
+    ):
+        sentence = f"--from: a.bin cannot be read as a thing ({reason}); it may be truncated, or of another format"
+        with pytest.raises(InputError) as caught, files.reading("a.bin", "a thing", "--from"):
+            raise error
+        assert str(caught.value) == sentence
+    with pytest.raises(InputError) as caught, files.reading("a.bin", "a thing"):
+        raise ValueError("x" * 10**6)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(InputError, match=r"^mine$"), files.reading("a.bin", "a thing"):
+        raise InputError("mine")
+    for stop in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(stop), files.reading("a.bin", "a thing"):
+            raise stop
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[1]", b"7", b"null", b"{", b"\xff\xfe{", b"[" * 10**5, b'{"a":' * 10**5, b'{"a": ' + b"9" * 5000 + b"}"],
+)
+def test_json_that_is_no_object_is_one_sentence(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^what: {path} cannot be read as JSON \(.+\); it may be ") as caught:
+        files.read_json(path, "what")
+    assert len(str(caught.value)) < 500
+    for other in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match=rf"^{other} cannot be read as JSON"):
+            files.read_json(other)
+
+
+def test_what_a_newer_version_wrote_is_told():
+    for values in ({}, {"format": 1}, {"format": 2}):
+        files.not_newer(values, "a.json", 2)
+    for number in (3, 0, "2", None, 10**400, [1]):
+        with pytest.raises(InputError, match=r"^a.json: is of format .* newer version of audiolm_jax .* up to 2"):
+            files.not_newer({"format": number}, "a.json", 2)
+
+
+def test_sentences_have_an_end():
+    long = str(InputError(f"--config={'a' * 5000}: there is no such file; give one of tiny"))
+    assert len(long) < 2100 and long.startswith("--config=aaa") and long.endswith("give one of tiny")
+    assert "characters left out) ..." in long
+    assert str(InputError("x" * 2000)) == "x" * 2000
 
 
 def test_values_that_are_no_json_leave_the_old_file(tmp_path):
