@@ -24,7 +24,10 @@ def run(options: argparse.Namespace) -> None:
     arguments.no_overrides(options, "a published checkpoint has its own configuration")
     from audiolm_jax.families import published
 
-    source = published.import_run(options.source, arguments.writable(options.workdir, "WORKDIR"))
+    # Not the folder itself if it is new: an import that fails leaves none.
+    existing = next(folder for folder in (options.workdir, *options.workdir.absolute().parents) if folder.exists())
+    arguments.writable(existing, "WORKDIR")
+    source = published.import_run(options.source, options.workdir)
     print(
         f"imported {source}: {options.workdir}; next: audiolm generate --workdir {options.workdir} --text ... "
         "--seconds 8 --out out.wav"

@@ -60,6 +60,15 @@ def supported(config, **accepted: tuple) -> None:
             raise InputError(f"codec config: {name}={getattr(config, name)!r} is not supported; known are {values}")
 
 
+def layers(weights, config, **more: int) -> None:
+    """Raises InputError if a configuration has more layers, codebooks or ratios than its file has tensors
+    (`hub.weights.Weights`). more: counts that follow from the fields."""
+    fields = vars(config)
+    counts = {name: value for name, value in fields.items() if name.endswith(("layers", "quantizers", "n_codebooks"))}
+    counts |= {name: len(value) for name, value in fields.items() if name.endswith("ratios")}
+    weights.check_layers(**counts, **more)
+
+
 def codes(codes_BTQ, codebooks: int, codebook_size: int) -> tuple[np.ndarray, bool]:
     """`[B, T, q]` or `[T, q]` codes as int32 `[B, T, codebooks]`, and whether the argument had no batch axis.
 

@@ -162,6 +162,7 @@ def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `hub.files.read`. Raises InputError."""
     published, weights = files.read(path, "dac", CHECKPOINTS)
     config = files.config_of(published, DACConfig)
+    checks.layers(weights, config)
     attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: DACModel(config)), renamed)

@@ -18,7 +18,8 @@ from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.default_model import FrameConfig, FrameModel
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
-from audiolm_jax.errors import InputError
+from audiolm_jax.config import keys_of
+from audiolm_jax.errors import InputError, shortened
 
 WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 SIZES = (32, 8, 1)  # frames per call of the network
@@ -63,18 +64,25 @@ def load(path: str | Path | None = None, codebooks: int | None = None) -> Codec:
 def _read(path: Path, modified: int) -> tuple:
     """(config, model, codebooks, fingerprint) of a weights file; `modified` is a part of the cache's key alone."""
     arrays, metadata = files.read_safetensors(path, "codec.path")
-    try:
-        config = FrameConfig(**json.loads(metadata.get("config", "")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"codec.path: {path} holds no weights of the codec 'default' (no configuration)") from error
-    graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, nnx.Rngs(0))))
+    with files.reading(path, "weights of the codec 'default'", "codec.path", "it has no usable configuration"):
+        values = files.parse_json(metadata.get("config", ""), path)
+        known, most = keys_of(FrameConfig, ""), max(2**20, *(array.size for array in arrays.values()))
+        config = FrameConfig(**{name: known[name].check(value) for name, value in values.items()})
+        sizes = {name: value for name, value in vars(config).items() if type(value) is int}
+        bounds = {name: len(arrays) if name.endswith("blocks") else most for name in sizes}
+        wrong = [f"{name}={value}" for name, value in sizes.items() if not 0 <= value <= bounds[name]]
+        if wrong:
+            raise ValueError(f"{shortened(wrong[0], 60)} is more than there are weights")
+        graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, nnx.Rngs(0))))
     known = by_name(params)
     shapes = {name: variable.shape for name, (_, variable) in known.items()}
     shapes["books_QKZ"] = (config.codebooks, config.codebook_size, config.latent)
     wrong = [name for name in sorted(shapes | arrays) if name not in arrays or arrays[name].shape != shapes.get(name)]
+    wrong += [name for name in sorted(arrays) if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all()]
     if wrong:
         raise InputError(
-            f"codec.path: {path} does not fit its configuration: {wrong[0]} is missing, unknown or misshapen"
+            f"codec.path: {path} does not fit its configuration: {wrong[0]} is missing, unknown, misshapen or not of "
+            "finite floats"
         )
     with own_mesh():
         books_QKZ, *values = (jnp.asarray(arrays[name], jnp.float32) for name in ("books_QKZ", *known))

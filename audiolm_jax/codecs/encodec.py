@@ -23,6 +23,8 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
 from audiolm_jax.hub.weights import Weights, fingerprint, named, unfold
 
+LONGEST_CHUNK = 60  # seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class EnCodecConfig(SEANetConfig):
@@ -44,8 +46,37 @@ class EnCodecConfig(SEANetConfig):
                 "quantises its latents as they are"
             )
         object.__setattr__(self, "codebook_dim", self.hidden_size)
+        bandwidths = self.target_bandwidths
+        if self.codebook_size < 2 or not bandwidths or min(bandwidths) <= 0 or not self.codebooks:
+            raise InputError(
+                f"codec config: codebook_size={self.codebook_size} and target_bandwidths={bandwidths} (kbit/s) make no "
+                "codebook"
+            )
         if (self.chunk_length_s is None) != (self.overlap is None) or (self.normalize and self.overlap is None):
             raise InputError("codec config: chunk_length_s, overlap and normalize belong together (48 kHz)")
+        if self.chunk_length_s is None:
+            if self.time_norm:
+                raise InputError(
+                    "codec config: norm_type='time_group_norm' without chunk_length_s normalises over a whole signal, "
+                    "which this package cuts into windows; only chunks are supported (48 kHz)"
+                )
+        elif not 0 <= self.overlap < 1 or self.chunk_length_s > LONGEST_CHUNK or self.chunk not in self.whole_frames:
+            # `transformers` adds up whole frames of every chunk, which are then longer than the chunk.
+            raise InputError(
+                f"codec config: chunk_length_s={self.chunk_length_s} with overlap={self.overlap} is not supported; a "
+                f"chunk must be of {self.stride} samples (upsampling_ratios) or a multiple, at most {LONGEST_CHUNK} "
+                "seconds, and overlap from 0 to 1"
+            )
+
+    @property
+    def whole_frames(self) -> range:
+        """Lengths in samples that are one or more frames."""
+        return range(self.stride, 2**31, self.stride)
+
+    @property
+    def chunk(self) -> int:
+        """Samples of a chunk; 0: signals are not cut."""
+        return int((self.chunk_length_s or 0) * self.sampling_rate)
 
     @property
     def codebooks(self) -> int:
@@ -102,6 +133,7 @@ def about(config: EnCodecConfig, codebooks: int | None = None, digest: str = "")
 def take(published: dict, weights: Weights, codebooks: int | None = None) -> Codec | ChunkedCodec:
     """The codec of a config.json and its tensors; `weights` collects their defects. Raises InputError."""
     config = files.config_of(published, EnCodecConfig, what=weights.what)
+    checks.layers(weights, config, codebooks=config.codebooks)
     weights.ignore(r"\.codebook\.(inited|cluster_size|embed_avg)$")
     attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
@@ -112,7 +144,7 @@ def take(published: dict, weights: Weights, codebooks: int | None = None) -> Cod
     encode, decode = (list(model.encoder.layers), used_QKZ), (list(model.decoder.layers), used_QKZ)
     hop, parts = config.stride, (config, model, books_QKZ)
     if config.chunk_length_s is not None:
-        chunk = int(config.chunk_length_s * config.sampling_rate)
+        chunk = config.chunk
         stride = max(1, int((1.0 - config.overlap) * chunk))
         encoder, decoder = Stage(_encode, encode), Stage(_decode, decode)
         return ChunkedCodec(attributes, encoder, decoder, chunk, stride, config.normalize, parts)

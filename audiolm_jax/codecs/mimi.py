@@ -183,8 +183,9 @@ def about(config: MimiConfig, codebooks: int | None = None, digest: str = "") ->
 def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `hub.files.read`. Raises InputError."""
     published, weights = files.read(path, "mimi", CHECKPOINTS)
-    rope = published.get("rope_parameters") or {}
+    rope = files.part(published, "rope_parameters", "codec.path")
     config = files.config_of({**published, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
+    checks.layers(weights, config)
     weights.ignore(r"\.codebook\.initialized$")
     attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():

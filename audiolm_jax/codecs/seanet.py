@@ -16,6 +16,8 @@ from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.layers import Conv
 
+WIDEST = 2**16  # positions under a dilated kernel
+
 
 @dataclasses.dataclass(frozen=True)
 class SEANetConfig:
@@ -48,6 +50,11 @@ class SEANetConfig:
             trim_right_ratio=(1.0,),
             audio_channels=(1, 2),
         )
+        if self.dilation_growth_rate ** max(0, self.num_residual_layers - 1) * self.residual_kernel_size > WIDEST:
+            raise InputError(
+                f"codec config: dilation_growth_rate={self.dilation_growth_rate} over num_residual_layers="
+                f"{self.num_residual_layers} reaches over more than {WIDEST} positions"
+            )
         if self.use_causal_conv and self.time_norm:
             raise InputError("codec config: norm_type='time_group_norm' normalises over a signal; it cannot be causal")
 

@@ -8,7 +8,6 @@ Axes: B batch, F log-mel frames (10 ms), T network frames (`stack` log-mel frame
 (0 is the CTC blank).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax import audio, files
+from audiolm_jax.config import keys_of
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.weights import Weights
 
@@ -201,12 +201,13 @@ def load(path: str | Path = WEIGHTS) -> Recogniser:
     """
     path = Path(path)
     weights, _ = files.read_safetensors(path, "cannot load the recogniser")
-    try:
-        card = json.loads(path.with_suffix(".json").read_text())
-        config = RecogniserConfig(**card["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot load the recogniser {path}: the .json beside it cannot be used ({error})") from error
-    recogniser = Recogniser(config, weights)
+    with files.reading(path.with_suffix(".json"), "the card of a recogniser", "cannot load the recogniser"):
+        card, known = files.read_json(path.with_suffix(".json")), keys_of(RecogniserConfig, "")
+        config = RecogniserConfig(**{name: known[name].check(value) for name, value in card["config"].items()})
+        sizes, most = vars(config), max(2**20, *(array.size for array in weights.values()))
+        if sizes["layers"] > len(weights) or any(n < 1 or n > most for n in sizes.values() if isinstance(n, int)):
+            raise ValueError("it has sizes for which there are no weights")
+        recogniser = Recogniser(config, weights)
     if recogniser.fingerprint != card.get("fingerprint"):
         raise InputError(f"the recogniser {path} is damaged: its fingerprint is not the one in its .json")
     return recogniser

@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax.codecs.streaming import own_mesh
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, shortened
+from audiolm_jax.files import reading
 from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import MASKED, MLP, Attention, Embedding, Norm
 from audiolm_jax.hub.weights import Weights, named
@@ -132,6 +133,7 @@ def renamed(path: str) -> str:
 
 def take(config: T5Config, weights: Weights) -> Encoder:
     """The encoder of a file; `weights` collects the defects of its tensors."""
+    weights.check_layers(num_layers=config.num_layers)
     # The embedding table has either name, or both: they are one tensor in torch.
     table = weights.tensors.pop("encoder.embed_tokens.weight", None)
     if table is not None:
@@ -184,7 +186,8 @@ class TextEncoder:
 
 def token_ids(tokenizer: Any, vocabulary: int, text: str) -> list[int]:
     """The ids of a text, none for an empty one. Raises InputError for an id outside `vocabulary`, the number of ids."""
-    ids = tokenizer.encode(text).ids if text.strip() else []
+    with reading(f"text {shortened(text, 100)!r}", f"tokens of {TOKENIZER}", remedy="that file may be damaged"):
+        ids = tokenizer.encode(text).ids if text.strip() else []
     if ids and max(ids) >= vocabulary:
         raise InputError(
             f"text {text!r}: its tokenizer gives id {max(ids)}, the text encoder has {vocabulary}; the {TOKENIZER} "
@@ -199,9 +202,10 @@ def read_tokenizer(path: Path) -> Any:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; the tokenizer of the text encoder is needed in that format")
-    try:
+    with reading(path, "a tokenizer"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain exceptions of its own
-        raise InputError(f"{path} cannot be read as a tokenizer ({' '.join(str(error).split())[:200]})") from None
+        tokenizer.encode("a")  # tokens that are named and not there show here
+    # What a training script saved of its batches is no property of a text.
     tokenizer.no_padding()
+    tokenizer.no_truncation()
     return tokenizer

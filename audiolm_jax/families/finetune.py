@@ -17,7 +17,6 @@ the unconditional branch of classifier-free guidance (`sampling.requests.encoded
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +102,7 @@ def imported(base: str | Path) -> Spec:
             f"finetune.base={base}: was not made by `audiolm import`; import a published checkpoint, or one that "
             "`audiolm export` wrote to a folder, and name that workdir"
         )
-    kind = json.loads(published.read_text()).get("model_type")
+    kind = files.read_json(published, "finetune.base").get("model_type")
     if kind not in musicgen.TUNED:
         known = ", ".join(musicgen.TUNED)
         raise InputError(f"finetune.base={base}: models of type {kind!r} cannot be fine-tuned; {known} can")

@@ -18,7 +18,6 @@ The workdir of an imported checkpoint holds the text encoder and the codec in fo
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -201,14 +200,17 @@ def read(folder: Path, dtype: str = "auto") -> Published:
     config, weights = huggingface.read_folder(folder, TYPES, WHAT)
     if not (folder / t5.TOKENIZER).is_file():
         weights.problems.append(f"the file {t5.TOKENIZER} is missing")
+    else:
+        t5.read_tokenizer(folder / t5.TOKENIZER)
     # Sinusoidal positions, which older files hold.
     weights.ignore(r"^decoder\.model\.decoder\.embed_positions\.weights$")
     with weights.below("audio_encoder.") as part:
-        codec = encodec.take(config.get("audio_encoder") or {}, part)
+        codec = encodec.take(huggingface.part(config, "audio_encoder", WHAT), part)
     with weights.below("text_encoder.") as part:
-        text = huggingface.config_of(config.get("text_encoder") or {}, t5.T5Config, what=WHAT)
+        text = huggingface.config_of(huggingface.part(config, "text_encoder", WHAT), t5.T5Config, what=WHAT)
         encoder = t5.take(text, part)
     spec, codec = described(config, codec, text)
+    weights.check_layers(num_hidden_layers=spec.model.layers, num_codebooks=spec.vocab.codebooks)
     sizes = dataclasses.replace(spec.model, dtype=dtype)
     model = tables.fill(sizes, spec.vocab, table(sizes, spec.vocab), weights)
     weights.finish()
@@ -217,12 +219,12 @@ def read(folder: Path, dtype: str = "auto") -> Published:
 
 def described(config: dict, codec: Any, text: t5.T5Config) -> tuple[Spec, Any]:
     """(the Spec of a config.json, its codec, stereo if the decoder is). Raises InputError for what does not fit."""
-    decoder = config.get("decoder") or {}
+    decoder = huggingface.part(config, "decoder", WHAT)
     needed = ("vocab_size", "num_hidden_layers", "ffn_dim", "num_attention_heads", "hidden_size", "num_codebooks")
-    wrong = [name for name in needed if not isinstance(decoder.get(name), int)]
+    wrong = [name for name in needed if type(decoder.get(name)) is not int or not 0 < decoder[name] < 2**31]
     if wrong:
-        raise InputError(f"{WHAT}: {huggingface.CONFIG} lacks decoder.{', decoder.'.join(wrong)}")
-    if decoder.get("activation_function", "gelu") not in GELU:
+        raise InputError(f"{WHAT}: {huggingface.CONFIG} lacks decoder.{', decoder.'.join(wrong)}, or a usable number")
+    if decoder.get("activation_function", "gelu") not in tuple(GELU):
         raise InputError(
             f"{WHAT}: decoder.activation_function={decoder['activation_function']!r} is not known; known are "
             f"{', '.join(GELU)}"
@@ -233,8 +235,8 @@ def described(config: dict, codec: Any, text: t5.T5Config) -> tuple[Spec, Any]:
     classes = 0
     if config.get("model_type") == MELODY:
         classes, frames = (config.get(name, size) for name, size in (("num_chroma", 12), ("chroma_length", 235)))
-        if not all(isinstance(n, int) and n > 0 for n in (classes, frames)):
-            raise InputError(f"{WHAT}: num_chroma={classes!r}, chroma_length={frames!r} must be positive integers")
+        if not all(isinstance(n, int) and 0 < n < 2**16 for n in (classes, frames)):
+            raise InputError(f"{WHAT}: num_chroma={classes!r}, chroma_length={frames!r} must be from 1 to {2**16 - 1}")
     codec = Stereo(codec) if decoder.get("audio_channels", 1) == 2 else codec
     codebooks, size = decoder["num_codebooks"], decoder["vocab_size"]
     if (codebooks, size) != (codec.codebooks, codec.codebook_size):
@@ -283,7 +285,7 @@ def save(workdir: Path, p: Published) -> None:
 def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
     """The weights of a run that began with `save`, with its codec and text encoder. Raises InputError for another codec
     than that of the training."""
-    config = json.loads((workdir / PUBLISHED_CONFIG).read_text())
+    config = huggingface.read_config(workdir / PUBLISHED_CONFIG, TYPES, WHAT)
     codec = codecs.load(spec.codec.name, workdir / spec.codec.path)
     if codec.fingerprint != spec.codec.fingerprint:
         raise InputError(f"{workdir / CODEC}: is not the codec that the model was trained with")

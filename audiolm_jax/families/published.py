@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from audiolm_jax import files
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import FAMILIES
 from audiolm_jax.hub import files as hub
@@ -41,20 +42,23 @@ def read(source: str | Path, dtype: str = "auto") -> Any:
     """
     folder, repository = hub.folder(source, WHAT, lambda folder: module(_of_checkpoint(folder)).FILES)
     name = _of_checkpoint(folder)
-    published = module(name).read(folder, dtype)
+    with files.reading(folder, f"a model of the family {name!r}", WHAT):
+        published = module(name).read(folder, dtype)
     return dataclasses.replace(published, spec=dataclasses.replace(published.spec, source=Source(name, repository)))
 
 
 def import_run(source: str | Path, workdir: str | Path) -> str:
     """A published model as the workdir of a run; returns what was imported, of a repository its commit.
 
-    Raises InputError if there is a run already.
+    Everything is read before anything is written, and WORKDIR is there whole or not at all. Raises InputError if there
+    is a run already.
     """
     workdir = Path(workdir)
     if (workdir / checkpoints.FOLDER).is_dir():
         raise InputError(f"{workdir}: there is a run already; give another folder")
     published = read(source)
-    module(published.spec.source.family).save(workdir, published)
+    with files.writing(workdir), files.building(workdir) as temporary:
+        module(published.spec.source.family).save(temporary, published)
     return published.spec.source.repository or str(source)
 
 

@@ -6,7 +6,6 @@ model or an encoder, whose weights may be several safetensors files with an inde
 at @main, and the commit is logged. A codec needs its revision: tokens are read with it long after they were written.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -16,11 +15,13 @@ import numpy as np
 from absl import logging
 
 from audiolm_jax import files
-from audiolm_jax.errors import InputError
+from audiolm_jax.config import keys_of
+from audiolm_jax.errors import InputError, shortened
 from audiolm_jax.hub.weights import Weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+MOST = {"sampling_rate": 2**20, "sliding_window": 2**16}  # what no weights bound is less; other sizes than 2**31
 REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"
 
 
@@ -50,19 +51,16 @@ def read(source: str | Path | None, kind: str, known: Iterable[str]) -> tuple[di
     for file in (weights, config):
         if not file.is_file():
             raise InputError(f"{what}: {file} does not exist{_hint(file.parent)}; a codec is {CONFIG} beside {WEIGHTS}")
-    return read_config(config, (kind,), what), Weights(weights, files.read_safetensors(weights, what)[0])
+    return read_config(config, (kind,), what), Weights(weights, files.read_safetensors(weights, what)[0], what)
 
 
 def read_config(path: Path, kinds: Collection[str], what: str) -> dict:
     """The fields of a config.json. Raises InputError unless its "model_type" is among `kinds`."""
     if not path.is_file():
         raise InputError(f"{what}: {path} does not exist; a model is {CONFIG} beside {WEIGHTS}")
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what}: {path} cannot be read as JSON ({error})") from None
-    kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if kind not in kinds:
+    fields = files.read_json(path, what)
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in kinds:
         needed = " or ".join(map(repr, kinds))
         raise InputError(f"{what}: {path} describes a model of type {kind!r}; {needed} is needed")
     return fields
@@ -113,10 +111,12 @@ def folder(source: str | Path, what: str, needed: Callable[[Path], Sequence[str]
 
 def shards(index: Path, what: str) -> tuple[str, ...]:
     """The names of the files of weights that an index lists. Raises InputError if it cannot be read."""
-    try:
-        return tuple(sorted(set(json.loads(index.read_text())["weight_map"].values())))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{what}: {index} cannot be read as an index of weights ({error!r})") from None
+    with files.reading(index, "an index of weights", what):
+        names = sorted(set(files.read_json(index, what)["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+        if outside:
+            raise ValueError(f"it names {outside[0]!r}, which is no safetensors file beside it")
+    return tuple(names)
 
 
 def read_folder(directory: Path, kinds: Collection[str], what: str) -> tuple[dict, Weights]:
@@ -165,11 +165,29 @@ def _download(source: str, names: tuple[str, ...], what: str, absent: type | Non
 
 def config_of(fields: dict, config_class: type, what: str = "codec.path") -> Any:
     """A dataclass from its fields in a published config.json. Raises InputError for values that it refuses."""
-    names = config_class.__dataclass_fields__
+    known = keys_of(config_class, "")
+    given = {name: value for name, value in fields.items() if name in known and value is not None}
     try:
-        return config_class(**{k: v for k, v in fields.items() if k in names and v is not None})
-    except (TypeError, ValueError) as error:
+        for name, value in given.items():
+            if isinstance(known[name].default, tuple) and not isinstance(value, list | tuple):
+                raise InputError(f"{name}={shortened(repr(value), 40)} must be a list")
+        values = {name: known[name].check(value) for name, value in given.items()}
+        for name, value in values.items():
+            least, most = 0 if name.endswith("layers") else 1, MOST.get(name, 2**31)
+            for item in value if isinstance(value, tuple) else (value,):
+                if type(item) is int and not least <= item < most:
+                    raise InputError(f"{name}={shortened(repr(value), 40)} must be from {least} to {most - 1}")
+        return config_class(**values)
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{what}: {CONFIG} holds values that this package cannot use ({error})") from None
+
+
+def part(fields: dict, name: str, what: str) -> dict:
+    """The object `name` in a config.json, empty if it is absent. Raises InputError for any other value."""
+    value = fields.get(name) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{what}: {CONFIG} has {name}={shortened(repr(value), 40)}; an object is needed")
+    return value
 
 
 def write(directory: str | Path, config: dict, tensors: dict[str, np.ndarray]) -> None:

@@ -310,3 +310,25 @@ def test_first_audio_leaves_before_the_last_code_exists(opened, name):
             [result] = finished.value
     assert frames_made[-1] == 90
     np.testing.assert_allclose(np.concatenate(pieces, axis=-1), codec.decode(result.codes_TQ), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chunk_length_s": None, "overlap": None, "normalize": False}, "normalises over a whole signal"),
+        ({"chunk_length_s": 0.505}, "chunk_length_s=0.505 with overlap"),
+        ({"chunk_length_s": 1e-9}, "chunk_length_s=1e-09"),
+        ({"chunk_length_s": 1e9}, "at most 60 seconds"),
+        ({"overlap": 1.0}, "overlap=1.0"),
+        ({"overlap": -0.5}, "overlap=-0.5"),
+    ],
+)
+def test_chunks_that_would_be_computed_wrong_are_refused(folders, tmp_path, changes, words):
+    """`transformers` normalises an EnCodec without chunks over the whole signal, and adds up chunks that are longer
+    than they say if they are no whole frames."""
+    kind, folder = folders["encodec-chunks"]
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | changes))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError) as caught:
+        codecs.load(kind, tmp_path)
+    assert words in str(caught.value)

@@ -1,5 +1,6 @@
 """The T5 encoder against `transformers` on random weights of odd small sizes, and its tokenizer."""
 
+import json
 import warnings
 
 import jax
@@ -108,6 +109,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         t5.read_tokenizer(tmp_path / t5.TOKENIZER)
     (tmp_path / t5.TOKENIZER).write_text('{"version": "1.0"')
+    with pytest.raises(InputError, match="cannot be read as a tokenizer"):
+        t5.read_tokenizer(tmp_path / t5.TOKENIZER)
+    tokenizer(tmp_path / t5.TOKENIZER)  # its end of text is a token that it does not have: the library panics
+    saved = json.loads((tmp_path / t5.TOKENIZER).read_text())
+    saved["post_processor"]["special_tokens"] = {}
+    (tmp_path / t5.TOKENIZER).write_text(json.dumps(saved))
     with pytest.raises(InputError, match="cannot be read as a tokenizer"):
         t5.read_tokenizer(tmp_path / t5.TOKENIZER)
     with pytest.raises(InputError, match="feed_forward_proj='gated-silu'"):

@@ -170,3 +170,80 @@ def test_the_parts_of_a_workdir_are_models_by_themselves(tmp_path, folder):
         pytest.raises(InputError, match="holds weights alone"),
     ):
         checkpoints.restore(opened, 0, checkpoints.params_of(model), {"step": np.zeros(())})
+
+
+def test_truncation_and_padding_that_a_training_saved_never_cut_a_caption(folder):
+    caption = "slow jazz with a loud piano and drums"
+    path = folder / "tokenizer.json"
+    whole = t5.token_ids(t5.read_tokenizer(path), 16, caption)
+    assert len(whole) == 9
+    saved = json.loads(path.read_text())
+    saved["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    fixed = {"strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    saved["padding"] = fixed | {"pad_type_id": 0, "pad_token": "<pad>"}
+    path.write_text(json.dumps(saved))
+    assert t5.token_ids(t5.read_tokenizer(path), 16, caption) == whole
+    assert audiolm_jax.load(folder).conditioning.text_encoder([caption])[0].shape == (9, 12)
+
+
+def test_an_import_that_fails_leaves_nothing(folder, tmp_path_factory, capsys, monkeypatch):
+    root = tmp_path_factory.mktemp("imports")
+    whole = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text("{")
+    assert main.main(["import", str(folder), str(root / "new" / "run")]) == 2
+    assert "tokenizer.json cannot be read as a tokenizer" in capsys.readouterr().err
+    assert list(root.iterdir()) == []
+    (folder / "tokenizer.json").write_text(whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save_weights", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        assert main.main(["import", str(folder), str(root / "run")]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert list(root.iterdir()) == []
+    (root / "run").mkdir()
+    assert main.main(["import", str(folder), str(root / "run")]) == 0
+    assert sorted(path.name for path in (root / "run").iterdir()) == [
+        "checkpoints",
+        "codec",
+        "published.json",
+        "text_encoder",
+    ]
+    assert main.main(["import", str(folder), str(root / "run")]) == 2
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_weights_of_a_wrapped_module_are_opened(folder, good, prefix):
+    plain = musicgen.read(folder)
+    save_file({prefix + name: x for name, x in good[1].items()}, folder / "model.safetensors")
+    assert checkpoints.digest(checkpoints.params_of(musicgen.read(folder).model)) == checkpoints.digest(
+        checkpoints.params_of(plain.model)
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("decoder", {"num_hidden_layers": 10**9}),
+        ("decoder", {"hidden_size": 10**9, "num_attention_heads": 1}),
+        ("decoder", {"num_attention_heads": 0}),
+        ("decoder", {"ffn_dim": True}),
+        ("decoder", {"activation_function": ["gelu"]}),
+        ("text_encoder", {"num_layers": 10**9}),
+        ("text_encoder", {"vocab_size": 10**12}),
+        ("text_encoder", {"d_model": -4}),
+        ("text_encoder", {"layer_norm_epsilon": float("nan")}),
+        ("audio_encoder", {"num_lstm_layers": 10**9}),
+        ("audio_encoder", {"upsampling_ratios": [0, 2]}),
+        ("audio_encoder", {"upsampling_ratios": [1] * 10**5}),
+        ("audio_encoder", {"target_bandwidths": [1e300]}),
+        ("audio_encoder", {"hidden_size": 10**12}),
+        ("audio_encoder", {"codebook_size": 1}),
+        ("audio_encoder", {"sampling_rate": "600"}),
+        ("audio_encoder", {"dilation_growth_rate": 10**6, "num_residual_layers": 3}),
+        ("decoder", None),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have(folder, good, part, changes):
+    changed = [1] if changes is None else {**good[0][part], **changes}
+    (folder / "config.json").write_text(json.dumps({**good[0], part: changed}))
+    said = refused(folder)
+    assert said.startswith(("MusicGen: ", "codec config: ")) and len(said) < 2100
