@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from audiolm_jax import files
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, listed, shortened
 from audiolm_jax.model import sharding
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec, from_json
@@ -37,6 +39,8 @@ from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization.vocab import Vocab
 
 FOLDER = "checkpoints"
+DAMAGED = "it may be damaged, or of a newer version"
+SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "ffn", "cross_width", "state_widths", "max_positions")
 FREE_AFTER = 2 << 20  # bytes that must stay free on the disk after a checkpoint
 
 
@@ -50,7 +54,7 @@ def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
 def _folder(workdir: str | Path) -> Path:
     """The folder of a run's checkpoints, on this machine or at an address such as gs://bucket/run."""
     root = files.place(workdir)
-    return (root if files.remote(root) else root.resolve()) / FOLDER
+    return (root if files.remote(root) else Path(os.path.realpath(root))) / FOLDER
 
 
 @contextlib.contextmanager
@@ -93,15 +97,19 @@ def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -
     Raises InputError naming every array that is missing, unexpected or of another shape.
     """
     where = opened.directory / str(step)
-    metadata = opened.item_metadata(step)
-    if "state" not in metadata:
-        raise InputError(f"{where} holds weights alone, for inference: training cannot resume from it")
-    trees = {"state": state} if params is None else {"params": params, "state": state}
-    for name, tree in trees.items():
-        check_tree(tree, metadata[name], f"{where}/{name}")
-    items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-    restored = opened.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **items))
-    return restored.get("params"), restored["state"], restored["position"]
+    with files.reading(where, "a checkpoint", remedy=DAMAGED):
+        metadata = opened.item_metadata(step)
+        if "state" not in metadata:
+            raise InputError(f"{where} holds weights alone, for inference: training cannot resume from it")
+        trees = {"state": state} if params is None else {"params": params, "state": state}
+        for name, tree in trees.items():
+            check_tree(tree, metadata[name], f"{where}/{name}")
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        restored = opened.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **items))
+        position = restored["position"]
+        if not isinstance(position, dict):
+            raise TypeError("its position is no object")
+    return restored.get("params"), restored["state"], position
 
 
 def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
@@ -120,20 +128,44 @@ def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
 def check_tree(expected: Any, actual: Any, where: str) -> None:
     """Compares the shapes of two trees by key path. Raises one InputError that lists all differences."""
 
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(x.shape) for p, x in leaves}
+    def leaves(tree: Any) -> dict[str, Any]:
+        return {key_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
-    want, have = shapes(expected), shapes(actual)
-    problems = [f"{key} is missing" for key in sorted(want.keys() - have.keys())]
-    problems += [f"{key} is unexpected" for key in sorted(have.keys() - want.keys())]
-    problems += [
-        f"{key} is {have[key]} where {want[key]} is needed"
-        for key in sorted(want.keys() & have.keys())
-        if want[key] != have[key]
+    want, have = leaves(expected), leaves(actual)
+    both = sorted(want.keys() & have.keys())
+    shapes = {key: (tuple(have[key].shape), tuple(want[key].shape)) for key in both}
+    problems = [
+        [f"{key} is missing" for key in sorted(want.keys() - have.keys())],
+        [f"{key} is unexpected" for key in sorted(have.keys() - want.keys())],
+        [f"{key} is {has} where {needed} is needed" for key, (has, needed) in shapes.items() if has != needed],
+        [f"{key} holds {have[key].dtype} where floats are needed" for key in both if _no_floats(want[key], have[key])],
     ]
-    if problems:
-        raise InputError(f"{where} holds another model: {'; '.join(problems)}; give the config it was trained with")
+    if any(problems):
+        said = "; ".join(listed(kind) for kind in problems if kind)
+        raise InputError(f"{where} holds another model: {said}; give the config it was trained with")
+
+
+def key_path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _no_floats(expected: Any, actual: Any) -> bool:
+    types = [getattr(x, "dtype", None) for x in (expected, actual)]
+    return None not in types and [jnp.issubdtype(dtype, jnp.floating) for dtype in types] == [True, False]
+
+
+def check_sizes(spec: Spec, tree: Any, where: str) -> None:
+    """Raises InputError for a size in a description that is larger than the number of all parameters: before anything
+    is made of it."""
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    for part, names in (("model", SIZES), ("vocab", [field.name for field in dataclasses.fields(Vocab)])):
+        for name in names:
+            value = getattr(getattr(spec, part), name)
+            if max(value if isinstance(value, tuple) else (value,), default=0) > count:
+                raise InputError(
+                    f"{where}: the description of the model has {part}.{name}={shortened(str(value), 40)}, but there "
+                    f"are {count} numbers in its parameters; it is damaged"
+                )
 
 
 def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
@@ -151,7 +183,7 @@ def digest(*trees: Any) -> str:
     """Sha256 over the arrays of trees, by their key paths."""
     hashed = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(trees):
-        hashed.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+        hashed.update(key_path(path).encode())
         hashed.update(np.ascontiguousarray(x).data)
     return hashed.hexdigest()
 
@@ -170,15 +202,19 @@ def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.Checkpo
     directory = _folder(workdir)
     if not directory.is_dir():
         raise InputError(f"{workdir} is not the folder of a training run: it has no folder {FOLDER}")
-    with _open(directory, create=False) as m:
-        steps = m.all_steps()
-        step = m.latest_step() if step is None else step
+    with contextlib.ExitStack() as stack:
+        with files.reading(directory, "the checkpoints of a run", remedy=DAMAGED):
+            m = stack.enter_context(_open(directory, create=False))
+            steps = m.all_steps()
+            step = m.latest_step() if step is None else step
         if step not in steps:
             raise InputError(
                 f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}"
             )
-        values = m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        yield m, step, from_json(values, directory / str(step) / "about")
+        where = directory / str(step) / "about"
+        with files.reading(where, "the description of a model", remedy=DAMAGED):
+            values = m.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        yield m, step, from_json(values, where)
 
 
 def read_spec(workdir: str | Path) -> Spec:
@@ -199,17 +235,20 @@ def restore_params(
     weights (dtype). Raises InputError if there is no checkpoint, it does not fit, or is not finite.
     """
     with _opened(workdir, step) as (m, step, spec):
-        metadata = m.item_metadata(step)["params"]
+        where = f"{_folder(workdir) / str(step)}/params"
 
         def load(abstract: dict) -> dict:
             wanted = abstract  # under the names in the checkpoint
             if any(re.match(r"given\d", name) for name in metadata):
                 wanted = _rename(abstract, "states", "given")
-            check_tree(wanted, metadata, f"{_folder(workdir) / str(step)}/params")
+            check_tree(wanted, metadata, where)
             params = m.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted)))["params"]
             return _rename(params, "given", "states")
 
-        return _build(spec, load, model_changes, rules, _folder(workdir) / str(step)), spec
+        with files.reading(where, "the parameters of a model", remedy=DAMAGED):
+            metadata = m.item_metadata(step)["params"]
+            check_sizes(spec, metadata, where)
+            return _build(spec, load, model_changes, rules, _folder(workdir) / str(step)), spec
 
 
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None, dtype: str = "float32") -> None:
@@ -224,7 +263,7 @@ def save_safetensors(path: str | Path, model: Transformer, spec: Spec, dtype: st
     dtype: float32, or float16 for half the size; `load_safetensors` makes float32 of either.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
-    tensors = {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x, dtype) for p, x in leaves}
+    tensors = {key_path(path): np.asarray(x, dtype) for path, x in leaves}
     with files.writing(path):
         files.write_safetensors(path, tensors, {"about": json.dumps(spec.to_json())})
 
@@ -236,14 +275,16 @@ def load_safetensors(
     tensors, metadata = files.read_safetensors(path)
     if "about" not in metadata:
         raise InputError(f"{path} has no description of its model (metadata key 'about'); export it with this package")
-    spec = from_json(json.loads(metadata["about"]), path)
+    spec = from_json(files.parse_json(metadata["about"], path), path)
+    check_sizes(spec, tensors, str(path))
 
     def load(abstract: dict) -> dict:
         params = _rename(unflatten_dict(tensors, sep="/"), "given", "states")
         check_tree(abstract, params, str(path))
         return jax.tree.map(lambda like, x: jax.device_put(x.astype(like.dtype), like.sharding), abstract, params)
 
-    return _build(spec, load, model_changes, rules, path), spec
+    with files.reading(path, "a model", remedy=DAMAGED):
+        return _build(spec, load, model_changes, rules, path), spec
 
 
 def _build(spec: Spec, load: Any, model_changes: dict, rules: sharding.Rules, where: Any) -> Transformer:

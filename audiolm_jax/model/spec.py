@@ -5,16 +5,22 @@
 `model`, `serialization` and `data` are sections of the configuration; `vocab` follows from the codec and `data`.
 """
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from audiolm_jax import serialization
+from audiolm_jax import files, serialization
+from audiolm_jax.config import check_names, keys_of
 from audiolm_jax.data.config import DataConfig
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, shortened
 from audiolm_jax.model.config import LoraConfig, ModelConfig
 from audiolm_jax.serialization import Grid, SerializationConfig
+from audiolm_jax.serialization.framing import FRAMINGS
 from audiolm_jax.serialization.vocab import Vocab
+
+FORMAT = 1  # of the JSON; the first version that writes what this one cannot read makes it 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with which `from_json` gives an equal Spec."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
 
 
 PARTS = {
@@ -88,34 +94,56 @@ def from_json(values: dict[str, Any], where: Any) -> Spec:
 
     Raises InputError, naming `where` the values were read, if they are no Spec.
     """
-    try:
+    with _describing(where):
+        files.not_newer(values, where, FORMAT)
+        values = {name: value for name, value in values.items() if name != "format"}
         values = values if "conditioning" in values else _renamed(values)
-        return Spec(**{name: _part(PARTS.get(name), value) for name, value in values.items()})
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{where}: the description of the model cannot be used ({error}); it is damaged, or of a newer version"
-        ) from None
+        spec = Spec(**{name: _part(name, PARTS.get(name), value) for name, value in values.items()})
+        for name, known in keys_of(Spec, "").items():
+            known.check(getattr(spec, name))
+        if spec.framing not in FRAMINGS:
+            raise ValueError(f"framing={spec.framing} must be one of {', '.join(FRAMINGS)}")
+        return spec
 
 
 def upgrade(config: dict[str, Any], where: Any) -> dict[str, Any]:
     """The config.json of a run or a comparison with the keys of this version."""
-    corpus = config.get("corpus", {})
-    if "channels" not in corpus and corpus.get("sample_rate") == 16_000:  # was the default, and is the codec's rate now
-        config = config | {"corpus": corpus | {"sample_rate": None}}
-    if "vocab" not in config:  # a comparison: sections of the configuration alone
-        return config | {"model": _renamed_keys(config["model"])}
-    config = config if "conditioning" in config else _renamed(config)
-    names = [field.name for field in dataclasses.fields(Spec) if field.name in config]
-    return config | from_json({name: config[name] for name in names}, where).to_json()
+    with _describing(where):
+        files.not_newer(config, where, FORMAT)
+        corpus = config.get("corpus", {})
+        if "channels" not in corpus and corpus.get("sample_rate") == 16_000:  # was the default: now the codec's rate is
+            config = config | {"corpus": corpus | {"sample_rate": None}}
+        if "vocab" not in config:  # a comparison: sections of the configuration alone
+            return config | {"model": _renamed_keys(config["model"])}
+        config = config if "conditioning" in config else _renamed(config)
+        names = [field.name for field in dataclasses.fields(Spec) if field.name in config]
+        return config | from_json({name: config[name] for name in names}, where).to_json()
 
 
-def _part(kind: type | None, value: Any) -> Any:
+@contextlib.contextmanager
+def _describing(where: Any) -> Iterator[None]:
+    """Turns any error into an InputError that begins with the name of the file."""
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith(f"{where}: "):
+            raise
+        reason = shortened(" ".join(str(error).split()), 300)
+        raise InputError(
+            f"{where}: the description of the model cannot be used ({reason}); it is damaged, or of a newer version"
+        ) from error
+
+
+def _part(name: str, kind: type | None, value: Any) -> Any:
+    """A section of a description, its values of the annotated types. Raises what `_describing` catches."""
     if kind is None or value is None:
         return value
     value = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
     if kind is Source:
-        value["lora"] = _part(LoraConfig, value.get("lora"))
-    return kind(**value)
+        value["lora"] = _part("source.lora", LoraConfig, value.get("lora"))
+    check_names(value, kind, name)
+    known = {} if kind is Vocab else keys_of(kind, name)  # Vocab checks what an annotation cannot say
+    return kind(**{key: known[key].check(item) if key in known else item for key, item in value.items()})
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Vocab:
     text_size: int = BYTES
 
     def __post_init__(self) -> None:
+        sizes = self.codebook_size if isinstance(self.codebook_size, tuple | list) else (self.codebook_size,)
+        numbers = (self.codebooks, *sizes, self.max_frames, self.extra_ids, self.text_size)
+        wrong = [n for n in numbers if not isinstance(n, int | np.integer) or isinstance(n, bool) or n >= 2**31]
+        if wrong:
+            raise InputError(f"a size of the vocabulary is {wrong[0]!r}; it must be an integer below 2**31")
         if np.ndim(self.codebook_size):
             sizes = tuple(map(int, self.codebook_size))  # a list in the JSON of a checkpoint
             if len(sizes) != self.codebooks:

@@ -27,7 +27,7 @@ from flax import nnx
 
 from audiolm_jax import config as configs
 from audiolm_jax import files, locks
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, listed
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.model.sharding import check_sizes, make_mesh, on_mesh, shard_batch
@@ -127,7 +127,9 @@ def train(
         merge = functools.partial(jax.jit(adapter.merge), frozen=frozen) if adapter.partial else None
         if start:
             state, position = _restore(manager, start, on_mesh(jax.eval_shape(init, key, weights), mesh), merge)
-            batches.set_state(_position(position["iterators"], folder))
+            with files.reading(f"checkpoint {start} of {folder}", "a position in the data"):
+                batches.set_state(_position(position["iterators"], folder))
+                position["seconds"] = float(position["seconds"])
         else:
             state, position = init(key, weights), {"seconds": 0.0}
         del weights  # the step donates the state's buffers, which may be these
@@ -219,8 +221,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     if path.exists():
         ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(configs.defaults().to_dict())))
         theirs = {key: value for key, value in defaults.items() if key in ours}
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        theirs |= configs.flat(upgrade(earlier, path))
+        theirs |= configs.flat(upgrade(files.read_json(path), path))
         longer = MAY_GROW in theirs and ours.get(MAY_GROW, 0) > theirs[MAY_GROW]
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
@@ -229,7 +230,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
         ]
         different = [text for text in different if not (longer and text.startswith(f"{MAY_GROW} "))]
         if different:
-            raise InputError(f"{workdir} is the run of another config: {'; '.join(different)}; name another folder")
+            raise InputError(f"{workdir} is the run of another config: {listed(different, 12)}; name another folder")
         if not longer:
             return
     if jax.process_index() == 0:

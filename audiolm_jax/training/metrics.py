@@ -163,14 +163,15 @@ def truncate(path: Path, step: int) -> tuple[int, float]:
     lines, last = [], (0, 0.0)
     if not path.exists():
         return last
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().decode("utf-8", "replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
-        if line["step"] > step:
+        at = line.get("step") if isinstance(line, dict) else None
+        if not isinstance(at, int) or at > step:
             break
         lines.append(text + "\n")
-        last = (line["step"], line["seconds"]) if "seconds" in line else last
+        last = (at, line["seconds"]) if isinstance(line.get("seconds"), int | float) else last
     files.write_text(path, "".join(lines))
     return last

@@ -51,6 +51,85 @@ def test_what_was_saved_comes_back_and_only_the_last_are_kept(workdir):
     assert same(params, fresh(3)) and same(state, STATE) and position == {"seconds": 1.5}
 
 
+def exported(path, spec: dict | None = None, **tensors) -> str:
+    """What is said of a safetensors file of the model with other tensors, or a changed description."""
+    flat = {key: np.asarray(x) for key, x in flatten_dict(fresh(), sep="/").items()} | tensors
+    about = {**SPEC.to_json(), **(spec or {})}
+    save_file(flat, path, {"about": json.dumps(about)})
+    try:
+        return dataclasses.asdict(checkpoints.load_safetensors(path)[1]) == dataclasses.asdict(SPEC)
+    except InputError as error:
+        return str(error)
+
+
+def test_integers_are_no_parameters(tmp_path, workdir):
+    path = tmp_path / "model.safetensors"
+    assert exported(path) is True
+    name = "layers/down_FD"
+    assert f"{name} holds int8 where floats are needed" in exported(path, **{name: np.ones((2, 24, 16), np.int8)})
+    assert exported(path, **{name: np.ones((2, 24, 16), np.float16)}) is True
+    whole = jax.tree.map(lambda x: np.ones(x.shape, np.int32), fresh())
+    with checkpoints.manager(tmp_path / "whole") as manager:
+        checkpoints.save(manager, 1, whole, STATE, {}, SPEC)
+    with pytest.raises(InputError, match="layers/down_FD holds int32 where floats are needed"):
+        checkpoints.restore_params(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("model", {"layers": 10**9}, "model.layers=1000000000, but there are"),
+        ("model", {"layers": "2"}, "model.layers=2 must be an integer"),
+        ("model", {"ffn": 10**40}, "model.ffn=1000"),
+        ("model", {"later": 1}, "model.later does not exist"),
+        ("vocab", {"text_size": 2**30}, "vocab.text_size=1073741824, but there are"),
+        ("vocab", {"codebooks": 10**12}, "1000000000000"),
+        ("vocab", {"codebooks": 10**6}, "vocab.codebooks=1000000, but there are"),
+        ("vocab", {"codebook_size": 2.5}, "2.5"),
+        ("vocab", {"max_frames": True}, "True"),
+        ("codec", {"fingerprint": 3}, "codec.fingerprint=3 must be text"),
+        ("source", {"lora": [1]}, "description of the model cannot be used"),
+        ("source", {"lora": {"rank": 1, "more": 2}}, "source.lora.more"),
+    ],
+)
+def test_a_description_that_does_not_fit_its_weights(tmp_path, part, change, words):
+    said = exported(tmp_path / "a.safetensors", {part: {**SPEC.to_json()[part], **change}})
+    assert said.startswith(f"{tmp_path}/a.safetensors: ") and words in said
+
+
+def test_descriptions_of_a_newer_version_and_damaged_ones(tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert SPEC.to_json()["format"] == 1
+    assert "is of format 2, which a newer version of audiolm_jax wrote" in exported(path, {"format": 2})
+    assert "cannot be used" in exported(path, {"of_the_future": 2})
+    assert "framing=round must be one of markers" in exported(path, {"framing": "round"})
+    for about in ("", "[1]", "null", "[" * 10**5):
+        save_file({"a": np.zeros(1)}, path, {"about": about})
+        with pytest.raises(InputError, match=rf"^{path} cannot be read as JSON"):
+            checkpoints.load_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    "file", ["about/metadata", "params/_METADATA", "params/manifest.ocdbt", "_CHECKPOINT_METADATA"]
+)
+# Writes of tensorstore that fail while the rest is given up print what `errors.hide_closed_event_loop` hides.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xff", b'{"a": 1}', None])
+def test_a_damaged_checkpoint_is_one_sentence(workdir, file, content):
+    path = workdir / "checkpoints" / "3" / file
+    assert path.is_file()
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    try:
+        model, _ = checkpoints.restore_params(workdir)
+        assert same(checkpoints.params_of(model), fresh(3))
+    except InputError as error:
+        assert str(error).startswith(f"{workdir}/checkpoints") and "\n" not in str(error)
+
+
 def test_a_checkpoint_of_another_model_is_refused_naming_every_difference(workdir):
     other = dataclasses.replace(CONFIG, ffn=32, norm="layernorm", tied=True)
     with checkpoints.manager(workdir) as manager, pytest.raises(InputError) as refused:

@@ -332,6 +332,25 @@ def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
         run(tmp_path, z_loss=0.1)
 
 
+@pytest.mark.parametrize("content", ["", "[1]", "{", "not json", '{"model": 1, "vocab": 2}', '{"model": {}}'])
+def test_a_damaged_config_is_one_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        run(tmp_path, steps=1)
+
+
+def test_a_workdir_of_a_newer_version_is_told(tmp_path):
+    run(tmp_path, steps=1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["format"] == 1
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 2}))
+    with pytest.raises(InputError, match=r"config.json: is of format 2, which a newer version of audiolm_jax wrote"):
+        run(tmp_path, steps=1)
+    del config["format"]  # as before there was one
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run(tmp_path, steps=1)
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
