@@ -7,8 +7,8 @@ NAME.npz    codes [T, Q] uint16, and what is needed to decode them: codec, path,
 import argparse
 import contextlib
 import itertools
+import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from audiolm_jax import codecs, files
 from audiolm_jax.cli import arguments
 from audiolm_jax.cli.arguments import local
 from audiolm_jax.data.corpora import Reject, checks, sound
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, shortened
 
 if TYPE_CHECKING:
     import soundfile
@@ -33,8 +33,22 @@ examples:
   audiolm codec decode --out heard codes/one.npz codes/two.npz
   # a published codec: a folder with config.json and model.safetensors, or a repository and its revision
   audiolm codec encode --codec mimi --path kyutai/mimi@main --codebooks 8 --out codes one.wav
+  audiolm codec decode --path kyutai/mimi@main --out heard codes/one.npz
 """
 
+OPTIONAL = ("path", "codebooks", "scales")
+FIELDS = {
+    "codes": np.ndarray,
+    "codec": str,
+    "path": str,
+    "codebooks": int,
+    "fingerprint": str,
+    "sample_rate": int,
+    "channels": int,
+    "frame_rate": float,
+    "samples": int,
+    "scales": np.ndarray,
+}
 PIECE_SECONDS = 10.0  # read, encoded or decoded at once
 MOST_CHANNELS = 2
 
@@ -74,16 +88,25 @@ def run(options: argparse.Namespace) -> None:
 
 def load_codes(path: str | Path) -> dict[str, Any]:
     """The content of a file of codes. Raises InputError if the file is not one."""
-    try:
+    remedy = "give what `audiolm codec encode` wrote"
+    with files.reading(f"{path}:", "an npz file", remedy=remedy):
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or "not an npz file"
-        raise InputError(f"{path}: {reason}; give what `audiolm codec encode` wrote") from None
-    missing = {"codes", "codec", "fingerprint", "sample_rate", "channels", "frame_rate", "samples"} - content.keys()
+            arrays = {name: archive[name] for name in archive.files}
+        content = {name: value.item() if value.ndim == 0 else value for name, value in arrays.items()}
+    missing = sorted(FIELDS.keys() - content.keys() - set(OPTIONAL))
     if missing:
-        raise InputError(f"{path}: holds no {', '.join(sorted(missing))}; give what `audiolm codec encode` wrote")
-    return {name: value.item() if value.ndim == 0 else value for name, value in content.items()}
+        raise InputError(f"{path}: holds no {', '.join(missing)}; {remedy}")
+    for name, kind in FIELDS.items():
+        value = content.get(name)
+        fits = isinstance(value, kind) and not (kind is int and not 0 < value < 2**62)
+        if name in content and not fits:
+            raise InputError(f"{path}: holds {name}={shortened(repr(value), 40)}, which is unusable; {remedy}")
+    codes_TQ, scales = content["codes"], content.get("scales", np.zeros(0, np.float32))
+    if codes_TQ.ndim != 2 or not codes_TQ.size or codes_TQ.dtype.kind not in "ui":
+        raise InputError(f"{path}: holds codes of shape {codes_TQ.shape} and type {codes_TQ.dtype}; {remedy}")
+    if scales.ndim != 1 or scales.dtype.kind != "f" or not np.isfinite(scales).all():
+        raise InputError(f"{path}: holds scales of shape {scales.shape} and type {scales.dtype}; {remedy}")
+    return content
 
 
 def encode(path: Path, out: Path, codec, weights: str | None, progress: Callable[[float], None]) -> None:
@@ -131,6 +154,9 @@ def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[floa
             f"{path}: is of codec {content['codec']!r} with fingerprint {content['fingerprint'][:12]}, "
             f"this one has {codec.fingerprint[:12]}; give the weights that encoded it"
         )
+    chunks = -(-len(codes_TQ) // codec.block)
+    if hasattr(codec, "encode_scaled") != ("scales" in content) or len(content.get("scales", ())) not in (0, chunks):
+        raise InputError(f"{path}: holds no loudness of {chunks} chunks, or one that {codec.name} does not have")
     step = max(1, round(PIECE_SECONDS * codec.frame_rate / codec.block)) * codec.block
     skip, left = codec.delay, samples
     state = codec.decode_init(1) if "scales" not in content else codec.decode_init(1, content["scales"][None])
@@ -164,11 +190,8 @@ def recording(path: Path) -> Iterator["soundfile.SoundFile"]:
 
     if not path.is_file():
         raise InputError(f"{path}: does not exist")
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a recording ({' '.join(str(error).split())})") from None
+    with files.reading(f"{path}:", "a recording"), soundfile.SoundFile(path) as file:
+        yield file
 
 
 def read(path: Path, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
@@ -232,6 +255,18 @@ def summary(codec) -> str:
     return "\n".join(f"{name:12s} {value}" for name, value in lines.items())
 
 
+def trusted(path: Path, content: dict, options: argparse.Namespace) -> None:
+    """Raises InputError if a file of codes asks for a module or a repository: only the caller may have them."""
+    name, weights = content["codec"], content.get("path")
+    if not options.codec and name not in codecs.CODECS:
+        raise InputError(f"{path}: is of codec {name!r}, which does not come with the package; name it with --codec")
+    if not options.path and weights and not Path(weights).expanduser().exists():
+        raise InputError(
+            f"{path}: was made with the weights {weights}, which are no file here; a repository or another place is "
+            "asked only if you name it: --path"
+        )
+
+
 def convert(options: argparse.Namespace, out: Path | None) -> list[str]:
     """Encodes or decodes files into the folder `out`. Returns one sentence for every file that could not be used.
 
@@ -248,11 +283,13 @@ def convert(options: argparse.Namespace, out: Path | None) -> list[str]:
     with tqdm.tqdm(unit="s", unit_scale=True, desc=action) as bar:
         for path, target in zip(paths, targets, strict=True):
             try:
-                if target.resolve() == path.resolve():
+                if os.path.realpath(target) == os.path.realpath(path):
                     raise InputError(f"{path}: would be overwritten; give another folder with --out")
                 content = load_codes(path) if action == "decode" else {}
                 name = options.codec or content.get("codec") or "default"
                 weights = options.path or content.get("path") or None
+                if action == "decode":
+                    trusted(path, content, options)
                 codebooks = content.get("codebooks") if options.codebooks is None else options.codebooks
                 if loaded != (name, weights, codebooks):
                     codec, loaded = codecs.load(name, weights, codebooks), (name, weights, codebooks)
@@ -261,5 +298,6 @@ def convert(options: argparse.Namespace, out: Path | None) -> list[str]:
                 else:
                     decode(path, target, codec, content, bar.update)
             except InputError as error:
-                problems.append(str(error))
+                said = str(error)
+                problems.append(said if said.startswith(str(path)) else f"{path}: {said}")
     return problems

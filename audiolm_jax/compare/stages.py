@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_jax import files
+from audiolm_jax.errors import InputError
 
 
 class Stages:
@@ -30,7 +31,9 @@ class Stages:
         path = self.directory / f"{name}.json"
         key = files.digest([inputs, [self.done[earlier]["digest"] for earlier in after]])
         if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = files.read_json(path)
+            if not {"inputs", "digest", "seconds", "result"} <= stored.keys():
+                raise InputError(f"{path} is not the result of a stage; delete it, and the stage runs again")
             if stored["inputs"] == key:
                 print(f"-- {self.prefix}{name}: done before", flush=True)
                 self.done[name] = stored

@@ -6,6 +6,41 @@ from pathlib import Path
 import numpy as np
 
 from audiolm_jax import files
+from audiolm_jax.errors import InputError, shortened
+
+FORMAT = 1  # of metadata.json and the records; the first version that writes what this one cannot read makes it 2
+FIELDS = {
+    "codec": str,
+    "codec_fingerprint": str,
+    "sample_rate": int,
+    "frame_rate": (int, float),
+    "hop": int,
+    "codebooks": int,
+    "codebook_size": int,
+    "splits": dict,
+    "fingerprint": str,
+    "identity": dict,
+}
+PER_SPLIT = {"utterances": int, "seconds": (int, float), "frames": int, "max_frames": int}
+
+
+def check(metadata: dict, path: Path) -> None:
+    """Raises InputError for the metadata.json of a newer version, or of no token dataset."""
+    files.not_newer(metadata, path, FORMAT)
+
+    def need(values: dict, fields: dict, where: str) -> None:
+        for name, kind in fields.items():
+            value = values.get(name) if isinstance(values, dict) else None
+            number = isinstance(value, int | float) and name not in PER_SPLIT
+            if not isinstance(value, kind) or isinstance(value, bool) or (number and not 0 < value < 2**31):
+                raise InputError(
+                    f"{path}: has {where}{name}={shortened(repr(value), 40)}, which is not what `audiolm prepare` "
+                    "writes; it may be damaged"
+                )
+
+    need(metadata, FIELDS, "")
+    for split, totals in metadata["splits"].items():
+        need(totals, PER_SPLIT, f"splits.{split}.")
 
 
 def features(codebooks: int):
@@ -40,6 +75,7 @@ def describe(path: Path, name: str, version: str, schema, codec, identity: dict,
         for split, shards in done.items()
     }
     metadata = {
+        "format": FORMAT,
         "codec": codec.name,
         "codec_fingerprint": codec.fingerprint,
         "sample_rate": codec.sample_rate,

@@ -1,7 +1,6 @@
 """The shards of a token dataset: their utterances, whether one is finished, and how one is written."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from audiolm_jax import files
 from audiolm_jax.data import encode
 from audiolm_jax.data.corpora import Reject, Utterance
+from audiolm_jax.errors import InputError
 
 
 def deal(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]]]:
@@ -25,11 +25,11 @@ def deal(utterances, size: int) -> Iterator[tuple[str, int, int, list[Utterance]
 
 
 def finished(path: Path, note: Path) -> dict | None:
-    """The note of a finished shard; None if there is none, or the file has another sha256."""
+    """The note of a finished shard; None if there is none or a damaged one, or the file has another sha256."""
     try:
-        content = json.loads(note.read_text())
+        content = files.read_json(note)
         return content if content["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
-    except FileNotFoundError:
+    except (InputError, KeyError, FileNotFoundError):
         return None
 
 

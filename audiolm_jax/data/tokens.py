@@ -139,7 +139,7 @@ def _collect(rejects: Rejects, notes: Path, shards: dict[str, tuple[str, list]])
         for name, (split, _) in shards.items():
             note = notes / f"{name}.json"
             if note.exists():
-                done.setdefault(split, []).append(json.loads(note.read_text()))
+                done.setdefault(split, []).append(files.read_json(note))
         try:
             for source, reason in (
                 reject for notes_of_split in done.values() for shard in notes_of_split for reject in shard["rejects"]
@@ -161,11 +161,9 @@ def info(directory: str | Path) -> dict:
     Raises:
       InputError: there is no token dataset at, or one or two folders below, `directory`.
     """
-    metadata = json.loads((locate(directory) / "metadata.json").read_text())
-    if "codec_fingerprint" not in metadata:
-        raise InputError(
-            f"{directory}: its metadata lacks the fingerprint of its codec; make it with `audiolm prepare`"
-        )
+    path = locate(directory) / "metadata.json"
+    metadata = files.read_json(path)
+    schema.check(metadata, path)
     return metadata
 
 
@@ -219,17 +217,17 @@ class TokenSplit:
         from array_record.python import array_record_data_source
         from tensorflow_datasets.proto import tf_example_pb2
 
-        described = tfds.builder_from_directory(self.path).info
-        paths = [os.fspath(file) for file in described.splits[self.split].filepaths]
-        expected = described.splits[self.split].num_examples
-        try:
+        self._example = tf_example_pb2.Example
+        with files.reading(self.path, f"split {self.split!r} of a token dataset"):
+            described = tfds.builder_from_directory(self.path).info
+            paths = [os.fspath(file) for file in described.splits[self.split].filepaths]
+            expected = described.splits[self.split].num_examples
             self._records = array_record_data_source.ArrayRecordDataSource(paths)
             examples = len(self._records)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"{self.path}: a shard of split {self.split!r} cannot be read ({error})") from None
-        if examples != expected:
-            raise InputError(f"{self.path}: split {self.split!r} holds {examples} examples instead of {expected}")
-        self._example = tf_example_pb2.Example
+            if examples != expected:
+                raise InputError(f"{self.path}: split {self.split!r} holds {examples} examples instead of {expected}")
+            if examples:
+                self.head(0)
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "split": self.split, "metadata": self.metadata}
@@ -264,8 +262,16 @@ class TokenSplit:
         return {**head, "frames": len(feature["codes"].int64_list.value) // self.metadata["codebooks"]}
 
     def _feature(self, index: int):
-        """The features of a record as stored, eight times as fast to read as through tensorflow-datasets."""
-        return self._example.FromString(self._records[int(index)]).features.feature
+        """The features of a record as stored, eight times as fast to read as through tensorflow-datasets.
+
+        Raises InputError for a damaged record, and for one with another number of codebooks than the dataset.
+        """
+        with files.reading(f"{self.path}: example {index} of split {self.split!r}", "a record"):
+            feature = self._example.FromString(self._records[int(index)]).features.feature
+            codes, books = len(feature["codes"].int64_list.value), self.metadata["codebooks"]
+            if not codes or codes % books:
+                raise ValueError(f"it holds {codes} codes for {books} codebooks")
+        return feature
 
     def __repr__(self) -> str:  # part of what a data loader compares when it resumes
         return f"TokenSplit({self.split!r}, {self.metadata['fingerprint'][:16]})"
@@ -302,7 +308,7 @@ def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> 
 def _start(unfinished: Path, notes: Path, identity: dict) -> None:
     """Keeps the finished shards of an interrupted run of this identity; refuses those of another codec."""
     begun = _begun(notes)
-    if begun and begun["codec_fingerprint"] != identity["codec_fingerprint"]:
+    if begun and begun.get("codec_fingerprint") != identity["codec_fingerprint"]:
         _refuse_another(unfinished, begun, identity)
     if begun != identity:  # the recordings changed before any run finished: start again
         shutil.rmtree(notes, ignore_errors=True)
@@ -312,8 +318,11 @@ def _start(unfinished: Path, notes: Path, identity: dict) -> None:
 
 
 def _begun(notes: Path) -> dict | None:
-    """The identity of the dataset that is being written, None if there is none."""
-    return json.loads((notes / "identity.json").read_text()) if (notes / "identity.json").exists() else None
+    """The identity of the dataset that is being written, None if there is none or a damaged one."""
+    try:
+        return files.read_json(notes / "identity.json")
+    except InputError:
+        return None
 
 
 def _refuse_another(path: Path, existing: dict, wanted: dict) -> None:
@@ -344,5 +353,5 @@ def _of_another_codec(path: Path, existing: dict, codec: str, fingerprint: str) 
 
 def _forget_rejects(notes: Path) -> None:
     for note in notes.glob("*.json"):
-        if json.loads(note.read_text()).get("rejects"):
+        if files.read_json(note).get("rejects", True):
             note.unlink()

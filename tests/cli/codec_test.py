@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_bad_files_are_named_and_the_others_done(tmp_path, capsys):
     codes = codec_files.load_codes(out / "good.npz")
     np.savez(tmp_path / "changed.npz", **codes | {"fingerprint": "0" * 64})
     for name, words in {
-        "cut": "not an npz",
+        "cut": "cannot be read as an npz file",
         "other": "holds no channels, codec",
         "changed": "fingerprint 000000000000",
     }.items():
@@ -163,3 +164,65 @@ def test_an_hour_takes_little_memory_and_its_codes_are_those_of_the_whole(tmp_pa
     np.testing.assert_allclose(
         decoded, codec.decode(content["codes"][: 61 * 25])[codec.delay :][: len(decoded)], atol=1e-3
     )
+
+
+def coded(tmp_path, **changes):
+    """A file of codes of one second with other content; None: without it."""
+    if not (tmp_path / "one.npz").exists():
+        assert run("encode", "--codec", "tiny", wav(tmp_path / "one.wav", sound(1, 16000))) == 0
+    content = codec_files.load_codes(tmp_path / "one.npz") | changes
+    path = tmp_path / "changed.npz"
+    np.savez(path, **{name: value for name, value in content.items() if value is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"codec": "os.path"}, "is of codec 'os.path', which does not come with the package; name it with --codec"),
+        ({"path": "somebody/codec@main"}, "was made with the weights somebody/codec@main"),
+        ({"path": "/nowhere/codec"}, "was made with the weights /nowhere/codec"),
+        ({"codes": np.zeros((3, 2), np.float32)}, "codes of shape (3, 2) and type float32"),
+        ({"codes": np.zeros(3, np.int32)}, "codes of shape (3,)"),
+        ({"codes": np.zeros((0, 3), np.int32)}, "codes of shape (0, 3)"),
+        ({"codes": np.full((3, 3), 60000, np.uint16)}, "60000 is out of range"),
+        ({"codes": 3}, "holds codes=3"),
+        ({"samples": 0}, "holds samples=0"),
+        ({"samples": 0.5}, "holds samples=0.5"),
+        ({"samples": None}, "holds no samples"),
+        ({"codebooks": -1}, "holds codebooks=-1"),
+        ({"fingerprint": 3}, "holds fingerprint=3"),
+        ({"scales": np.ones(1, np.float32)}, "holds no loudness"),
+        ({"scales": np.full(1, np.nan, np.float32)}, "holds scales of shape"),
+    ],
+)
+def test_files_of_codes_that_cannot_be_used(tmp_path, capsys, monkeypatch, changes, words):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("a repository was asked"))
+    path = coded(tmp_path, **changes)
+    capsys.readouterr()
+    assert run("decode", "--out", tmp_path / "out", path) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{path}: " in said and words in said
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_repository_is_asked_when_the_caller_names_it(tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, *_, **__: asked.append(name) or 1 / 0)
+    path = coded(tmp_path, codec="mimi", path="somebody/codec@main")
+    assert run("decode", path) == 2 and asked == []
+    assert run("decode", "--path", "another/codec@main", path) == 2 and asked == ["another/codec"]
+
+
+def test_damaged_files_of_codes_are_one_sentence(tmp_path, capsys):
+    content = coded(tmp_path).read_bytes()
+    path = tmp_path / "bad.npz"
+    for damaged in (b"", content[:40], content[: len(content) // 2], content[:100] + bytes(60) + content[160:]):
+        path.write_bytes(damaged)
+        assert run("decode", path) == 2
+        assert f"{path}: cannot be read as an npz file" in capsys.readouterr().err
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<i4', 'fortran_order': False, 'shape': (1000000000000, 1000), }"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("codes.npy", header.ljust(127) + b"\n")
+    assert run("decode", path) == 2
+    assert f"{path}: cannot be read as an npz file" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -347,3 +348,69 @@ def test_a_missing_or_cut_shard_is_named(codec, tmp_path):
     shard.unlink()
     with pytest.raises(InputError, match="split 'train'"):
         tokens.open_split(tmp_path, "train")
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    """(the folder of a data set, to be damaged; its metadata)."""
+    path = shutil.copytree(tokens.locate(written), tmp_path / "1.0.0")
+    return path, json.loads((path / "metadata.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "is of format 2, which a newer version of audiolm_jax wrote"),
+        ({"codec_fingerprint": None}, "has codec_fingerprint=None"),
+        ({"codebooks": "4"}, "has codebooks='4'"),
+        ({"codebooks": 10**12}, "has codebooks=1000000000000"),
+        ({"frame_rate": float("nan")}, "has frame_rate=nan"),
+        ({"splits": []}, r"has splits=\[\]"),
+        ({"splits": {"train": {"utterances": "x"}}}, "has splits.train.utterances='x'"),
+        ({"fingerprint": 1}, "has fingerprint=1"),
+    ],
+)
+def test_metadata_that_no_version_wrote_or_a_newer_one_did(copied, change, words):
+    path, metadata = copied
+    assert metadata["format"] == 1
+    (path / "metadata.json").write_text(json.dumps(metadata | change))
+    with pytest.raises(InputError, match=f"^{path}/metadata.json: {words}"):
+        tokens.info(path)
+    old = {name: value for name, value in metadata.items() if name != "format"}
+    (path / "metadata.json").write_text(json.dumps(old | {"of_the_future": 1}))
+    assert tokens.info(path)["fingerprint"] == metadata["fingerprint"]
+
+
+def test_metadata_is_compared_with_the_records(copied):
+    path, metadata = copied
+    (path / "metadata.json").write_text(json.dumps(metadata | {"codebooks": 10**6}))
+    with pytest.raises(InputError, match=rf"^{path}: example 0 of split 'train' cannot be .* for 1000000 codebooks"):
+        tokens.open_split(path, "train")
+
+
+@pytest.mark.parametrize("file", ["metadata.json", "features.json", "dataset_info.json", "array_record"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe{", b"[" * 10**5, None])
+def test_damaged_files_of_a_data_set_are_one_sentence(copied, file, content):
+    path = next(found for found in sorted(copied[0].iterdir()) if file in found.name and "valid" not in found.name)
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=str(copied[0])) as caught:
+        tokens.open_split(copied[0], "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "{}"])
+def test_damaged_notes_of_an_unfinished_data_set_are_made_again(written, codec, tmp_path, monkeypatch, content):
+    with monkeypatch.context() as patched:
+        patched.setattr(tokens.schema, "describe", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tokens.write(utterances(), codec, tmp_path, CONFIG, CORPUS, progress=False)
+    notes = sorted(tmp_path.rglob("*.progress/*.json"))
+    assert len(notes) > 2
+    for note in notes:
+        note.write_text(content)
+    tokens.write(utterances(), codec, tmp_path, CONFIG, CORPUS, progress=False)
+    assert files(tmp_path) == files(written)
