@@ -1,8 +1,16 @@
-"""Waveforms of one channel: resampling, the Hann window, mel filters and log-mel energies, in numpy and in jax."""
+"""Waveforms: resampling, the Hann window, mel filters and log-mel energies, in numpy and in jax; wav files in parts."""
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from audiolm_jax import files
+
+if TYPE_CHECKING:
+    import soundfile
 
 
 def resample(waveform_N: np.ndarray, rate: int, to_rate: int) -> np.ndarray:
@@ -51,3 +59,39 @@ def log_mel(frames: Any, filters_FM: np.ndarray, floor: float, energy: float = 1
     spectrum = xp.fft.rfft(frames, size)
     power = (spectrum.real**2 + spectrum.imag**2) / energy
     return xp.log(power @ filters_FM + floor)
+
+
+class WavFile:
+    """A wav file of 16 bits that is written in parts."""
+
+    def __init__(self, path: Path, file: "soundfile.SoundFile"):
+        self.path, self._file = path, file
+
+    def write(self, waveform: np.ndarray) -> None:
+        """The next samples [N] or [channels, N]; readers of the file see them at once. Raises InputError if the disk
+        is full."""
+        import soundfile
+
+        # soundfile compares what was written with `assert`, and hides the error of the operating system.
+        with files.writing(self.path, soundfile.SoundFileError, AssertionError):
+            before = self._file.frames
+            self._file.write(waveform.T)
+            self._file.flush()
+            if self._file.frames - before != waveform.shape[-1]:
+                raise OSError(f"{waveform.shape[-1]} samples were given and {self._file.frames - before} are there")
+
+    @property
+    def seconds(self) -> float:
+        return self._file.frames / self._file.samplerate
+
+
+@contextlib.contextmanager
+def writing_wav(path: Path, sample_rate: int, channels: int) -> Iterator[WavFile]:
+    """A `WavFile` with a temporary name, which is renamed to `path` at the end of the block (`files.replacing`)."""
+    import soundfile
+
+    with files.replacing(path) as temporary:
+        with files.writing(path, soundfile.SoundFileError):
+            file = soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype="PCM_16", format="WAV")
+        with file:
+            yield WavFile(path, file)

@@ -1,9 +1,11 @@
 """Errors that the user can fix, and their messages: one sentence that names what is wrong and what is accepted."""
 
+import _thread
 import errno
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,11 +91,19 @@ def drop_checkpoint_logs(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname and not _disk_reason(f"{record.getMessage()} {error}")
 
 
-def hide_closed_event_loop(unraisable: Any) -> None:
-    """A `sys.unraisablehook` that drops the RuntimeError of a closed event loop.
+def unraisable(unraisable: Any) -> None:
+    """A `sys.unraisablehook`: an interrupt is raised again, and the RuntimeError of a closed event loop dropped.
+
+    Ctrl-C that arrives within a callback of the garbage collector (jax has one, `_xla_gc_callback`) or a destructor
+    cannot be raised there: Python would print it and go on.
 
     When the disk is full while a checkpoint is written, the first failed write is raised and closes the loop. Every
     further one, by a thread of tensorstore, would print a traceback (10 of them).
     """
+    if unraisable.exc_type is KeyboardInterrupt:
+        later = threading.Timer(0.05, _thread.interrupt_main)  # once the callback is over
+        later.daemon = True
+        later.start()
+        return
     if str(unraisable.exc_value) != "Event loop is closed":  # CPython's own text (asyncio/base_events.py)
         sys.__unraisablehook__(unraisable)

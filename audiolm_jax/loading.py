@@ -43,4 +43,6 @@ def load(
             f"{spec.codec.fingerprint[:12]}, this one has {codec.fingerprint[:12]}; give the weights it was trained on "
             "(codec.path)"
         )
-    return Generator(model, spec, codec, sampling, spec.data.sequence_length)
+    generator = Generator(model, spec, codec, sampling, spec.data.sequence_length)
+    generator.speakers = spec.speakers
+    return generator

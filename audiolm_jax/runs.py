@@ -17,6 +17,7 @@ from audiolm_jax import codecs, files
 from audiolm_jax import config as configs
 from audiolm_jax.data import batches, tokens
 from audiolm_jax.data import prepare as recordings
+from audiolm_jax.data.config import DataConfig
 from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
 from audiolm_jax.families.config import configured
@@ -31,6 +32,7 @@ from audiolm_jax.training.step import SCRATCH
 if TYPE_CHECKING:
     from audiolm_jax.families.finetune import Base
 
+LISTED = 2000  # speakers, at most, that a checkpoint names
 PROBED = 2  # recordings whose texts a probe takes
 
 
@@ -51,6 +53,14 @@ def spec_of(config: ConfigDict, metadata: dict, base: "Base | None" = None) -> S
         tokens=metadata["fingerprint"],
     )
     return spec if base is None else base.describe(spec)
+
+
+def speakers(source: tokens.TokenSplit, data: DataConfig) -> tuple[str, ...]:
+    """The names of the speakers in a split, sorted; () if the template names none, or there are too many to list."""
+    if "{speaker}" not in data.template:
+        return ()
+    names = {source.head(index)["speaker"] for index in range(len(source))} - {""}
+    return tuple(sorted(names)) if len(names) <= LISTED else ()
 
 
 def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = True) -> None:
@@ -74,6 +84,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     codec = codecs.load(**config.codec)
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
     spec = spec_of(config, source.metadata, base)
+    spec = dataclasses.replace(spec, speakers=speakers(source, spec.data))
     run = loop.Run(
         configs.section(config, "training"),
         configs.section(config, "optimizer"),

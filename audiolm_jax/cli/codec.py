@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolm_jax import codecs, files
+from audiolm_jax import audio, codecs, files
 from audiolm_jax.cli import arguments
 from audiolm_jax.cli.arguments import local
 from audiolm_jax.data.corpora import Reject, checks, sound
@@ -140,14 +140,12 @@ def encode(path: Path, out: Path, codec, weights: str | None, progress: Callable
     }
     if isinstance(state, dict) and state.get("scales"):
         content["scales"] = np.concatenate(state["scales"], axis=1)[0]
-    with files.replacing(out) as temporary, temporary.open("wb") as file:
+    with files.writing(out), files.replacing(out) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **content)
 
 
 def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[float], None]) -> None:
     """Decodes a file of codes into `out` (wav, 16 bits), which is as long as the original recording."""
-    import soundfile
-
     codes_TQ, samples = content["codes"].astype(np.int32), int(content["samples"])
     if content["fingerprint"] != codec.fingerprint:
         raise InputError(
@@ -160,10 +158,7 @@ def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[floa
     step = max(1, round(PIECE_SECONDS * codec.frame_rate / codec.block)) * codec.block
     skip, left = codec.delay, samples
     state = codec.decode_init(1) if "scales" not in content else codec.decode_init(1, content["scales"][None])
-    with (
-        files.replacing(out) as temporary,
-        soundfile.SoundFile(temporary, "w", codec.sample_rate, codec.channels, "PCM_16", format="WAV") as file,
-    ):
+    with audio.writing_wav(out, codec.sample_rate, codec.channels) as file:
         for start in [*range(0, len(codes_TQ), step), None]:
             if start is None:
                 waveform = codec.decode_end(state)
@@ -174,7 +169,7 @@ def decode(path: Path, out: Path, codec, content: dict, progress: Callable[[floa
             piece = waveform[0][..., skip:][..., :left]
             skip = max(0, skip - waveform.shape[-1])
             left -= piece.shape[-1]
-            file.write(piece.T)
+            file.write(piece)
             progress(piece.shape[-1] / codec.sample_rate)
 
 

@@ -3,12 +3,22 @@
 import argparse
 import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
 from audiolm_jax import files
 from audiolm_jax.cli import arguments
 from audiolm_jax.cli.arguments import local
 from audiolm_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from audiolm_jax import audio
+    from audiolm_jax.sampling.result import Result
+
+SUFFIXES = (".wav", ".flac")
 HELP = """
 examples:
   audiolm generate --workdir runs/delay --text "three one four" --out three.wav
@@ -34,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--melody", type=local, metavar="FILE", help="a recording to follow (musicgen-melody)")
     parser.add_argument("--speaker", default="", help="fills {speaker} in the text template of the run, if it has one")
     parser.add_argument("--prompt-text", default="", metavar="TEXT", help="transcript of the prompt")
-    parser.add_argument("--out", type=local, required=True, metavar="FILE", help="the wav file to write")
+    parser.add_argument("--out", type=local, required=True, metavar="FILE", help="the wav or flac file to write")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--frames", type=int, metavar="N", help="exact length in frames of the codec")
     length.add_argument("--seconds", type=float, metavar="S", help="exact length in seconds")
@@ -44,15 +54,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     config = arguments.config(options, only=("sampling",))
-    if options.out.suffix != ".wav":
-        raise InputError(f"--out={options.out}: the name must end in .wav")
+    if options.out.suffix not in (SUFFIXES[:1] if options.stream else SUFFIXES):
+        accepted = f"must end in {SUFFIXES[0]}" + ("" if options.stream else f" or {SUFFIXES[1]}")
+        raise InputError(f"--out={options.out}: the name {accepted}")
     if options.workdir:
         arguments.trained_run(options.workdir)
     elif not options.checkpoint.is_file():
         raise InputError(f"--checkpoint={options.checkpoint}: there is no such file; `audiolm export` writes one")
-    import soundfile
-
-    from audiolm_jax import loading
+    from audiolm_jax import audio, loading
 
     generator = loading.load(options.workdir or options.checkpoint)
     changed = [override.partition("=")[0].removeprefix("sampling.") for override in options.overrides]
@@ -75,22 +84,24 @@ def run(options: argparse.Namespace) -> None:
         seconds=options.seconds,
         seed=options.seed,
     )
-    stream = generator.run_stream([request])
     arguments.writable(options.out.parent, "--out")
-    rate, channels = generator.codec.sample_rate, generator.codec.channels
-    with (
-        files.replacing(options.out) as temporary,
-        soundfile.SoundFile(temporary, "w", rate, channels, subtype="PCM_16", format="WAV") as file,
-    ):
-        while True:
-            try:
-                [samples] = next(stream)
-            except StopIteration as end:
-                [result] = end.value
-                break
-            file.write(samples.T)
-            if options.stream:
-                file.flush()
-                print(f"{file.frames / rate:6.2f} s of audio", flush=True)
+    if options.stream:
+        rate, channels = generator.codec.sample_rate, generator.codec.channels
+        with audio.writing_wav(options.out, rate, channels) as file:
+            [result] = streamed(generator.run_stream([request]), file)
+    else:
+        [result] = generator.run([request])
+        result.save(options.out)
     seconds = result.waveform.shape[-1] / result.sample_rate
     print(f"{options.out}: {seconds:.2f} s of audio in {result.seconds:.2f} s and {result.passes} passes")
+
+
+def streamed(stream: "Iterator[list[np.ndarray]]", file: "audio.WavFile") -> "list[Result]":
+    """Writes the samples of a stream of one row as they come; returns its results."""
+    while True:
+        try:
+            [samples] = next(stream)
+        except StopIteration as end:
+            return end.value
+        file.write(samples)
+        print(f"{file.seconds:6.2f} s of audio", flush=True)

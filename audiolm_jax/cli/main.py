@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 
 import audiolm_jax
-from audiolm_jax.cli import allocator
-from audiolm_jax.errors import InputError, disk_error, drop_checkpoint_logs, hide_closed_event_loop
-from audiolm_jax.plan import libtpu
+from audiolm_jax.cli import allocator, programs
+from audiolm_jax.errors import InputError, disk_error, drop_checkpoint_logs, unraisable
 
 # Command -> its summary. `import`, a keyword of Python, is in import_.py.
 COMMANDS = {
@@ -106,18 +105,15 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
     """Runs one command and returns its exit code: 0; 2 for bad input; 130, 143 for a signal; 1 for a run that diverged;
     or one of the command's own.
 
-    keep_executables: compiled executables are cached in the workdir, for a quick next start; a setting of the process.
+    keep_executables: for a quick next start (programs.py); a setting of the process.
     """
     options = argparse.Namespace()
     try:
         rest, overrides = split_overrides(arguments)
         options = parse(rest)
         options.overrides, options.arguments = overrides, arguments
-        if keep_executables and getattr(options, "workdir", None) and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            import jax
-
-            jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        if keep_executables:
+            programs.keep(options)
         quiet_checkpoints()
         return options.run(options) or 0
     except InputError as error:
@@ -160,7 +156,6 @@ def complain(sentence: str) -> int:
 
 def run() -> None:
     """Entry point of the console script."""
-    sys.unraisablehook = hide_closed_event_loop
+    sys.unraisablehook = unraisable
     allocator.keep_memory()
-    libtpu.quiet_without_chips()
     sys.exit(main(sys.argv[1:], keep_executables=True))

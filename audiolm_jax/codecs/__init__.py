@@ -37,7 +37,7 @@ A codec has
     encode_init(batch) -> state   encode_step(state, waveform_BN) -> (codes_BTQ, state), N a multiple of hop
                                   encode_end(state, waveform_BN=None) -> codes_BTQ or None, N < hop
     decode_init(batch) -> state   decode_step(state, codes_BTQ) -> (waveform_BN, state), any T >= 1
-                                  decode_end(state) -> waveform_BN or None
+                                  decode_end(state, codes_BTQ=None) -> waveform_BN or None
 
 Results are numpy arrays, states are pytrees. Every function but the streaming steps also takes one utterance without
 the batch axis (`[N]`, `[T, Q]`). The tests check for every codec:

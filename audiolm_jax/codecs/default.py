@@ -17,7 +17,7 @@ from audiolm_jax import files
 from audiolm_jax.codecs import checks
 from audiolm_jax.codecs.default_model import FrameConfig, FrameModel
 from audiolm_jax.codecs.quantizer import dequantize, quantize
-from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh
+from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh, placed
 from audiolm_jax.config import keys_of
 from audiolm_jax.errors import InputError, shortened
 
@@ -54,7 +54,7 @@ def load(path: str | Path | None = None, codebooks: int | None = None) -> Codec:
     shape = config.sample_rate, config.hop, checks.leading(codebooks, config.codebooks), config.codebook_size
     about = About("default", fingerprint, *shape, delay=config.delay, block=SIZES[0])
     with own_mesh():
-        used_QKZ = books_QKZ[: about.codebooks]
+        used_QKZ = placed(books_QKZ[: about.codebooks])
     encoder = Carry(_encode, (model.encoder, used_QKZ), config.hop, 1, SIZES)
     decoder = Carry(_decode, (model.decoder, used_QKZ), 1, config.hop, SIZES)
     return Codec(about, (encoder,), (decoder,), (config, model, books_QKZ))
@@ -84,8 +84,10 @@ def _read(path: Path, modified: int) -> tuple:
             f"codec.path: {path} does not fit its configuration: {wrong[0]} is missing, unknown, misshapen or not of "
             "finite floats"
         )
+    # numpy converts: jax would compile a program for each shape.
+    books_QKZ, *values = (arrays[name].astype(np.float32) for name in ("books_QKZ", *known))
     with own_mesh():
-        books_QKZ, *values = (jnp.asarray(arrays[name], jnp.float32) for name in ("books_QKZ", *known))
+        values = [placed(value) for value in values]
     filled = [(place, variable.replace(value)) for (place, variable), value in zip(known.values(), values, strict=True)]
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     return config, model, books_QKZ, files.digest(asdict(config), arrays)

@@ -92,10 +92,11 @@ class ChunkedCodec:
         waveform_BNC, state = self._push(state, grid, None, last=False)
         return as_output(waveform_BNC), state
 
-    def decode_end(self, state: dict) -> np.ndarray | None:
-        if state["waiting"] is None:
+    def decode_end(self, state: dict, codes_BTQ=None) -> np.ndarray | None:
+        grid = None if codes_BTQ is None else checks.codes(codes_BTQ, self.codebooks, self.codebook_size)[0]
+        if state["waiting"] is None and grid is None:
             return None
-        return as_output(self._push(state, None, None, last=True)[0])
+        return as_output(self._push(state, grid, None, last=True)[0])
 
     def _encode_chunks(self, audio_BNC: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `count` chunks of a signal, completed with zeros -> codes [B, T, Q] and loudness [B, count]."""

@@ -54,8 +54,8 @@ class Stereo:
         waveform, state = self.mono.decode_step(state, split(np.asarray(codes_BTQ)))
         return stereo(waveform), state
 
-    def decode_end(self, state) -> np.ndarray | None:
-        rest = self.mono.decode_end(state)
+    def decode_end(self, state, codes_BTQ=None) -> np.ndarray | None:
+        rest = self.mono.decode_end(state, None if codes_BTQ is None else split(np.asarray(codes_BTQ)))
         return None if rest is None else stereo(rest)
 
 

@@ -73,8 +73,7 @@ class Carry(Stage):
         if len(x) not in self.shapes:
             self.shapes[len(x)] = jax.eval_shape(self.program, x, n_B, None, True)[1]
         zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), self.shapes[len(x)])
-        # With the sharding of the program's output, or the second chunk would compile it again.
-        return jax.device_put(zeros, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))
+        return placed(zeros)  # as the program's output is, or the second chunk would compile it again
 
     def push(self, state: dict, x, ends_B: np.ndarray, last: bool, eager: bool) -> tuple[np.ndarray | None, dict]:
         """The next positions (complete frames unless last; None: no more) -> (the output that they complete, state).
@@ -248,9 +247,15 @@ class Codec:
         waveform = np.zeros((len(grid), 0, self.channels), np.float32) if waveform is None else waveform
         return as_output(waveform), state
 
-    def decode_end(self, state: tuple) -> np.ndarray | None:
-        waveform = self._push(self._decoder, state, None, None, True)[0]
+    def decode_end(self, state: tuple, codes_BTQ=None) -> np.ndarray | None:
+        grid = None if codes_BTQ is None else checks.codes(codes_BTQ, self.codebooks, self.codebook_size)[0]
+        waveform = self._push(self._decoder, state, grid, None, True)[0]
         return None if waveform is None else as_output(waveform)
+
+    def warm(self, frames: int) -> None:
+        """Compiles what a stream of chunks of `frames` frames runs. No `Window`: its size depends on the length."""
+        if all(isinstance(stage, Carry) for stage in self._decoder):
+            self.decode_step(self.decode_init(1), np.zeros((1, frames, self.codebooks), np.int32))
 
     def _run(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit_in: int, unit_out: int) -> np.ndarray:
         """A complete signal through a chain, LONG frames at a time, in groups of rows; zero after the end of a row."""
@@ -307,3 +312,8 @@ def own_mesh():
     """A mesh of the first local device: codecs and encoders run on one device, whatever mesh the caller has entered."""
     device = jax.local_devices()[:1]
     return jax.set_mesh(jax.make_mesh((1,), ("codec",), (jax.sharding.AxisType.Auto,), devices=device))
+
+
+def placed(arrays: Any) -> Any:
+    """numpy arrays on the device of the current mesh, without a program that moves them."""
+    return jax.device_put(arrays, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))

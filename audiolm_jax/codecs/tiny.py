@@ -106,8 +106,8 @@ class TinyCodec:
     def decode_step(self, state: tuple, codes_BTQ) -> tuple[np.ndarray, tuple]:
         return self.decode(codes_BTQ), state
 
-    def decode_end(self, state: tuple) -> None:
-        return None
+    def decode_end(self, state: tuple, codes_BTQ=None) -> np.ndarray | None:
+        return None if codes_BTQ is None else self.decode(codes_BTQ)
 
 
 def load(path: str | None = None, codebooks: int | None = None) -> TinyCodec:

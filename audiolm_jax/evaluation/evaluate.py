@@ -169,6 +169,7 @@ def speech(
     folder: Path,
 ) -> dict:
     """Speaks the texts of `examples` into wav files below `folder`; error rate, transcripts, samples (see `listen`)."""
+    generator.speakers = ()  # a split may hold voices that training did not
     waveforms = []
     for start in range(0, len(examples), evaluation.batch):
         batch = examples[start : start + evaluation.batch]
@@ -239,6 +240,7 @@ def listen(
 def timed(generator: Generator, examples: Sequence[dict], evaluation: EvaluationConfig) -> dict:
     """{"cost", "speed"} of sentences spoken one at a time. The cost is that of the longest of them."""
     texts, speakers = ([example[key] for example in examples[: evaluation.timed]] for key in ("text", "speaker"))
+    generator.speakers = ()
     timings = speed.measure(generator, texts, speakers, evaluation.repeats)
     longest = max(timings, key=lambda timing: timing.frames)
     predicted = longest.predicted

@@ -21,12 +21,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
@@ -38,13 +37,18 @@ from audiolm_jax.model.spec import Spec, from_json
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization.vocab import Vocab
 
+if TYPE_CHECKING:  # imported where it is used: a safetensors file needs none of it, and it takes as long as numpy
+    import orbax.checkpoint as ocp
+
 FOLDER = "checkpoints"
 DAMAGED = "it may be damaged, or of a newer version"
 SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "ffn", "cross_width", "state_widths", "max_positions")
 FREE_AFTER = 2 << 20  # bytes that must stay free on the disk after a checkpoint
 
 
-def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
+def _open(directory: Path, **options: Any) -> "ocp.CheckpointManager":
+    import orbax.checkpoint as ocp
+
     arrays, plain = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
     handlers = {"params": arrays(), "state": arrays(), "position": plain(), "about": plain()}
     options = ocp.CheckpointManagerOptions(**options)
@@ -58,7 +62,7 @@ def _folder(workdir: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
+def manager(workdir: Path, keep: int = 1) -> Iterator["ocp.CheckpointManager"]:
     """The orbax manager of a run; pending writes are finished at the end of the block."""
     directory = _folder(workdir)
     with _open(directory, max_to_keep=keep, cleanup_tmp_directories=True) as opened:
@@ -67,11 +71,13 @@ def manager(workdir: Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
             opened.wait_until_finished()
 
 
-def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, position: dict, spec: Spec) -> None:
+def save(opened: "ocp.CheckpointManager", step: int, params: Any, state: Any, position: dict, spec: Spec) -> None:
     """Writes checkpoint `step`, unless it exists; returns when the arrays are copied to the host, not yet written.
 
     Raises InputError if the disk is full or not writable; earlier checkpoints are untouched then.
     """
+    import orbax.checkpoint as ocp
+
     if step in opened.all_steps():
         return
     needed = sum(x.nbytes for x in jax.tree.leaves((params, state)))
@@ -91,11 +97,13 @@ def save(opened: ocp.CheckpointManager, step: int, params: Any, state: Any, posi
         opened.save(step, args=items)
 
 
-def restore(opened: ocp.CheckpointManager, step: int, params: Any, state: Any) -> tuple[Any, Any, dict]:
+def restore(opened: "ocp.CheckpointManager", step: int, params: Any, state: Any) -> tuple[Any, Any, dict]:
     """Checkpoint `step` -> (params, state, position), sharded like these abstract trees; params None is not read.
 
     Raises InputError naming every array that is missing, unexpected or of another shape.
     """
+    import orbax.checkpoint as ocp
+
     where = opened.directory / str(step)
     with files.reading(where, "a checkpoint", remedy=DAMAGED):
         metadata = opened.item_metadata(step)
@@ -117,6 +125,8 @@ def save_weights(workdir: Path, params: Any, spec: Spec) -> None:
 
     Raises InputError if there is a checkpoint already.
     """
+    import orbax.checkpoint as ocp
+
     with manager(workdir) as opened:
         if opened.all_steps():
             raise InputError(f"{workdir} has a checkpoint already; give another folder")
@@ -194,11 +204,13 @@ def params_of(model: Transformer) -> dict:
 
 
 @contextlib.contextmanager
-def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple[ocp.CheckpointManager, int, Spec]]:
+def _opened(workdir: str | Path, step: int | None) -> Iterator[tuple["ocp.CheckpointManager", int, Spec]]:
     """The manager of a run, the step of a checkpoint (None: the latest) and its Spec.
 
     Raises InputError if there is no such checkpoint.
     """
+    import orbax.checkpoint as ocp
+
     directory = _folder(workdir)
     if not directory.is_dir():
         raise InputError(f"{workdir} is not the folder of a training run: it has no folder {FOLDER}")
@@ -234,6 +246,8 @@ def restore_params(
     step: None for the latest. rules: its sharding. model_changes: fields of ModelConfig that do not change the
     weights (dtype). Raises InputError if there is no checkpoint, it does not fit, or is not finite.
     """
+    import orbax.checkpoint as ocp
+
     with _opened(workdir, step) as (m, step, spec):
         where = f"{_folder(workdir) / str(step)}/params"
 

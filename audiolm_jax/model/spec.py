@@ -1,6 +1,6 @@
 """`Spec`: the description of a model, which its weights are used with. Its JSON is in every checkpoint.
 
-    {"model", "vocab", "serialization", "framing", "data", "codec", "tokens", "conditioning", "source"}
+    {"model", "vocab", "serialization", "framing", "data", "codec", "tokens", "conditioning", "source", "speakers"}
 
 `model`, `serialization` and `data` are sections of the configuration; `vocab` follows from the codec and `data`.
 """
@@ -67,6 +67,7 @@ class Spec:
     tokens: str = ""  # fingerprint of the token data set that it was trained on
     conditioning: ConditioningSpec = ConditioningSpec()
     source: Source = Source()
+    speakers: tuple[str, ...] = ()  # of the training tokens, if the template names them; (): any name goes
 
     @property
     def grid(self) -> Grid:
@@ -98,6 +99,7 @@ def from_json(values: dict[str, Any], where: Any) -> Spec:
         files.not_newer(values, where, FORMAT)
         values = {name: value for name, value in values.items() if name != "format"}
         values = values if "conditioning" in values else _renamed(values)
+        values = values | {"speakers": _names(values.get("speakers", ()))}
         spec = Spec(**{name: _part(name, PARTS.get(name), value) for name, value in values.items()})
         for name, known in keys_of(Spec, "").items():
             known.check(getattr(spec, name))
@@ -132,6 +134,12 @@ def _describing(where: Any) -> Iterator[None]:
         raise InputError(
             f"{where}: the description of the model cannot be used ({reason}); it is damaged, or of a newer version"
         ) from error
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise TypeError("speakers must be a list of names")
+    return tuple(value)
 
 
 def _part(name: str, kind: type | None, value: Any) -> Any:

@@ -9,8 +9,8 @@ that has one; Q codebooks; K codes of the largest one.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -184,36 +184,78 @@ def cache_sizes(steps: int, chunk: int) -> list[int]:
 
 
 def start(
-    model: Transformer, grid: Grid, vocab: Vocab, batch: Sequence[requests.Request], context: int | None = None
+    model: Transformer,
+    grid: Grid,
+    vocab: Vocab,
+    batch: Sequence[requests.Request],
+    context: int | None = None,
+    meanwhile: Callable[[Fixed, State], Any] | None = None,
 ) -> tuple[Fixed, State]:
-    """Prefills the prompts of all requests: the constants of the loop and its first state."""
+    """Prefills the prompts of all requests: the constants of the loop and its first state.
+
+    meanwhile: called before with both, of which what the prefill gives is abstract.
+    """
     guidance_B = requests.guidance(batch)
     prompts = requests.prompts(batch, grid, vocab, causal=True, guided=guidance_B is not None)
     encoded = requests.place(requests.encoded(batch, model.config.cross_width, guidance_B is not None))
-    hidden_MD, prompt_cache = prefill(model, *requests.place(prompts), encoded)
     bounds = [requests.limits(request, grid, vocab, context) for request in batch]
     limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
     first_B = np.array([requests.prefilled_steps(len(r.prompt_TQ), grid) for r in batch], np.int32)
     codes_BFQ = requests.prompt_grid(batch, requests.bucket(int(limit_B.max()), requests.FRAMES), grid.codebooks)
     keys_B, rules = requests.keys(batch, requests.CAUSAL), requests.rules(batch, grid.codebooks)
     placed = requests.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, prompts.segments_MP > 0))
-    fixed = Fixed(*placed, prompt_cache, None if encoded is None else encoded[1])
-    state = State(*requests.place((codes_BFQ, limit_B, first_B, np.zeros(len(batch), bool), np.int32(0))), hidden_MD)
-    return fixed, state
+    before = requests.place((codes_BFQ, limit_B, first_B, np.zeros(len(batch), bool), np.int32(0)))
+    valid_ME = None if encoded is None else encoded[1]
+    inputs = model, *requests.place(prompts), encoded
+    if meanwhile is not None:
+        hidden_MD, prompt_cache = sharding.on_mesh(jax.eval_shape(prefill, *inputs), jax.sharding.get_mesh())
+        meanwhile(Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD))
+    hidden_MD, prompt_cache = prefill(*inputs)
+    return Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD)
+
+
+def compile_ahead(
+    model: Transformer, grid: Grid, vocab: Vocab, chunk: int, fixed: Fixed, state: State, slots: int
+) -> Callable[[], None]:
+    """Compiles the first chunk in a thread, beside the prefill: XLA leaves processors idle. Returns its `join`."""
+    mesh = jax.sharding.get_mesh()
+    cache = jax.eval_shape(functools.partial(model.init_cache, len(fixed.length_M), slots))
+
+    def work() -> None:
+        with jax.set_mesh(mesh):
+            arguments = (model, grid, vocab, chunk, fixed, state, sharding.on_mesh(cache, mesh))
+            chunk_program().lower(*arguments).compile()
+
+    return performance.in_background(work)
 
 
 def generate(
-    model: Transformer, grid: Grid, vocab: Vocab, batch: Sequence[requests.Request], context: int | None = None
+    model: Transformer,
+    grid: Grid,
+    vocab: Vocab,
+    batch: Sequence[requests.Request],
+    context: int | None = None,
+    ahead: bool = False,
 ) -> Iterator[tuple[Fixed, State]]:
     """Yields the state after every chunk, until all rows are done. Reading it is the only transfer to the host.
 
-    `model` is unstacked (`transformer.unstack`). A mesh is entered.
+    `model` is unstacked (`transformer.unstack`). A mesh is entered. ahead: nothing is compiled yet (`compile_ahead`).
     """
-    fixed, state = start(model, grid, vocab, batch, context)
     chunk = batch[0].sampling.chunk
-    steps = int(np.max(requests.steps_of(np.asarray(state.frames_B), grid) - np.asarray(state.step_B)))
+    compiled: list[Callable[[], None]] = []
+
+    def sizes(state: State) -> list[int]:
+        steps = int(np.max(requests.steps_of(np.asarray(state.frames_B), grid) - np.asarray(state.step_B)))
+        return cache_sizes(steps, chunk)
+
+    def meanwhile(fixed: Fixed, state: State) -> None:
+        compiled.append(compile_ahead(model, grid, vocab, chunk, fixed, state, sizes(state)[0]))
+
+    fixed, state = start(model, grid, vocab, batch, context, meanwhile if ahead else None)
     cache = None
-    for slots in cache_sizes(steps, chunk):
+    for join in compiled:
+        join()
+    for slots in sizes(state):
         if cache is None:
             cache = model.init_cache(len(fixed.length_M), slots)
         elif cache[0]["k"].shape[2] < slots:

@@ -1,10 +1,10 @@
 """From text, audio and melody to audio: the API of notebooks, of the command line and of the evaluation.
 
     generator = audiolm_jax.load("runs/delay")
-    result = generator.generate("three one four")
-    soundfile.write("three.wav", result.waveform, result.sample_rate)
+    result = generator.generate("three one four", temperature=0.8)
+    result.save("three.wav")  # in a notebook `result` is a player
 
-    [one, two] = generator.generate(["three one", "four"], audio=[None, voice], seconds=3)
+    [one, two] = generator.generate(["three one", "four"], audio=[None, (voice, 44100)], seconds=3)
 
     for [samples] in generator.stream(["three one four"]):    # the same samples, as they are generated
         play(samples)
@@ -13,9 +13,11 @@
 """
 
 import dataclasses
+import difflib
+import functools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, overload
 
 import jax
 import numpy as np
@@ -25,26 +27,16 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.sampling import SamplingConfig, causal, masked, performance
+from audiolm_jax.sampling import SamplingConfig, causal, masked, performance, rows
 from audiolm_jax.sampling.requests import Request, check, limits, prefilled_steps
+from audiolm_jax.sampling.result import Result, table
+from audiolm_jax.sampling.rows import Row
 from audiolm_jax.sampling.windows import Windows
 from audiolm_jax.serialization import text
 
-# The codec decodes multiples of this many frames (but for the last ones), so that it compiles few shapes.
+# The codec decodes multiples of this many frames, and the last ones at the end, so that it compiles few shapes.
 DECODE_FRAMES = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One finished row. Its first frames are the prompt, which `waveform` includes only with `include_prompt`."""
-
-    codes_TQ: np.ndarray  # int32, prompt included
-    prompt_frames: int
-    waveform: np.ndarray  # float32 [samples], [2, samples] from a stereo codec
-    sample_rate: int  # Hz
-    ended: bool  # the model predicted the end; False: cut at the limit or at the requested length
-    passes: int  # sequential passes of the network for this row, the prompt's included
-    seconds: float  # wall time of the batch, codec included
+SHOWN = 12  # names of speakers in a message
 
 
 @dataclasses.dataclass
@@ -56,39 +48,6 @@ class Progress:
     frames_B: np.ndarray  # number of frames; the limit until the end was predicted
     done_B: np.ndarray
     passes_B: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The options of one row.
-
-    text: what to say, or a description of the music. audio: codes (integers [frames, Q]) or a waveform (floats
-    [samples], at the codec's rate) to continue, in the same voice. prompt_text: transcript of `audio`, which the
-    text continues. melody: to follow, a waveform at the codec's rate or (waveform, Hz). frames or seconds: length with
-    the prompt; without them the model predicts the end. sampling: None: that of the Generator.
-    """
-
-    text: str
-    audio: Any = None
-    melody: Any = None
-    prompt_text: str = ""
-    speaker: str = ""
-    frames: int | None = None
-    seconds: float | None = None
-    sampling: SamplingConfig | None = None
-    seed: int | None = None  # None: sampling.seed
-
-
-COLUMNS = {  # options for many rows -> fields of a Row
-    "prompts": "audio",
-    "melodies": "melody",
-    "prompt_texts": "prompt_text",
-    "speakers": "speaker",
-    "frames": "frames",
-    "seconds": "seconds",
-    "sampling": "sampling",
-    "seeds": "seed",
-}
 
 
 class Conditioning(Protocol):
@@ -109,7 +68,11 @@ class Generator:
     sampling: None: the default. context: positions that the model was trained on (None: unchecked). mesh: to run on
     (None: the first device); the weights are copied, so training may continue. conditioning: None for text that is part
     of the sequence. windows: for audio longer than the training segments (None: refused).
+
+    Attribute speakers: the names that a row may have besides "" (`loading.load` takes them from the Spec); () for any.
     """
+
+    speakers: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -139,51 +102,59 @@ class Generator:
         self.mesh = mesh or sharding.single_device_mesh()
         self.sampling, self.context = sampling or SamplingConfig(), context
         self.model = performance.for_decoding(model, self.mesh)
+        self._cold = True  # nothing is compiled yet
+
+    def __repr__(self) -> str:
+        return f"Generator({', '.join(f'{name}: {value}' for name, value in self._about().items())})"
+
+    def _repr_html_(self) -> str:
+        return table(self._about(), "Generator")
+
+    def _about(self) -> dict[str, str]:
+        c, codec, vocab = self.model.config, self.codec, self.vocab
+        drawn = [
+            f"{field.name} {getattr(self.sampling, field.name)}"
+            for field in dataclasses.fields(SamplingConfig)
+            if getattr(self.sampling, field.name) != field.default
+        ]
+        about = {
+            "strategy": self.grid.config.strategy,
+            "model": f"{c.layers} layers of width {c.width}",
+            "parameters": f"{sum(x.size for x in jax.tree.leaves(self.model)):,}",
+            "codec": f"{codec.name}, {codec.sample_rate} Hz, {codec.frame_rate:g} frames per second of "
+            f"{vocab.codebooks} codes out of {vocab.codebook_size}",
+            "sampling": ", ".join(drawn) or "default",
+        }
+        return about | ({"speakers": ", ".join(self.speakers)} if self.speakers else {})
 
     def request(self, text: str = "", **options: Any) -> Request:
-        """A checked request for one row. options: fields of `Row`. Raises what `requests` raises."""
-        return self._requests([Row(text, **options)])[0]
+        """A checked request for one row. options: fields of `Row` and of `SamplingConfig`. Raises what `requests`
+        raises."""
+        return self._requests([rows.row(text, options, self.sampling)])[0]
 
-    def requests(self, texts: Sequence[str], **options: Any) -> list[Request]:
+    def requests(self, texts: str | Sequence[str], **options: Any) -> list[Request]:
         """Checked requests, one per text.
 
-        options: of `COLUMNS`, each a list with a value for every text, or one value for all. Without `seeds` row b has
-        sampling.seed + b.
+        options: of `rows.COLUMNS` and fields of `SamplingConfig`, each a list with a value for every text, or one value
+        for all. Without `seeds` row b has sampling.seed + b.
 
-        Raises InputError for an empty text without a prompt, no or too many frames, a prompt without room after it,
-        codes out of range, lists of unequal lengths.
+        Raises InputError for an unknown option or speaker, a value of another type, an empty text without a prompt, no
+        or too many frames, a prompt without room after it, codes out of range, lists of unequal lengths.
         """
-        count = len(texts)
-        if count == 0:
-            raise InputError("no text was given; at least one is needed (an empty one, with an audio prompt)")
-        rows = [{"text": text} for text in texts]
-        for name, values in options.items():
-            if name not in COLUMNS:
-                raise TypeError(f"an unexpected option {name!r}; there are {', '.join(COLUMNS)}")
-            if values is None:
-                continue
-            if isinstance(values, (str, int, float, SamplingConfig)):
-                values = [values] * count
-            if len(values) != count:
-                raise InputError(f"{len(values)} {name} were given for {count} texts; give one for each or for all")
-            for row, value in zip(rows, values, strict=True):
-                row[COLUMNS[name]] = value
-        for b, row in enumerate(rows):
-            row.setdefault("seed", (row.get("sampling") or self.sampling).seed + b)
-        return self._requests([Row(**row) for row in rows])
+        return self._requests(rows.rows(texts, options, self.sampling))
 
-    def _requests(self, rows: Sequence[Row]) -> list[Request]:
+    def _requests(self, wanted: Sequence[Row]) -> list[Request]:
         # Texts go through an encoder together.
-        texts = [text.clean(f"{row.prompt_text} {row.text}") for row in rows]
+        texts = [text.clean(f"{row.prompt_text} {row.text}") for row in wanted]
         for one in filter(text.control, texts):
             raise InputError(f"the text {one!r} holds control characters; give words")
-        if any(row.melody is not None for row in rows) and not getattr(self.conditioning, "follows_melodies", False):
+        if any(row.melody is not None for row in wanted) and not getattr(self.conditioning, "follows_melodies", False):
             raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
         if self.conditioning is None:
-            conditions = [{"document": self._document(text, row)} for text, row in zip(texts, rows, strict=True)]
+            conditions = [{"document": self._document(text, row)} for text, row in zip(texts, wanted, strict=True)]
         else:
-            conditions = self.conditioning(texts, [row.melody for row in rows])
-        requests = [self._request(row, condition) for row, condition in zip(rows, conditions, strict=True)]
+            conditions = self.conditioning(texts, [row.melody for row in wanted])
+        requests = [self._request(row, condition) for row, condition in zip(wanted, conditions, strict=True)]
         for request in requests:
             first = self.windows.first(request) if self.windows else request
             check(first, self.grid, self.vocab, self.context)
@@ -209,6 +180,16 @@ class Generator:
             raise InputError(f"{seconds} seconds were asked for; one frame, {least} s, is the least")
         return frames
 
+    @overload
+    def generate(
+        self, text: str = "", audio: Any = None, include_prompt: bool = False, melody: Any = None, **options: Any
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self, text: Sequence[str], audio: Any = None, include_prompt: bool = False, melody: Any = None, **options: Any
+    ) -> list[Result]: ...
+
     def generate(
         self,
         text: str | Sequence[str] = "",
@@ -217,10 +198,19 @@ class Generator:
         melody: Any = None,
         **options: Any,
     ) -> Result | list[Result]:
-        """A Result for a text, or a list of them for several.
+        """A Result for a text, or a list of them for a list of texts.
 
-        audio: to continue, melody: to follow; for one text a waveform (or codes), for several a list. They are the
-        `prompts` and `melodies` of `requests`; options are its others (seconds, sampling, ...).
+        audio: to continue: (samples, Hz) as soundfile reads them, a waveform at the codec's rate (floats [samples], or
+        [2, samples] of a stereo codec), or codes (integers [frames, Q]). melody: to follow, a waveform or (waveform,
+        Hz). For several texts both are lists, None for rows without.
+
+        options, one value for all texts or a list with one for each:
+          frames or seconds: the length with the prompt. Without them the model predicts the end.
+          speakers: for {speaker} in the text template. prompt_texts: transcripts of `audio`.
+          temperature, top_k, top_p (a number, or a tuple with one per codebook), guidance, max_frames, seed, ...: the
+            fields of `SamplingConfig`. sampling: all of them at once. seeds: of the rows; by default seed + row.
+
+        Raises what `requests` raises.
         """
         if isinstance(text, str):
             audio, melody = (None if one is None else [one] for one in (audio, melody))
@@ -230,7 +220,9 @@ class Generator:
                 options[name] = values
         return self.run(self.requests(text, **options), include_prompt)
 
-    def stream(self, texts: Sequence[str], include_prompt: bool = False, **options: Any) -> Iterator[list[np.ndarray]]:
+    def stream(
+        self, texts: str | Sequence[str], include_prompt: bool = False, **options: Any
+    ) -> Iterator[list[np.ndarray]]:
         """Yields the new final samples of each text, float32 [samples] (maybe none); returns the Results.
 
         Flat, parallel and delay yield from the first chunks on; the other orders complete their first frame late.
@@ -257,20 +249,20 @@ class Generator:
         # Samples of the prompts that the codec has still to return, which are dropped.
         skip_B = [0 if include_prompt else self.codec.samples(len(request.prompt_TQ)) for request in requests]
         parts = self.windows and self.windows.progress(self.progress, requests, self.codec.hop)
-        progress = None
+        progress, decoder = None, self._decoder_ahead()
         for progress in parts or self.progress(requests):
+            decoder()
             fresh = []
             for b in range(len(requests)):
-                until, done = int(progress.complete_B[b]), states[b] is not None and bool(progress.done_B[b])
-                if not progress.done_B[b]:
-                    until -= until % DECODE_FRAMES
-                samples = []
+                complete, done = int(progress.complete_B[b]), states[b] is not None and bool(progress.done_B[b])
+                until = complete - complete % DECODE_FRAMES
+                codes_1TQ, samples = progress.codes_BFQ[b : b + 1, :complete, :Q], []
                 if until > decoded_B[b]:
-                    codes_1TQ = progress.codes_BFQ[b : b + 1, decoded_B[b] : until, :Q]
-                    more, states[b] = self.codec.decode_step(states[b], codes_1TQ)
+                    more, states[b] = self.codec.decode_step(states[b], codes_1TQ[:, decoded_B[b] : until])
                     samples, decoded_B[b] = [more[0]], until
                 if done:
-                    rest, states[b] = self.codec.decode_end(states[b]), None
+                    last_1TQ = codes_1TQ[:, until:] if complete > until else None
+                    rest, states[b] = self.codec.decode_end(states[b], last_1TQ), None
                     samples += [] if rest is None else [rest[0]]
                 new = np.concatenate(samples, axis=-1) if samples else nothing
                 new, skip_B[b] = new[..., skip_B[b] :], max(0, skip_B[b] - new.shape[-1])
@@ -293,6 +285,13 @@ class Generator:
             for b, request in enumerate(requests)
         ]
 
+    def _decoder_ahead(self) -> Callable[[], None]:
+        """Starts to compile the codec's decoder beside the model's programs; returns the function that waits for it."""
+        warm = getattr(self.codec, "warm", None)
+        if not self._cold or warm is None:
+            return lambda: None
+        return performance.in_background(functools.partial(warm, DECODE_FRAMES))
+
     def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Codes alone, chunk by chunk; the last one is the finished grid."""
         grid, count = self.grid, len(requests)
@@ -303,9 +302,10 @@ class Generator:
         common = (self.model, grid, self.vocab, requests)
         coarse, passes_B = None, np.ones(len(requests), int)
         if grid.causal_levels:
-            chunks = causal.generate(*common, context=self.context)
+            chunks = causal.generate(*common, context=self.context, ahead=self._cold)
             first_B = np.array([prefilled_steps(len(request.prompt_TQ), grid) for request in requests])
             while (coarse_now := self._next(chunks)) is not None:
+                self._cold = False
                 coarse, state = coarse_now, coarse_now[1]
                 # The prompt's pass predicts the first step, so steps and passes are equal in number.
                 passes_B = np.asarray(state.step_B) - first_B
@@ -335,22 +335,22 @@ class Generator:
             if self.data_config.template and row.audio is None:
                 raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
             return ()
+        if self.speakers and row.speaker and row.speaker not in self.speakers:
+            near = difflib.get_close_matches(row.speaker, self.speakers, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(
+                f"no speaker {row.speaker!r} was in the training; {hint}its {len(self.speakers)} names are "
+                f"{', '.join(self.speakers[:SHOWN])}{', ...' if len(self.speakers) > SHOWN else ''}"
+            )
         if not self.data_config.template:
             raise InputError(f"a text was given, {spoken!r}, but this model was trained without text (data.template)")
         return (("text", text.encode(examples.prompt_text(self.data_config, spoken, row.speaker))),)
 
-    def _prompt(self, prompt: np.ndarray | None) -> np.ndarray:
+    def _prompt(self, prompt: Any) -> np.ndarray:
         Q = self.vocab.codebooks
         if prompt is None:
             return np.zeros((0, Q), np.int32)
-        prompt = np.asarray(prompt)
-        if np.issubdtype(prompt.dtype, np.integer):
-            return prompt.astype(np.int32)
-        if prompt.ndim == 1 and self.codec.channels == 2:
-            prompt = np.stack([prompt, prompt])
-        if prompt.ndim != (1 if self.codec.channels == 1 else 2):
-            wanted = "[samples]" if self.codec.channels == 1 else "[samples] or [2, samples]"
-            raise InputError(
-                f"a prompt has shape {prompt.shape}; a waveform is {wanted}, codes are integers [frames, {Q}]"
-            )
-        return np.asarray(self.codec.encode(prompt))[:, :Q]
+        if rows.is_codes(prompt):
+            return np.asarray(prompt).astype(np.int32)
+        samples = rows.waveform(prompt, round(self.codec.sample_rate), self.codec.channels)
+        return np.asarray(self.codec.encode(samples))[:, :Q]

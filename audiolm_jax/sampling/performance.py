@@ -3,9 +3,15 @@
 `attention.attend_step`, `attention.two_rows` and `sampling.rules` also choose by platform.
 """
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,26 +21,60 @@ from audiolm_jax.sampling.requests import Request, guidance
 from audiolm_jax.serialization import Grid
 
 
+@dataclasses.dataclass(frozen=True)
+class _OnHost:
+    """A weight as a numpy array with its sharding, for `unstack` and `_decoded` as they are: no program is compiled."""
+
+    array: np.ndarray
+    spec: P
+
+    ndim = property(lambda self: self.array.ndim)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, n: int) -> "_OnHost":
+        return _OnHost(self.array[n], P(*self.spec[1:]))
+
+    def astype(self, dtype: jnp.dtype) -> "_OnHost":
+        return _OnHost(self.array.astype(dtype, copy=False), self.spec)
+
+
 def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
-    """A copy of the model on `mesh`, as `decoding_form` makes it."""
+    """A copy of the model on `mesh`, as `decoding_form` makes it.
+
+    On one CPU device numpy slices and casts: jax would compile a program for every shape of a weight.
+    """
+
+    def spec(x: jax.Array) -> P:
+        stored = tuple(x.sharding.spec) if isinstance(x.sharding, NamedSharding) else ()
+        return _gathered(P(*stored, *(None,) * (x.ndim - len(stored))), model)
 
     def move(x: jax.Array) -> jax.Array:
-        spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
-        return jax.device_put(x, NamedSharding(mesh, _gathered(spec, model)), may_alias=False)
+        return jax.device_put(x, NamedSharding(mesh, spec(x)), may_alias=False)
 
     with jax.set_mesh(mesh):
-        return decoding_form(jax.tree.map(move, model))
+        if not (sharding.on_one_cpu() and all(x.is_fully_addressable for x in jax.tree.leaves(model))):
+            return decoding_form(jax.tree.map(move, model))
+        model = _decoded(jax.tree.map(lambda x: _OnHost(np.asarray(x), spec(x)), model))
+        # A copy of numpy's: `device_put` may keep the memory of an array that it is given.
+        return jax.tree.map(lambda x: jax.device_put(np.array(x.array), NamedSharding(mesh, x.spec)), model)
 
 
 def decoding_form(model: Transformer) -> Transformer:
     """The model with a Block per layer and matrices in the compute dtype, sharded by `Rules.for_decoding`: casts and
     all-gathers happen once, not in every step. A mesh must be entered."""
+    return _decoded(
+        jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
+    )
+
+
+def _decoded(model: Transformer) -> Transformer:
     rules, dtype = model.rules.for_decoding(), model.config.compute_dtype
 
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if x.ndim > 1 else x
 
-    model = jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
     model = unstack(model)
     blocks = [block for stack in model.STACKS for block in getattr(model, stack)]
     for part in (model, *blocks, *(block.cross for block in blocks if hasattr(block, "cross"))):
@@ -50,6 +90,21 @@ def _gathered(spec: P, model: Transformer) -> P:
     """Sharding of a weight during decoding: the FSDP axis gathered."""
     split = {axis for logical in ("heads", "ffn", "vocab") for axis in model.rules.for_decoding().axes(logical)}
     return P(*(axis if axis in split else None for axis in spec))
+
+
+def in_background(work: Callable[[], Any]) -> Callable[[], None]:
+    """Runs `work`, which compiles, in a thread. Returns the function that waits for it.
+
+    Its errors are dropped: the caller does the same again, and raises them.
+    """
+
+    def quiet() -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+    thread = threading.Thread(target=quiet, daemon=True)
+    thread.start()
+    return thread.join
 
 
 def compiler_options() -> dict[str, bool | int]:

@@ -40,6 +40,7 @@ from audiolm_jax.training.step import SCRATCH, Adapter, TrainState, init_state, 
 # Keys that a resumed run may change: they do not change what is computed (sharding: up to rounding).
 MAY_CHANGE = (
     "sharding.",
+    "speakers",  # follow from the tokens; runs of before December 2026 lack them
     *("training.checkpoint_every", "training.keep", "training.probe_every", "training.evaluate_every"),
     *("training.profile_steps", "training.peak_tflops"),
 )
