@@ -1,11 +1,9 @@
 """Errors that the user can fix, and their messages: one sentence that names what is wrong and what is accepted."""
 
-import _thread
 import errno
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,18 +90,12 @@ def drop_checkpoint_logs(record: logging.LogRecord) -> bool:
 
 
 def unraisable(unraisable: Any) -> None:
-    """A `sys.unraisablehook`: an interrupt is raised again, and the RuntimeError of a closed event loop dropped.
-
-    Ctrl-C that arrives within a callback of the garbage collector (jax has one, `_xla_gc_callback`) or a destructor
-    cannot be raised there: Python would print it and go on.
+    """A `sys.unraisablehook` that drops an interrupt, which is raised again (cli/interrupts.py), and the RuntimeError
+    of a closed event loop.
 
     When the disk is full while a checkpoint is written, the first failed write is raised and closes the loop. Every
     further one, by a thread of tensorstore, would print a traceback (10 of them).
     """
-    if unraisable.exc_type is KeyboardInterrupt:
-        later = threading.Timer(0.05, _thread.interrupt_main)  # once the callback is over
-        later.daemon = True
-        later.start()
-        return
-    if str(unraisable.exc_value) != "Event loop is closed":  # CPython's own text (asyncio/base_events.py)
+    closed = str(unraisable.exc_value) == "Event loop is closed"  # CPython's own text (asyncio/base_events.py)
+    if not closed and unraisable.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(unraisable)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import audiolm_jax
-from audiolm_jax.cli import allocator, programs
+from audiolm_jax.cli import allocator, interrupts, programs
 from audiolm_jax.errors import InputError, disk_error, drop_checkpoint_logs, unraisable
 
 # Command -> its summary. `import`, a keyword of Python, is in import_.py.
@@ -119,6 +119,7 @@ def main(arguments: list[str], keep_executables: bool = False) -> int:
     except InputError as error:
         return complain(str(error))
     except KeyboardInterrupt as interrupt:
+        interrupts.caught.set()
         sentence = str(interrupt) or "stopped; what was finished is kept, and the same command again resumes"
         print(f"\naudiolm: {sentence}", file=sys.stderr)
         return 130
@@ -157,5 +158,6 @@ def complain(sentence: str) -> int:
 def run() -> None:
     """Entry point of the console script."""
     sys.unraisablehook = unraisable
+    interrupts.install()
     allocator.keep_memory()
     sys.exit(main(sys.argv[1:], keep_executables=True))

@@ -102,7 +102,7 @@ def in_background(work: Callable[[], Any]) -> Callable[[], None]:
         with contextlib.suppress(Exception):
             work()
 
-    thread = threading.Thread(target=quiet, daemon=True)
+    thread = threading.Thread(target=quiet)  # no daemon: XLA would crash if the process ended under it
     thread.start()
     return thread.join
 

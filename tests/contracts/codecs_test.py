@@ -201,6 +201,15 @@ def test_streaming_in_any_chunks_is_the_whole(codec, seed):
     np.testing.assert_allclose(np.concatenate(got_waveform, -1), waveform, atol=2e-6)
 
 
+def test_the_last_codes_may_come_with_the_end(codec):
+    codes = codec.encode(audio(codec, 2, 21 * codec.hop, 3))
+    start, state = codec.decode_step(codec.decode_init(2), codes[:, :16])
+    end = codec.decode_end(state, codes[:, 16:])
+    np.testing.assert_allclose(np.concatenate([start, end], -1), codec.decode(codes), atol=2e-6)
+    alone = codec.decode_end(codec.decode_init(2), codes)
+    np.testing.assert_allclose(alone, codec.decode(codes), atol=2e-6)
+
+
 def test_a_row_of_a_padded_batch_equals_the_row_alone(codec):
     lengths = [9 * codec.hop + 1, 40 * codec.hop, 3 * codec.hop, 20 * codec.hop, 33 * codec.hop]
     rows = [audio(codec, 1, n, seed=i)[0] for i, n in enumerate(lengths)]

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from audiolm_jax import codecs, loading
+from audiolm_jax.audio import resample
 from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
@@ -192,13 +193,14 @@ def test_a_codec_of_other_codes_is_refused():
         Generator(model(), Spec(MODEL, Vocab(4, 32, 60), SerializationConfig()), CODEC)
 
 
-def save_run(workdir, fingerprint=CODEC.fingerprint):
+def save_run(workdir, fingerprint=CODEC.fingerprint, speakers=()):
     spec = Spec(
         MODEL,
         VOCAB,
         SerializationConfig("delay", delays=(0, 1, 1, 2)),
         data=examples.DataConfig(template="{speaker}: {text}", sequence_length=99),
         codec=CodecSpec("tiny", None, 4, fingerprint),
+        speakers=speakers,
     )
     with checkpoints.manager(workdir) as opened:
         checkpoints.save(opened, 7, checkpoints.params_of(model()), {"step": np.int32(7)}, {}, spec)
@@ -215,6 +217,43 @@ def test_load_reads_a_run_and_an_exported_file(tmp_path):
         ["hi"], frames=5
     )
     np.testing.assert_array_equal(result.codes_TQ, again.codes_TQ)
+
+
+def test_load_refuses_a_speaker_that_was_not_in_the_training(tmp_path):
+    save_run(tmp_path / "run", speakers=("belinda", "mr-serious"))
+    own = loading.load(tmp_path / "run")
+    assert own.speakers == ("belinda", "mr-serious") and "belinda, mr-serious" in own._repr_html_()
+    with pytest.raises(InputError, match="no speaker 'belina' was in the training; did you mean belinda"):
+        own.generate("hi", speakers="belina", frames=5)
+    with pytest.raises(InputError, match="its 2 names are belinda, mr-serious"):
+        own.requests(["a", "b"], speakers=["belinda", "x"])
+    assert len(own.requests(["a", "b"], speakers=["belinda", ""])) == 2
+    save_run(tmp_path / "old")
+    assert loading.load(tmp_path / "old").requests(["a"], speakers="anyone")
+
+
+def test_sampling_options_are_those_of_a_sampling_config():
+    own = generator()
+    options = {"temperature": (0.5,), "top_k": (3,), "guidance": 1.5}
+    [whole] = own.generate(["one"], frames=9, sampling=SamplingConfig(chunk=12, max_frames=30, **options))
+    plain = own.generate("one", frames=9, temperature=0.5, top_k=3, guidance=1.5)
+    np.testing.assert_array_equal(whole.codes_TQ, plain.codes_TQ)
+    assert (own.generate("one", frames=9).codes_TQ != plain.codes_TQ).any()
+    assert own.request("one", temperature=0.5).sampling.temperature == (0.5,)
+
+
+def test_a_generator_shows_what_it_is():
+    shown = repr(generator())
+    size = sum(x.size for x in jax.tree.leaves(model()))
+    for part in ("strategy: delay", "1 layers of width 32", f"parameters: {size:,}", "tiny, 16000 Hz", "chunk 12"):
+        assert part in shown and part.rpartition(": ")[2] in generator()._repr_html_()
+
+
+def test_a_recording_with_its_rate_is_the_prompt_at_the_rate_of_the_codec():
+    own, x = generator(), (0.3 * np.sin(np.arange(4 * HOP * 3) * 0.02)).astype(np.float32)
+    [heard] = own.requests(["two"], prompts=[(np.stack([x, x], axis=1), 3 * CODEC.sample_rate)], frames=9)
+    np.testing.assert_array_equal(heard.prompt_TQ, CODEC.encode(resample(x, 48000, 16000)))
+    assert own.generate("two", audio=(x, 48000), frames=9).prompt_frames == 4
 
 
 def test_load_refuses_another_codec_and_a_folder_that_is_no_run(tmp_path):
