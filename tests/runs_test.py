@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,6 +7,12 @@ from tensorboardX.proto.event_pb2 import Event
 
 from audiolm_jax import config as configs
 from audiolm_jax import runs
+from audiolm_jax.data.config import DataConfig
+from audiolm_jax.errors import InputError
+from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.spec import Spec, from_json
+from audiolm_jax.serialization import SerializationConfig
+from audiolm_jax.serialization.vocab import Vocab
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +30,31 @@ def events(folder):
             size = int(np.frombuffer(content, np.uint64, 1, at)[0])
             yield Event.FromString(content[at + 12 : at + 12 + size])
             at += 16 + size
+
+
+class Split(list):
+    """The heads of a split of tokens."""
+
+    head = list.__getitem__
+
+
+def test_the_speakers_of_the_training_are_named_if_the_template_names_them():
+    source, named = (
+        Split({"speaker": name} for name in ("bob", "ann", "", "bob")),
+        DataConfig(template="{speaker}: {text}"),
+    )
+    assert runs.speakers(source, named) == ("ann", "bob") and runs.speakers(source, DataConfig()) == ()
+    assert runs.speakers(Split({"speaker": str(n)} for n in range(runs.LISTED + 1)), named) == ()
+
+
+def test_a_description_without_speakers_opens_and_one_with_them_comes_back():
+    spec = Spec(ModelConfig(), Vocab(4, 16, 60), SerializationConfig(), speakers=("ann", "bob"))
+    values = spec.to_json()
+    assert from_json(values, "here") == spec
+    del values["speakers"]
+    assert from_json(values, "here") == dataclasses.replace(spec, speakers=())
+    with pytest.raises(InputError, match=r"here: .*\(speakers must be a list of names\)"):
+        from_json(values | {"speakers": "ann"}, "here")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`audiolm codec`: recordings to codes and back, whatever their length, rate and channels."""
 
 import os
+import resource
 import subprocess
 import sys
 import zipfile
@@ -226,3 +227,19 @@ def test_damaged_files_of_codes_are_one_sentence(tmp_path, capsys):
         archive.writestr("codes.npy", header.ljust(127) + b"\n")
     assert run("decode", path) == 2
     assert f"{path}: cannot be read as an npz file" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path, capsys):
+    """No file grows over 4096 bytes here: writes fail as on a full disk."""
+    good = wav(tmp_path / "good.wav", sound(3, 30000))
+    assert run("encode", "--codec", "tiny", "--out", tmp_path / "out", good) == 0
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        assert run("decode", "--out", tmp_path / "heard", tmp_path / "out" / "good.npz") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("audiolm: 0 of 1 files are done") and f"{tmp_path / 'heard' / 'good.wav'}: cannot be" in said
+    assert not list((tmp_path / "heard").iterdir())
