@@ -32,6 +32,9 @@ examples:
   audiolm generate --workdir runs/melody --text "slow jazz" --melody hummed.wav --seconds 8 --out jazz.wav
   # decode while generating, and other sampling
   audiolm generate --workdir runs/delay --text "two six" --out two.wav --stream --config.sampling.temperature=0.8
+
+Compiled programs are kept for the next command in ~/.cache/audiolm_jax/xla ($XDG_CACHE_HOME);
+JAX_ENABLE_COMPILATION_CACHE=false in the environment switches that off.
 """
 
 

@@ -4,11 +4,13 @@ The state of both loops is the grid itself, `codes_BTQ`, with -1 in the cells th
 prompt, of any length, are never resampled; the order of the strategy says which cells come next.
 
     rules.py        temperature, top-k, top-p, guidance: pure functions of logits
+    rows.py         options of `generate` -> rows: types, lists, recordings as prompts
     requests.py     requests -> fixed-shape arrays: prompts, grids, limits, keys, rules
     causal.py       every strategy with a causal pass: flat, parallel, delay, coarse_first, level 0 of hierarchical
     masked.py       bidirectional passes: masked, the finer levels of hierarchical; lengths
     windows.py      audio longer than the training segments
     performance.py  weights and compiler options for decoding
+    result.py       what comes back: shown as a player, saved to a file
     generator.py    text, audio, melody -> audio: what a notebook, the command line and the evaluation call
 """
 
