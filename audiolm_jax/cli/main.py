@@ -160,4 +160,10 @@ def run() -> None:
     sys.unraisablehook = unraisable
     interrupts.install()
     allocator.keep_memory()
-    sys.exit(main(sys.argv[1:], keep_executables=True))
+    code = main(sys.argv[1:], keep_executables=True)
+    if code == 130 and sys.argv[1] in programs.SHARED:
+        # At once: threads that compile or compute would go on, and those that want Python back abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
