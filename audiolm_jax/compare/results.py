@@ -20,7 +20,8 @@ from audiolm_jax.compare.cells import Cell
 from audiolm_jax.evaluation import intervals, speed
 from audiolm_jax.files import digest
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+PACKAGES = ("audiolm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+PACKAGES += ("grain", "tensorflow-datasets", "numpy")
 # The likelihoods of a and b -> what the difference of their bits is: a bound on a is at least its bits, so the true
 # difference is smaller; with a bound on b it is larger.
 BOUNDS = {

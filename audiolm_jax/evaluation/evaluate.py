@@ -218,20 +218,21 @@ def listen(
     import soundfile
 
     texts = [example["text"] for example in examples]
-    rate = intelligibility.measure(judge, texts, waveforms, sample_rate)
+    mono = [waveform if waveform.ndim == 1 else waveform.mean(axis=0) for waveform in waveforms]
+    rate = intelligibility.measure(judge, texts, mono, sample_rate)
     transcripts, errors, characters = (rate.pop(key) for key in ("transcripts", "errors", "characters"))
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     for index, waveform in enumerate(waveforms[: evaluation.heard]):
         with files.replacing(folder / f"{index}.wav") as temporary:
-            soundfile.write(temporary, waveform, sample_rate, format="WAV")
+            soundfile.write(temporary, waveform.T, sample_rate, format="WAV")
         samples.append(
             {
                 "sentence": index,
                 "file": f"{folder.parent.name}/{folder.name}/{index}.wav",
                 "transcript": transcripts[index],
                 "cer": float(errors[index] / max(characters[index], 1)),
-                "seconds": len(waveform) / sample_rate,
+                "seconds": waveform.shape[-1] / sample_rate,
             }
         )
     return {"cer": rate, "samples": samples, "sentence_errors": errors, "sentence_characters": characters}

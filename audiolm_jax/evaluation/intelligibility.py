@@ -28,7 +28,9 @@ def normalise(text: str) -> str:
     become plain ones, every other character becomes a space. Digits stay digits: a recogniser that spells words
     is charged for them, so references should be written out.
     """
+    # Lower case of what compatibility forms resolve to, and of what has no form before it is lower: both ways.
     text = unicodedata.normalize("NFKD", text.replace("\u2019", "'").lower())
+    text = unicodedata.normalize("NFKD", text.lower())
     text = "".join(c for c in text if not unicodedata.combining(c))
     return " ".join("".join(c if c.isalnum() or c == "'" else " " for c in text).split())
 

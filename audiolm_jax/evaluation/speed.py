@@ -90,7 +90,7 @@ def measure(
         timings.append(
             Timing(
                 frames=frames,
-                audio_seconds=len(result.waveform) / result.sample_rate,
+                audio_seconds=result.waveform.shape[-1] / result.sample_rate,
                 seconds=statistics.median(total for total, _, _ in runs),
                 first_audio_seconds=statistics.median(first for _, first, _ in runs),
                 passes=result.passes,

@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import soundfile
 
 from audiolm_jax.cli import main
+from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import evaluate, intelligibility
+from audiolm_jax.evaluation.config import EvaluationConfig
 from tests.compare.compare_test import SMALL
 
 
@@ -52,3 +55,24 @@ def test_a_judge_is_judged_on_recordings_and_else_on_them_after_the_codec():
     assert "21% of the characters of the recordings (above 20%)" in intelligibility.meaningless(0.21, 0.0)
     assert intelligibility.meaningless(None, 0.1) == ""
     assert "of the recordings after the codec" in intelligibility.meaningless(None, 0.5)
+
+
+def test_normalised_text_has_no_upper_case_and_is_normalised_already():
+    """Of every character there is: letters whose compatibility form is a capital, too."""
+    for code in (code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000):
+        text = intelligibility.normalise(chr(code))
+        assert text == text.lower() == intelligibility.normalise(text), hex(code)
+    assert intelligibility.normalise("\U0001d400\uff21\u212c A\u2019b") == "aab a'b"
+
+
+def test_stereo_speech_is_as_long_as_it_is_and_heard_as_its_mean(tmp_path):
+    rng = np.random.default_rng(0)
+    left, right = (0.3 * rng.standard_normal(12000).astype(np.float32) for _ in range(2))
+    judge, examples = recogniser.load(), [{"text": "one", "key": "a"}]
+    stereo, mono = (
+        evaluate.listen([x], examples, 16000, judge, EvaluationConfig(), tmp_path / name / "test")
+        for name, x in (("stereo", np.stack([left, right])), ("mono", (left + right) / 2))
+    )
+    assert stereo["samples"][0]["seconds"] == mono["samples"][0]["seconds"] == 0.75
+    assert stereo["samples"][0]["transcript"] == mono["samples"][0]["transcript"]
+    assert soundfile.info(tmp_path / "stereo" / "test" / "0.wav").channels == 2
