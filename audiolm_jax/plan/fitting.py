@@ -62,16 +62,18 @@ def first(
 ) -> str:
     """The flags of the first of `changes` that fits, found by compiling; "" if none does.
 
-    refused: bytes per chip of the configuration as it is. Memory falls linearly with the rows at once: candidates that
-    two refused ones say are far too large are passed over.
+    refused: bytes per chip of the configuration as it is. Memory falls linearly with the rows at once: candidates with
+    fewer rows that two refused ones say are far too large are passed over.
     """
-    sizes = [refused]
+    sizes = [refused]  # each with half the rows of the one before
     for keys, fewer in changes(config, kind, rows, target):
         flags = " ".join([f"--config.{key}={value}" for key, value in keys.items()] + [f"--rows={fewer}"] * bool(fewer))
-        # Halving the rows halves what the last halving saved.
-        if len(sizes) > 2 and sizes[-1] - (sizes[-2] - sizes[-1]) / 2 > 1.1 * target.chip.memory:
-            sizes.append(sizes[-1] - (sizes[-2] - sizes[-1]) / 2)
-            continue
+        halved = "training.accumulate" in keys or (fewer != rows and not keys)
+        if halved and len(sizes) > 2:
+            expected = sizes[-1] - (sizes[-2] - sizes[-1]) / 2
+            if expected > 1.1 * target.chip.memory:
+                sizes.append(expected)
+                continue
         log(f"trying {flags} ...")
         changed = config.copy_and_resolve_references().unlock()
         with changed.ignore_type():
@@ -84,5 +86,5 @@ def first(
                 break
         else:
             return flags
-        sizes.append(largest)
+        sizes = [*sizes, largest] if halved else [largest]
     return ""

@@ -22,6 +22,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.training import processes
+from audiolm_jax.training.processes import LOST
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["corpus.train=24", "corpus.valid=2", "corpus.test=2", "corpus.unseen=1", "data.sequence_length=256"]
@@ -152,7 +153,7 @@ def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim
         wait_for_step(workdir, 11, processes)
         processes.all[victim].kill()
         codes = processes.codes(60)
-        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, processes.LOST)
+        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, LOST)
         said = re.split(r"[\r\n]", processes.errors[1 - victim].read_text())
         # Gloo's threads write lines that other threads tear apart; the others are of the progress bar.
         said = [line for line in said if line and not re.search(r"\[Gloo\]|peer ranks|/100000 \[", line)]
@@ -185,7 +186,7 @@ def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
             victim = chance.randrange(count)
             processes.all[victim].kill()
             codes = processes.codes(60)
-            assert codes.pop(victim) == -signal.SIGKILL and set(codes) == {processes.LOST}
+            assert codes.pop(victim) == -signal.SIGKILL and set(codes) == {LOST}
         seen = len((workdir / "metrics.jsonl").read_text().splitlines())
     finish(count, data, workdir, *overrides)
     assert same(workdir, tmp_path / "straight" / "run")
@@ -225,7 +226,7 @@ def test_two_processes_prepare_are_killed_and_go_on(data, tmp_path):
             time.sleep(0.01)
         processes.all[1].kill()
         codes = processes.codes(100)
-        assert codes[1] == -signal.SIGKILL and codes[0] in (0, processes.LOST)
+        assert codes[1] == -signal.SIGKILL and codes[0] in (0, LOST)
     with Processes(2, command, tmp_path, shards) as processes:
         assert processes.codes() == [0, 0], [path.read_text() for path in processes.errors]
     runs.prepare(configs.load("tiny", [*SIZES, shards]), tmp_path / "one", progress=False)
