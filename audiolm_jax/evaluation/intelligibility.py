@@ -28,7 +28,7 @@ def normalise(text: str) -> str:
     become plain ones, every other character becomes a space. Digits stay digits: a recogniser that spells words
     is charged for them, so references should be written out.
     """
-    # Lower case of what compatibility forms resolve to, and of what has no form before it is lower: both ways.
+    # Twice: a compatibility form may resolve to a capital, and a capital's lower case to a letter and a mark.
     text = unicodedata.normalize("NFKD", text.replace("\u2019", "'").lower())
     text = unicodedata.normalize("NFKD", text.lower())
     text = "".join(c for c in text if not unicodedata.combining(c))

@@ -10,9 +10,9 @@ other seeds might give. With one seed the estimate is the ratio of that run.
                 without an error, a few with many), which t does not know: an end moves outward to where the
                 transformation of P. Hall (J. R. Statist. Soc. B 54(1), 1992) puts it, never inward
     seeds       crossed with the utterances: every seed is evaluated on all of them. The variance of the mean over
-                seeds, sd^2 / S, is added to that over utterances. Its quantile lies halfway between that of Welch
-                (Biometrika 34, 1947), which covers a little too seldom with three seeds, and the one of Cochran and Cox
-                (Experimental Designs, 1950), which covers too often
+                seeds, sd^2 / S, is added to that over utterances. Its quantile is two thirds of that of Welch
+                (Biometrika 34, 1947), which covers a little too seldom with three seeds, and one third of that of
+                Cochran and Cox (Experimental Designs, 1950), which covers too often
     pairs       a difference is an interval of the differences, utterance by utterance and seed by seed: what an
                 utterance or a seed does to both sides alike cancels
 

@@ -182,26 +182,33 @@ def train(
                 profile.after(step, values)
                 probing = probe is not None and training.probe_every and step % training.probe_every == 0
                 evaluating = evaluate is not None and training.evaluate_every and step % training.evaluate_every == 0
+                if probing or evaluating:
+                    finish(*pending)  # which may say that a signal came: then this step is saved, too
+                    pending = None
                 saving = step % training.checkpoint_every == 0 or step == training.steps or stop
-                if saving or probing or evaluating:
+                if not (saving or probing or evaluating):
+                    continue
+                if pending is not None:
                     finish(*pending)
                     pending = None
+                params, rest = _for_inference(state, merge)
                 if evaluating:  # before saving, so that a resumed run has its line
                     with recorder.paused():
-                        values = evaluate(nnx.merge(step_parts.graph, _for_inference(state, merge)[0]))
+                        values = evaluate(nnx.merge(step_parts.graph, params))
                     recorder.evaluated(step, values)
                 if saving:
-                    params, rest = _for_inference(state, merge)
                     everywhere = processes.everyone(checkpoints.pack_position(data_position))
                     position = {"iterators": everywhere, "seconds": recorder.seconds}
                     recorder.save()
                     checkpoints.save(manager, step, params, rest, position, spec)
                 if probing:
                     with recorder.paused():
-                        params = processes.gathered(_for_inference(state, merge)[0])
+                        gathered = processes.gathered(params)
                         if processes.primary():
-                            recorder.probe(step, probe(step, nnx.merge(step_parts.graph, params)))
+                            recorder.probe(step, probe(step, nnx.merge(step_parts.graph, gathered)))
                         processes.meet("probed")
+                        del gathered
+                del params, rest  # the next step donates the state's buffers
                 if stop and step < training.steps:
                     break
             with files.writing(folder):
@@ -228,8 +235,8 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key, "absent") != theirs.get(key, "absent") and not key.startswith(MAY_CHANGE)
+            if not (longer and key == MAY_GROW)
         ]
-        different = [text for text in different if not (longer and text.startswith(f"{MAY_GROW} "))]
         if different:
             raise InputError(f"{workdir} is the run of another config: {listed(different, 12)}; name another folder")
         if not longer:

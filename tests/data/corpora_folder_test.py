@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import multiprocessing
 from pathlib import Path
@@ -10,30 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_jax.data import corpora
-from audiolm_jax.data.corpora import CorpusConfig, Reject, checks
+from audiolm_jax.data.corpora import Reject, checks
 from audiolm_jax.errors import InputError
+from tests.helpers import recordings
+from tests.helpers.recordings import OWN, listed, speech
 
-OWN = CorpusConfig(name="folder")
-
-
-def speech(seconds: float = 1.0, rate: int = 16000, hertz: float = 220.0) -> np.ndarray:
-    time_N = np.arange(int(seconds * rate)) / rate
-    return (0.3 * np.sin(2 * np.pi * hertz * time_N) * (1 + 0.3 * np.sin(20 * time_N))).astype(np.float32)
-
-
-def put(root: Path, name: str, waveform=None, text="hello", rate: int = 16000, **options) -> Path:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, speech(rate=rate) if waveform is None else waveform, rate, **options)
-    if text is not None:
-        path.with_suffix(".txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def listed(root: Path, config: CorpusConfig = OWN) -> dict[str, corpora.Utterance]:
-    found = corpora.utterances(dataclasses.replace(config, path=str(root)), root, progress=False)
-    return {item.key: item for item in found}
+put = functools.partial(recordings.put, text="hello")
 
 
 def header_only(path: Path) -> None:
