@@ -83,6 +83,8 @@ def test_run_hands_every_word_through_all_shells():
     [command] = commands("run.sh", "train", "--config", "size_300m", "--workdir", "bucket/it's mine")
     wanted = ["audiolm_jax/.venv/bin/audiolm", "train", "--config", "size_300m", "--workdir", "bucket/it's mine"]
     assert job(command) == [*wanted, "--processes", "tpu", ">>audiolm.log", "2>&1"]
+    [command] = commands("run.sh", "evaluate", "--workdir", "bucket/mine")
+    assert job(command)[1:6] == ["evaluate", "--workdir", "bucket/mine", "--processes", "tpu"]
     [command] = commands("run.sh", "codec", "info")
     assert job(command)[1:3] == ["codec", "info"] and "--processes" not in job(command)
 

@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 [[ ${#ARGUMENTS[@]} -gt 0 ]] || fail "which command? for example: tpu/run.sh train --config size_300m ..."
 case "${ARGUMENTS[0]}" in
-    prepare | train) ARGUMENTS+=(--processes tpu) ;; # the workers are the processes of one run
+    prepare | train | evaluate) ARGUMENTS+=(--processes tpu) ;; # the workers are the processes of one run
 esac
 command="$(printf ' %q' "${ARGUMENTS[@]}")"
 # The exit code in ~/audiolm.exit is what watch.sh looks at; the lock keeps a second run from starting beside the first.

@@ -10,12 +10,15 @@ HELP = """
 examples:
   audiolm evaluate --workdir runs/delay --data data/mine
   audiolm evaluate --workdir runs/delay --data data/mine --config.evaluation.split=unseen
+  # on every host of a TPU slice: they share the utterances and the sentences, and the first one writes and prints
+  audiolm evaluate --workdir runs/delay --data data/mine --processes tpu
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     arguments.add_workdir(parser)
     arguments.add_data(parser)
+    arguments.add_processes(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -24,9 +27,13 @@ def run(options: argparse.Namespace) -> None:
     from audiolm_jax.evaluation import evaluate, intervals
 
     sections = [section(config, name) for name in ("evaluation", "sampling")]
-    result = evaluate.evaluate(options.workdir, arguments.data_folder(options), *sections)
-    path = options.workdir / "evaluation.json"
-    files.write_json(path, result)
+    data, path = arguments.data_folder(options), options.workdir / "evaluation.json"
+    with arguments.processes(options) as primary:
+        result = evaluate.evaluate(options.workdir, data, *sections)
+        if primary:
+            files.write_json(path, result)
+    if not primary:
+        return
     bound = "at most " if result["likelihood"] == "bound" else ""
     ends = intervals.Interval(*(result[f"bits_per_second{end}"] for end in ("", "_low", "_high")))
     interval = intervals.text(ends, "{:.1f}", len(result["utterance_bits"]))

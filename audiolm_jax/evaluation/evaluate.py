@@ -1,10 +1,14 @@
 """Measurements of a trained run and of its references: `audiolm evaluate`, and the stages of a comparison.
 
-Every function returns plain JSON values with the keys of `compare/report/schema.py`.
+Every function returns plain JSON values with the keys of `compare/report/schema.py`. Several processes
+(`training/processes.py`) call them together, and all return the same. They share the rows of the likelihood and the
+batches of sentences; process 0 alone counts, times and writes.
 """
 
+import base64
 import contextlib
 import dataclasses
+import io
 import json
 import statistics
 import string
@@ -28,6 +32,7 @@ from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
+from audiolm_jax.training import processes
 
 HELD_OUT = "valid_bits_per_second"  # in a line of metrics.jsonl
 
@@ -44,7 +49,7 @@ def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling:
     judge = load_judge(evaluation) if examples else None  # before the work: its file may be missing
     numbers = (
         {"split": evaluation.split}
-        | unigram(directory, evaluation, spec)
+        | processes.by_first(lambda: unigram(directory, evaluation, spec))
         | bits(run, directory, evaluation, sharding.ShardingConfig())
     )
     if judge is None:
@@ -60,7 +65,7 @@ def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling:
         numbers
         | heard
         | {"ceilings": rates, "cer_means_nothing": means_nothing}
-        | timed(generator, examples, evaluation)
+        | processes.by_first(lambda: timed(generator, examples, evaluation))
     )
 
 
@@ -171,13 +176,14 @@ def speech(
     """Speaks the texts of `examples` into wav files below `folder`; error rate, transcripts, samples (see `listen`)."""
     generator.speakers = ()  # a split may hold voices that training did not
     waveforms = []
-    for start in range(0, len(examples), evaluation.batch):
-        batch = examples[start : start + evaluation.batch]
+    for numbers in processes.share(len(examples), evaluation.batch):
+        batch = [examples[number] for number in numbers]
         batch = [*batch, *batch[:1] * (evaluation.batch - len(batch))]  # one shape: the last batch is filled up
         texts, speakers = ([example[key] for example in batch] for key in ("text", "speaker"))
-        options = [dataclasses.replace(generator.sampling, seed=start + generator.sampling.seed)] * len(batch)
-        waveforms += [r.waveform for r in generator.generate(texts, speakers=speakers, sampling=options)]
-    return listen(waveforms[: len(examples)], examples, generator.codec.sample_rate, judge, evaluation, folder)
+        options = [dataclasses.replace(generator.sampling, seed=numbers.start + generator.sampling.seed)] * len(batch)
+        results = generator.generate(texts, speakers=speakers, sampling=options)
+        waveforms += [result.waveform for result in results[: len(numbers)]]
+    return listen(waveforms, examples, generator.codec.sample_rate, judge, evaluation, folder)
 
 
 def ceilings(
@@ -193,16 +199,21 @@ def ceilings(
     "real" is None where a recording of an example is not among `utterances`, or its file is gone.
     """
     recordings, real = {(item.split, item.key): item for item in utterances}, []
+    mine = _mine(examples, evaluation).values()
     with contextlib.suppress(KeyError, corpora.Reject):
-        for example in examples:
+        for example in mine:
             real.append(encode.heard(recordings[evaluation.split, example["key"]], codec))
-    coded = [codec.decode(example["codes"]) for example in examples]
-    heard = {
-        name: listen(waveforms, examples, codec.sample_rate, judge, evaluation, folder / name)
-        for name, waveforms in (("real", real), ("codec", coded))
-        if len(waveforms) == len(examples)
+    waveforms = {"real": real, "codec": [codec.decode(example["codes"]) for example in mine]}
+    return {
+        name: listen(sounds, examples, codec.sample_rate, judge, evaluation, folder / name)
+        for name, sounds in waveforms.items()
     }
-    return {"real": None} | heard
+
+
+def _mine(examples: Sequence[dict], evaluation: EvaluationConfig) -> dict[int, dict]:
+    """The examples that this process speaks and hears, by their numbers."""
+    batches = processes.share(len(examples), evaluation.batch)
+    return {number: examples[number] for numbers in batches for number in numbers}
 
 
 def listen(
@@ -212,27 +223,58 @@ def listen(
     judge: recogniser.Recogniser,
     evaluation: EvaluationConfig,
     folder: Path,
-) -> dict:
+) -> dict | None:
     """Error rate over all waveforms, and errors and characters of every one; the first `heard` of them written as
-    FOLDER/0.wav ..., named relative to the folder above the one that `folder` is in."""
+    FOLDER/0.wav ..., named relative to the folder above the one that `folder` is in.
+
+    waveforms: of the examples of this process (`_mine`). None if some process has not all of its own.
+    """
     import soundfile
 
-    texts = [example["text"] for example in examples]
-    mono = [waveform if waveform.ndim == 1 else waveform.mean(axis=0) for waveform in waveforms]
-    rate = intelligibility.measure(judge, texts, mono, sample_rate)
-    transcripts, errors, characters = (rate.pop(key) for key in ("transcripts", "errors", "characters"))
-    folder.mkdir(parents=True, exist_ok=True)
+    def wav(waveform: np.ndarray) -> str:
+        file = io.BytesIO()
+        soundfile.write(file, waveform.T, sample_rate, format="WAV")
+        return base64.b64encode(file.getvalue()).decode()
+
+    mine, rows = _mine(examples, evaluation), None
+    if len(waveforms) == len(mine):
+        texts = [example["text"] for example in mine.values()]
+        mono = [waveform if waveform.ndim == 1 else waveform.mean(axis=0) for waveform in waveforms]
+        second = intelligibility.second_opinion(texts, mono, sample_rate) or [None] * len(texts)
+        columns = zip(mine, waveforms, judge.transcribe(mono, sample_rate), second, strict=True)
+        rows = [
+            (
+                number,
+                transcript,
+                other,
+                waveform.shape[-1] / sample_rate,
+                wav(waveform) if number < evaluation.heard else "",
+            )
+            for number, waveform, transcript, other in columns
+        ]
+    shares = processes.everyone(rows)
+    if None in shares:
+        return None
+    rows = sorted(row for share in shares for row in share)
+    _, transcripts, second, _, _ = zip(*rows)
+    rate = intelligibility.measure(
+        [example["text"] for example in examples], transcripts, None if None in second else second
+    )
+    errors, characters = (rate.pop(key) for key in ("errors", "characters"))
     samples = []
-    for index, waveform in enumerate(waveforms[: evaluation.heard]):
-        with files.replacing(folder / f"{index}.wav") as temporary:
-            soundfile.write(temporary, waveform.T, sample_rate, format="WAV")
+    for number, transcript, _, seconds, sound in rows[: evaluation.heard]:
+        file = folder / f"{number}.wav"
+        if processes.primary():
+            folder.mkdir(parents=True, exist_ok=True)
+            with files.replacing(file) as temporary:
+                temporary.write_bytes(base64.b64decode(sound))
         samples.append(
             {
-                "sentence": index,
-                "file": f"{folder.parent.name}/{folder.name}/{index}.wav",
-                "transcript": transcripts[index],
-                "cer": float(errors[index] / max(characters[index], 1)),
-                "seconds": waveform.shape[-1] / sample_rate,
+                "sentence": number,
+                "file": f"{folder.parent.name}/{folder.name}/{file.name}",
+                "transcript": transcript,
+                "cer": float(errors[number] / max(characters[number], 1)),
+                "seconds": seconds,
             }
         )
     return {"cer": rate, "samples": samples, "sentence_errors": errors, "sentence_characters": characters}

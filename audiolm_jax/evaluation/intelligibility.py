@@ -79,21 +79,18 @@ def meaningless(recordings: float | None, coded: float) -> str:
     )
 
 
-def measure(recogniser, references: Sequence[str], waveforms: Sequence[np.ndarray], sample_rate: int) -> dict:
-    """Transcribes waveforms [samples] that should say `references`.
+def measure(references: Sequence[str], transcripts: Sequence[str], second: Sequence[str] | None = None) -> dict:
+    """Error rates of what a recogniser (`Recogniser.transcribe`) heard where `references` should be said.
 
-    Returns {"value", "low", "high" (95 % over utterances, or None), "utterances", "second_opinion" (CER of
-    `second_opinion`, or None)}, and in the order of the utterances "transcripts", "errors" (wrong characters) and
-    "characters" (of the reference). Raises InputError as `character_errors` and `Recogniser.transcribe`.
+    second: what `second_opinion` heard. Returns {"value", "low", "high" (95 % over utterances, or None), "utterances",
+    "second_opinion" (CER of `second`, or None)}, and in the order of the utterances "errors" (wrong characters) and
+    "characters" (of the reference). Raises InputError as `character_errors`.
     """
-    transcripts = recogniser.transcribe(waveforms, sample_rate)
-    second = second_opinion(references, waveforms, sample_rate)
     errors_B, characters_B = character_errors(references, transcripts)
     return {
         **dataclasses.asdict(intervals.ratio(errors_B, characters_B)),
         "utterances": len(references),
         "second_opinion": None if second is None else character_error_rate(references, second),
-        "transcripts": transcripts,
         "errors": errors_B.tolist(),
         "characters": characters_B.tolist(),
     }

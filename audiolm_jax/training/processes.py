@@ -23,6 +23,7 @@ in the environment leaves the log as it is.
 
 import contextlib
 import ctypes
+import json
 import math
 import os
 import re
@@ -33,7 +34,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -242,16 +243,28 @@ def flag(mesh: Mesh, number: int) -> jax.Array:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(mesh.axis_names)), local, (mesh.size,))
 
 
-def everyone(text: str) -> list[str]:
-    """The texts of all processes, in process order: an all-gather, which every process must call."""
+def everyone(value: Any) -> list[Any]:
+    """The values of all processes (what JSON holds), in process order: an all-gather, which every process must call and
+    which waits for half an hour (`meet`)."""
     if jax.process_count() == 1:
-        return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([len(data)]))
     padded = np.zeros(int(lengths.max()), np.uint8)
     padded[: len(data)] = data
     texts = multihost_utils.process_allgather(padded)
-    return [bytes(row[:n]).decode() for row, n in zip(texts, lengths[:, 0], strict=True)]
+    return [json.loads(bytes(row[:n])) for row, n in zip(texts, lengths[:, 0], strict=True)]
+
+
+def by_first(work: Callable[[], Any]) -> Any:
+    """What `work` returns (JSON values) in process 0, in all processes: the others wait."""
+    return everyone(work() if primary() else None)[0]
+
+
+def share(count: int, size: int) -> list[range]:
+    """Those of the batches of `size` out of `count` items that fall to this process; the last may be smaller."""
+    batches = [range(count)[start : start + size] for start in range(0, count, size)]
+    return batches[jax.process_index() :: jax.process_count()]
 
 
 def gathered(params: Any) -> Any:

@@ -78,7 +78,8 @@ def main() -> None:
                 score = likelihood.likelihood(half, grid, vocab, documents, codec.frame_rate)
             generator = Generator(half, spec, codec, SamplingConfig(temperature=(0.5,)))
             waveforms = spoken(generator, said)
-            heard = intelligibility.measure(judge, [one["text"] for one in said], waveforms, codec.sample_rate)
+            transcripts = judge.transcribe(waveforms, codec.sample_rate)
+            heard = intelligibility.measure([one["text"] for one in said], transcripts)
             bits[dtype] = score.code_bits_UQ.sum(axis=1), score.seconds_U
             errors[dtype] = np.array(heard["errors"]), np.array(heard["characters"])
             cells = [strategy, dtype]

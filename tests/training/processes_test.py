@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from audiolm_jax import config as configs
 from audiolm_jax import runs
 from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import evaluate
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.training import processes
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["corpus.train=24", "corpus.valid=2", "corpus.test=2", "corpus.unseen=1", "data.sequence_length=256"]
 SIZES += ["model.layers=1", "model.width=32", "model.head_width=16", "model.ffn=64"]
 RUN = ["training.log_every=1", "training.steps=20", "training.checkpoint_every=5", "model.dropout=0.1"]
+EVALUATED = "training.evaluate_every=1"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ class Processes:
         self.all = []
         for number, path in enumerate(self.errors):
             how = ["--processes", f"127.0.0.1:{port},{count},{number}"] if count > 1 else []
-            settings = [f"--config.{override}" for override in (*SIZES, *RUN, *overrides)]
+            settings = [f"--config.{override}" for override in overrides]
             with path.open("w") as errors:
                 arguments = [sys.executable, "-m", "audiolm_jax", *command, *how, *settings]
                 self.all.append(subprocess.Popen(arguments, env=environment, stdout=errors, stderr=errors))
@@ -80,7 +83,7 @@ class Processes:
 def start(count: int, data: Path, workdir: Path, *overrides: str, **options) -> Processes:
     workdir.parent.mkdir(exist_ok=True)
     command = ["train", "--config", "tiny", "--data", str(data), "--workdir", str(workdir)]
-    return Processes(count, command, workdir.parent, *overrides, **options)
+    return Processes(count, command, workdir.parent, *SIZES, *RUN, *overrides, **options)
 
 
 def finish(*arguments, **options) -> None:
@@ -121,14 +124,21 @@ def in_this_process(data: Path, workdir: Path, *overrides: str) -> None:
     runs.train(config, data, workdir, progress=False)
 
 
-def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, tmp_path):
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """A run of this process, evaluated after every step."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    in_this_process(data, workdir, EVALUATED)
+    return workdir
+
+
+def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, straight, tmp_path):
     """SIGTERM to one of two; what they saved is resumed by one process with other devices, in the same order. Held-out
     bits are those of one process, too, and the first one speaks into TensorBoard. Every step is evaluated, so that the
     signal is noticed at such a step, which must then be saved."""
-    workdir, evaluated = tmp_path / "two" / "run", "training.evaluate_every=1"
+    workdir = tmp_path / "two" / "run"
     others = "training.probe_every=2", "sampling.max_frames=8", "training.checkpoint_every=100"
-    with start(2, data, workdir, evaluated, *others) as processes:
-        in_this_process(data, tmp_path / "one", evaluated)
+    with start(2, data, workdir, EVALUATED, *others) as processes:
         wait_for_step(workdir, 3, processes)
         processes.all[1].send_signal(signal.SIGTERM)
         assert processes.codes(120) == [143, 143]
@@ -138,12 +148,39 @@ def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, tmp_path
     assert 2 in held_out(workdir)
     [events] = (workdir / "tensorboard").iterdir()
     assert b"speech/1" in events.read_bytes()
-    in_this_process(data, workdir, evaluated)
+    in_this_process(data, workdir, EVALUATED)
     assert len(losses(workdir)) == 20
-    np.testing.assert_allclose(losses(workdir), losses(tmp_path / "one"), atol=1e-5)
-    one, two = held_out(tmp_path / "one"), held_out(workdir)
+    np.testing.assert_allclose(losses(workdir), losses(straight), atol=1e-5)
+    one, two = held_out(straight), held_out(workdir)
     assert list(two) == list(one) == list(range(1, 21))
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
+
+
+def test_two_processes_evaluate_as_one_does(data, straight, tmp_path):
+    """The same codes, sounds and transcripts. Bits differ by rounding: this process has other devices, and so other
+    batches. The first process alone writes and prints."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for copy in (one, two):
+        shutil.copytree(straight, copy)
+    overrides = ["evaluation.sentences=2", "evaluation.batch=1", "evaluation.timed=1", "evaluation.repeats=1"]
+    overrides += ["sampling.max_frames=8"]
+    command = ["evaluate", "--workdir", str(two), "--data", str(data)]
+    with Processes(2, command, tmp_path, *overrides) as processes:
+        config = configs.load("tiny", overrides)
+        sections = [configs.section(config, name) for name in ("evaluation", "sampling")]
+        alone = evaluate.evaluate(one, data, *sections)
+        assert processes.codes(120) == [0, 0], [path.read_text() for path in processes.errors]
+        first, second = (path.read_text() for path in processes.errors)
+    shared = json.loads((two / "evaluation.json").read_text())
+    del shared["speed"], alone["speed"]
+    assert shared.keys() == alone.keys()
+    for name, value in alone.items():
+        rounded = "bits" in name and value is not None
+        assert shared[name] == (pytest.approx(value, rel=1e-6) if rounded else value), name
+    sounds = {path.relative_to(one): path.read_bytes() for path in one.rglob("*.wav")}
+    assert len(sounds) == 6
+    assert sounds == {path.relative_to(two): path.read_bytes() for path in two.rglob("*.wav")}
+    assert "bits per second of audio" in first and "bits per second of audio" not in second
 
 
 @pytest.mark.slow
@@ -219,19 +256,19 @@ def test_eight_devices_to_one_and_back(data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_prepare_are_killed_and_go_on(data, tmp_path):
     """The tokens are those of one process, byte for byte."""
-    directory, shards = tmp_path / "data", "tokens.shard_utterances=2"
+    directory, shards = tmp_path / "data", [*SIZES, "tokens.shard_utterances=2"]
     command = ["prepare", "--config", "tiny", "--data", str(directory)]
     notes = directory / "tokens" / "audio_tokens" / "1.0.0.progress"
-    with Processes(2, command, tmp_path, shards) as processes:
+    with Processes(2, command, tmp_path, *shards) as processes:
         while len(list(notes.glob("*array_record*"))) < 3:
             assert all(process.poll() is None for process in processes.all), [p.read_text() for p in processes.errors]
             time.sleep(0.01)
         processes.all[1].kill()
         codes = processes.codes(100)
         assert codes[1] == -signal.SIGKILL and codes[0] in (0, LOST)
-    with Processes(2, command, tmp_path, shards) as processes:
+    with Processes(2, command, tmp_path, *shards) as processes:
         assert processes.codes() == [0, 0], [path.read_text() for path in processes.errors]
-    runs.prepare(configs.load("tiny", [*SIZES, shards]), tmp_path / "one", progress=False)
+    runs.prepare(configs.load("tiny", shards), tmp_path / "one", progress=False)
 
     def content(root: Path) -> dict[str, bytes]:
         return {str(p.relative_to(root)): p.read_bytes() for p in (root / "tokens").rglob("*") if p.is_file()}
