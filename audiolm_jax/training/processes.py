@@ -10,12 +10,13 @@ One setting says how (`--processes` of the command line, `start` in Python):
 Exit codes of a process, for its launcher:
 
     0          done
-    2          bad input: the same command would fail again
-    130, 143   SIGINT or SIGTERM reached some process: all saved after the same step (loop.py) and ended
-    75         another process died or cannot be reached. Checkpoints are intact: start all of them again
+    2          bad input: the same command would fail again; or there is no process 0 at HOST:PORT
+    130, 143   training: SIGINT or SIGTERM reached some process: all saved after the same step (loop.py) and ended
+    75         another process died, or did not come. Checkpoints are intact: start all of them again
     else       an error of this process, with its traceback; the others end with 75
 
-JAX's coordination service, in process 0, notices a dead process after `HEARTBEAT` seconds, and on a CPU the next
+Before all have come, the death of one is like its absence: the others wait for it, at most 5 minutes. Later JAX's
+coordination service, in process 0, notices a dead process after `HEARTBEAT` seconds, and on a CPU the next
 collective fails at once; its client then aborts every process. Here one line and exit code 75 replace that: from
 `start` on the log of the runtime goes to a file, which is printed if it is about anything else. TF_CPP_MIN_LOG_LEVEL=0
 in the environment leaves the log as it is.
@@ -58,7 +59,8 @@ def start(setting: str, timeout: int = 300) -> None:
     """Makes this process one of several; to be called before anything asks jax for its devices. timeout: seconds.
 
     Raises InputError for a setting that is none of FORMS or does not fit this machine, and for a coordinator that
-    cannot be reached. If other processes are missing after `timeout` this one ends: one sentence, exit code 2.
+    cannot be reached. If other processes are missing after `timeout` this one ends: one sentence, exit code 75, since
+    they may have died.
     """
     if setting == "none":
         return
@@ -73,7 +75,7 @@ def start(setting: str, timeout: int = 300) -> None:
         jax.distributed.initialize(**arguments, **timeouts)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise InputError(f"--processes={setting}: {str(error).splitlines()[0]}") from error
-    _on_abort.update(code=LOST, sentence=_sentence("another process of the run died or cannot be reached"))
+    _on_abort.update(sentence=_sentence("another process of the run died or cannot be reached"))
 
 
 def _arguments(setting: str, timeout: int) -> tuple[dict, str]:
@@ -128,8 +130,8 @@ _on_abort: dict = {}
 
 
 def _catch_aborts(sentence: str) -> None:
-    """Keeps the log of the runtime in a file; an abort of the runtime because of other processes prints `sentence`, and
-    has exit code 2, until `_on_abort` is updated.
+    """Keeps the log of the runtime in a file; an abort of the runtime because of other processes has exit code LOST,
+    and prints `sentence` until `_on_abort` is updated.
 
     Without it (jaxlib 0.10.2) a process that does not come, or is killed in training, leaves the others with 14 to 25
     lines of log and C++ stack and exit code 134 (SIGABRT): a launcher cannot tell such a run, which it may start again,
@@ -145,7 +147,7 @@ def _catch_aborts(sentence: str) -> None:
         text = os.pread(log.fileno(), 1 << 20, 0)
         if SIGNS.search(text.decode(errors="replace")):
             os.write(shown, f"\naudiolm: {_on_abort['sentence']}\n".encode())
-            os._exit(_on_abort["code"])
+            os._exit(LOST)
         os.write(shown, text)
         os._exit(128 + signal.SIGABRT)
 
@@ -153,7 +155,7 @@ def _catch_aborts(sentence: str) -> None:
     set_handler = ctypes.CDLL(None).signal
     set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    _on_abort.update(code=2, sentence=sentence, alive=(handler, log))
+    _on_abort.update(sentence=sentence, alive=(handler, log))
 
 
 def _sentence(what: str) -> str:
@@ -170,14 +172,14 @@ def primary() -> bool:
 
 @contextlib.contextmanager
 def together(*shared_errors: str) -> Iterator[None]:
-    """For a block that all processes run in step: an error in it ends this process at once.
+    """For a block that all processes run in step: an error in it, or Ctrl-C, ends this process at once.
 
     Unwinding the stack would wait for the others (barriers of orbax and of jax's shutdown), which wait for this process
     in the next collective. shared_errors: names of errors that all processes raise at the same place; they propagate.
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1 or type(error).__name__ in shared_errors:
             raise
         leave(error)
@@ -190,14 +192,19 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def leave(error: Exception) -> None:
-    """Ends this process without waiting for the others: one line and LOST if they caused the error, the sentence of an
-    InputError and 2, else the traceback and 1."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and SIGNS.search(str(error)):
-        reason = " ".join(str(error).split())[:200]
+def leave(error: BaseException) -> None:
+    """Ends this process without waiting for the others: one line, and LOST if they caused the error, 2 for an
+    InputError, 130 for Ctrl-C; else the traceback and 1."""
+    origin: BaseException | None = error  # a process that dies while a checkpoint is read looks like a damaged one
+    while origin and not (isinstance(origin, jax.errors.JaxRuntimeError) and SIGNS.search(str(origin))):
+        origin = origin.__cause__ or origin.__context__
+    if origin:
+        reason = " ".join(str(origin).split())[:200]
         code, text = LOST, f"audiolm: {_sentence(f'another process of the run died ({reason})')}\n"
     elif isinstance(error, InputError):
         code, text = 2, f"audiolm: {' '.join(str(error).split())}\n"
+    elif isinstance(error, KeyboardInterrupt):
+        code, text = 128 + signal.SIGINT, f"audiolm: {_sentence('it was interrupted')}\n"
     else:
         code, text = 1, "".join(traceback.format_exception(error))
     sys.stdout.flush()

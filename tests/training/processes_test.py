@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import config as configs
-from audiolm_jax import runs
+from audiolm_jax import files, runs
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import evaluate
 from audiolm_jax.model import checkpoints, sharding
@@ -184,6 +184,18 @@ def test_two_processes_evaluate_as_one_does(data, straight, tmp_path):
 
 
 @pytest.mark.slow
+def test_ctrl_c_of_one_ends_both(data, straight, tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite itself may run in the background
+    with Processes(2, ["evaluate", "--workdir", str(straight), "--data", str(data)], tmp_path) as processes:
+        while "[Gloo]" not in processes.errors[1].read_text():  # both have met
+            assert processes.all[1].poll() is None, processes.errors[1].read_text()
+            time.sleep(0.1)
+        processes.all[1].send_signal(signal.SIGINT)
+        assert processes.codes(60) == [LOST, 130]
+        assert "audiolm: process 1 of 2 stops: it was interrupted" in processes.errors[1].read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim):
     workdir = tmp_path / "run"
@@ -214,14 +226,15 @@ def test_four_processes_compute_what_one_does(data, tmp_path, lanes):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
-    """They save every other step; each time one of them is killed at a random moment."""
-    overrides = "data.lanes=4", "training.checkpoint_every=2", "sharding.preset=fsdp"
+    """They save every other step; each time one of them is killed at a random moment of training. The run is so long
+    that five kills do not reach its end: in a run that is done, or before all have met, there is nobody to notice."""
+    overrides = "data.lanes=4", "training.checkpoint_every=2", "sharding.preset=fsdp", "training.steps=100"
     finish(count, data, tmp_path / "straight" / "run", *overrides)
     workdir, chance, seen = tmp_path / "killed" / "run", random.Random(0), 0
     for _ in range(5):
         with start(count, data, workdir, *overrides) as processes:
-            wait_for_step(workdir, min(seen + chance.randint(1, 4), 18), processes)
-            time.sleep(chance.uniform(0, 0.5))
+            wait_for_step(workdir, seen + chance.randint(1, 4), processes)
+            time.sleep(chance.uniform(0, 0.2))
             victim = chance.randrange(count)
             processes.all[victim].kill()
             codes = processes.codes(60)
@@ -304,10 +317,20 @@ def test_others_that_do_not_come_are_one_sentence():
     code = f"from audiolm_jax.training import processes; processes.start({setting!r}, timeout=2)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
+    assert found.returncode == LOST
     assert (
         found.stderr.strip() == f"audiolm: --processes={setting}: not all processes came to {setting[:-4]} within 2 s"
     )
+
+
+def test_a_process_that_dies_while_a_checkpoint_is_read_does_not_make_it_a_damaged_one(monkeypatch, capsys):
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(InputError) as caught, files.reading("params", "the parameters of a model"):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    with pytest.raises(SystemExit) as left:
+        processes.leave(caught.value)
+    assert left.value.code == LOST
+    assert "another process of the run died (UNKNOWN: Gloo AllGather failed" in capsys.readouterr().err
 
 
 def test_columns():
