@@ -7,17 +7,19 @@ other seeds might give. With one seed the estimate is the ratio of that run.
 
     utterances  Student's t with U - 1 degrees of freedom times the linearised standard error of a ratio of sums
                 (Cochran, Sampling Techniques, 1977, section 6.4). Numbers of utterances are skewed (many sentences
-                without an error, a few with many), which t does not know: an end moves outward to where the
-                transformation of P. Hall (J. R. Statist. Soc. B 54(1), 1992) puts it, never inward
+                without an error, a few with many), which t does not know: an end moves outward by the first-order
+                correction of N. J. Johnson (J. Am. Stat. Assoc. 73, 1978), never inward. The cubic transformation of
+                P. Hall (J. R. Statist. Soc. B 54, 1992) covers too often where errors are rare
     seeds       crossed with the utterances: every seed is evaluated on all of them. The variance of the mean over
-                seeds, sd^2 / S, is added to that over utterances. Its quantile is two thirds of that of Welch
-                (Biometrika 34, 1947), which covers a little too seldom with three seeds, and one third of that of
-                Cochran and Cox (Experimental Designs, 1950), which covers too often
+                seeds, sd^2 / S, is added to that over utterances. Its quantile is WELCH times that of Welch
+                (Biometrika 34, 1947), which covers a little too seldom with three seeds, and the rest that of Cochran
+                and Cox (Experimental Designs, 1950), which covers too often
     pairs       a difference is an interval of the differences, utterance by utterance and seed by seed: what an
                 utterance or a seed does to both sides alike cancels
 
 Below UTTERANCES utterances, with two seeds, and where no utterance has an error there is no interval (`lacking`).
-`experiments/interval_coverage` measures how often the intervals cover the truth.
+`experiments/interval_coverage` measures how often the intervals cover the truth: 93 to 97 of 100 times, and 89 to 98
+where only a few of 20 or 30 utterances have an error.
 
 What they cover, and what not:
 
@@ -37,6 +39,8 @@ from audiolm_jax.errors import InputError
 
 LEVEL = 0.95
 UTTERANCES, SEEDS = 20, 3  # fewer have no interval, and no verdict
+SKEWNESS = 1.1  # times the first-order correction: that of a few numbers is mostly less than what they are drawn from
+WELCH = 0.7  # weight of the quantile with which three seeds cover too seldom; the other one has the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,7 @@ def _interval(numerators: np.ndarray, denominators_U: np.ndarray) -> Interval:
             freedom = total**2 / (variance_U**2 / (U - 1) + variance_S**2 / (S - 1))
             welch, few = special.stdtrit(freedom, level), special.stdtrit(S - 1, level)
             cochran = (variance_U * quantile + variance_S * few) / total
-            reach.append((2 * welch + cochran) / 3 * np.sqrt(total))
+            reach.append((WELCH * welch + (1 - WELCH) * cochran) * np.sqrt(total))
         else:
             reach.append(quantile * np.sqrt(total))
     return Interval(value, float(value - reach[0]), float(value + reach[1]))
@@ -110,12 +114,9 @@ def _skewed(residual_U: np.ndarray, quantile: float) -> np.ndarray:
     """How many standard errors the mean of these may lie below and above its estimate: `quantile` or more."""
     U, largest = len(residual_U), np.abs(residual_U).max()
     square, cube = (np.mean((residual_U / (largest or 1)) ** power) for power in (2, 3))
-    a = cube / (square or 1) ** 1.5 * np.sqrt(U - 1) / (U - 2)  # skewness by the root of U
-    if abs(a) < 1e-9:
-        return np.array([quantile, quantile])
-    # The studentised error T has the distribution of t after T + a T^2 / 3 + a^2 T^3 / 27 + a / 6; solved for T.
-    low, high = 3 / a * (np.cbrt(1 + a * (np.array([quantile, -quantile]) - a / 6)) - 1)
-    return np.maximum([low, -high], quantile)
+    skewness = cube / (square or 1) ** 1.5 * np.sqrt(U - 1) / (U - 2)  # divided by the root of U
+    outward = SKEWNESS * skewness * (2 * quantile**2 + 1) / 6
+    return quantile + np.maximum([-outward, outward], 0)
 
 
 def difference(numerators_a: np.ndarray, numerators_b: np.ndarray, denominators_U: np.ndarray) -> Interval:
