@@ -6,6 +6,10 @@ from pathlib import Path
 # The suite compiles more than it computes: machine code that is not optimised saves a quarter of its time. `make
 # test-all` sets XLA_FLAGS to nothing, and so runs everything as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests that start a run again would otherwise compile the same step again. In variables, for the processes that tests
+# start, too.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
@@ -13,9 +17,6 @@ import pytest
 # "cuda,cpu" is for the tests of a GPU's kernels alone: elsewhere the tolerances are those of a CPU.
 jax.config.update("jax_platforms", os.environ.get("AUDIOLM_TEST_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests that start a run again would otherwise compile the same step again.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 from audiolm_jax.model import sharding  # noqa: E402  (devices must be configured before anything asks for them)
 

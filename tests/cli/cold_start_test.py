@@ -1,10 +1,12 @@
 """A command that speaks: which modules it imports, what it compiles, and what it keeps for the next one."""
 
+import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import audiolm_jax
@@ -119,3 +121,13 @@ def test_jax_own_variables_switch_the_cache_off_or_move_it(tmp_path):
     assert not list(tmp_path.glob("cache/audiolm_jax/xla/*/*-cache"))
     speak(tmp_path, tmp_path / "cache", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert not list(tmp_path.glob("cache/audiolm_jax/xla/*/*-cache"))
+
+
+def test_a_run_keeps_its_programs_beside_it(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        programs.keep(argparse.Namespace(command="train", workdir=tmp_path))
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

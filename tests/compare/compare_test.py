@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,18 +65,13 @@ def arguments(folder: Path, workdir: str, *strategies: str, more: Sequence[str] 
     ]
 
 
-def start(folder: Path, cwd: Path, *strategies: str, more: Sequence[str] = ()) -> subprocess.Popen:
+def start(folder: Path, cwd: Path, *strategies: str, more: Sequence[str] = (), **variables: str) -> subprocess.Popen:
     cwd.mkdir(exist_ok=True)
-    return launch(folder, cwd, *arguments(folder, "run", *strategies, more=more))
+    return launch(cwd, *arguments(folder, "run", *strategies, more=more), **variables)
 
 
-def launch(folder: Path, cwd: Path, *command: str) -> subprocess.Popen:
-    variables = {
-        "PYTHONPATH": str(ROOT),
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
+def launch(cwd: Path, *command: str, **variables: str) -> subprocess.Popen:
+    variables = {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"} | variables
     return subprocess.Popen(
         [sys.executable, "-m", "audiolm_jax", *command],
         cwd=cwd,
@@ -85,6 +81,12 @@ def launch(folder: Path, cwd: Path, *command: str) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
+
+
+def own_cache(folder: Path) -> dict[str, str]:
+    """Compiled programs of its own for a process that may leave half of one: a copy of those that all tests share."""
+    shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], folder / "compiled", dirs_exist_ok=True)
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -290,7 +292,7 @@ def test_a_full_disk_ends_with_one_sentence(done, folder):
     ended = subprocess.run(
         [sys.executable, "-c", code, *command, "--workdir", str(folder / "full")],
         cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | own_cache(folder),
         capture_output=True,
         text=True,
     )
@@ -323,7 +325,7 @@ def test_killed_at_any_moment_ends_with_the_same_results(folder):
         *(("masked/train", 3.0), ("masked/speech", 0.0)),
     ]
     for stage, seconds in moments:
-        kill_when(start(folder, folder / "killed", *strategies), stage, seconds)
+        kill_when(start(folder, folder / "killed", *strategies, **own_cache(folder)), stage, seconds)
     finish(start(folder, folder / "killed", *strategies))
     assert numbers(folder / "killed" / "run") == numbers(folder / "straight" / "run")
     for wav in sorted((folder / "straight" / "run" / "speech").rglob("*.wav")):
@@ -339,7 +341,7 @@ def test_a_signal_saves_and_says_how_to_go_on(done, folder, number, code):
     process = subprocess.Popen(
         [sys.executable, "-m", "audiolm_jax", *command, "--config.training.steps=5000"],
         cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -398,9 +400,11 @@ def test_two_processes_make_every_cell_once(grid):
 
 @pytest.mark.slow
 def test_the_cell_of_a_killed_process_is_taken_over(grid, folder):
-    other, killed = (start(folder, folder / "taken", "delay", "masked", more=GRID) for _ in range(2))
+    other, killed = (
+        start(folder, folder / "taken", "delay", "masked", more=GRID, **own_cache(folder)) for _ in range(2)
+    )
     kill_when(killed, "", 0)  # whatever it begins with, the corpus or a wait for it, it gets no further
-    third = start(folder, folder / "taken", "delay", "masked", more=GRID)
+    third = start(folder, folder / "taken", "delay", "masked", more=GRID, **own_cache(folder))
     for line in third.stdout:
         if match := re.match(r"-- (\S+)/train$", line):
             break
@@ -416,7 +420,7 @@ def test_the_cell_of_a_killed_process_is_taken_over(grid, folder):
 def test_two_runs_of_a_cell_from_one_seed_are_bit_identical(done, folder):
     cell, data_folder, again = done[1] / "runs" / "delay", done[1] / "data", folder / "again"
     command = ["train", "--config", "tiny", "--data", str(data_folder), "--workdir", str(again), *SMALL]
-    ended = launch(folder, folder, *command, "--config.serialization.strategy=delay")
+    ended = launch(folder, *command, "--config.serialization.strategy=delay")
     finish(ended)
     (first, second) = (checkpoints.restore_params(run)[0] for run in (cell, again))
     leaves = jax.tree.leaves(nnx.state(first)), jax.tree.leaves(nnx.state(second))
