@@ -20,12 +20,11 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import importlib
+import importlib.machinery
 import importlib.util
 import math
 import numbers
 import operator
-import os
 import sys
 import types
 import typing
@@ -116,7 +115,7 @@ class Key:
             items = value if isinstance(value, tuple) else () if value is None else (value,)
             fits = [_BOUNDS[name][1](item, bound) for item in items for name, bound in self.bounds.items()]
             if self.among:
-                fits += [item in self.among or (isinstance(self.among, Mapping) and "." in item) for item in items]
+                fits += [item in self.among or (isinstance(self.among, Mapping) and possible(item)) for item in items]
             if all(fits) and (items or not self.filled):
                 return value
         raise InputError(f"{self.path}={value if isinstance(value, str) else repr(value)} must be {self.accepted}")
@@ -369,21 +368,24 @@ def check(config: ConfigDict) -> None:
                     plugin(known.path, module, known.among)
 
 
+def possible(name: str) -> bool:
+    """Whether a name may be that of a user's module: it has a dot, or there is a module of that name."""
+    if name not in sys.modules and not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # last, so that it hides nothing; `python -m audiolm_jax` has it anyway
+    return "." in name or importlib.machinery.PathFinder.find_spec(name) is not None
+
+
 def plugin(key: str, name: str, table: Mapping[str, ModuleType | str], functions: Iterable[str] = ()) -> ModuleType:
-    """The module called `name` in `table` (name -> module or its import path), or the user's module of that path.
+    """The module called `name` in `table` (name -> module or its import path), or the user's module of that path, which
+    is installed or below the current directory and has the `functions` of the table's contract.
 
-    A name with a dot is a module of the user's, in an installed package or below the current directory; it must have
-    the `functions` of the table's contract. `key` is what the user set, such as "codec.name".
-
-    Raises InputError for an unknown name, a module that cannot be imported, and one that lacks a function.
+    Raises InputError, naming `key`, for an unknown name and a module that cannot be imported or lacks a function.
     """
     entry = table.get(name, name) if isinstance(name, str) else None
     if isinstance(entry, ModuleType):
         return entry
-    if not entry or "." not in entry:
+    if not entry or not possible(entry):
         raise InputError(f"{key}={name} must be one of {', '.join(table)}, or a module such as my_package.my_module")
-    if entry not in sys.modules and not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # last, so that it hides nothing; `python -m audiolm_jax` has it anyway
     try:
         module = importlib.import_module(entry)
     except (Exception, SystemExit) as error:

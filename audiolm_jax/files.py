@@ -6,6 +6,7 @@ The package reads JSON and safetensors, hashes configurations and words a full d
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
@@ -24,13 +25,37 @@ NUMPY = (*REAL, "BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  #
 
 def place(address: str | Path) -> Path:
     """A path on this machine, or one behind an address such as gs://bucket/run (etils.epath, through fsspec or
-    tensorflow), with the same methods but for appending and renaming, which object stores lack."""
+    tensorflow), with the same methods but for appending and renaming, which object stores lack.
+
+    Raises InputError for an address that nothing here can read.
+    """
     text = os.fspath(address)
     if not remote(text):
         return Path(text)
+    import fsspec
     from etils import epath
 
-    return epath.Path(text)
+    scheme = text.partition("://")[0]
+    try:
+        path = epath.Path(text)
+        if not importlib.util.find_spec("tensorflow"):
+            fsspec.get_filesystem_class(scheme)
+    except KeyError:
+        raise InputError(f"{text}: addresses of {scheme}:// are not read; give gs://, s3:// or a folder") from None
+    except (ImportError, ValueError) as error:
+        extra = ": pip install 'audiolm-jax[gcs]'" if scheme == "gs" else ""
+        raise InputError(f"{text}: what reads addresses of {scheme}:// is not installed ({error}){extra}") from None
+    return path
+
+
+def local(address: str | Path, what: str = "") -> Path:
+    """A path on this machine. what: the key that named it. Raises InputError for an address."""
+    if remote(address):
+        raise InputError(
+            f"{what and f'{what}: '}{address} is an address, and a path on this machine is needed: mount the bucket "
+            "(gcsfuse), or copy it here"
+        )
+    return Path(address)
 
 
 def remote(path: str | Path) -> bool:

@@ -210,6 +210,13 @@ def test_a_plugin_is_of_the_table_or_a_module_of_the_users(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     assert config.plugin("codec.name", "json", TABLE) is json
     assert config.plugin("codec.name", "my_package.mine", TABLE, ["load"]).load() == 3
+    (tmp_path / "alone_here.py").write_text("def load():\n    return 4\n")
+    assert config.plugin("codec.name", "alone_here", TABLE, ["load"]).load() == 4
+    for path in ("codec.name", "corpus.name", "serialization.strategy", "compare.strategies"):
+        value = ("alone_here",) if path == "compare.strategies" else "alone_here"
+        assert KEYS[path].check(value) == value
+        with pytest.raises(InputError, match="or a module such as"):
+            KEYS[path].check("not_here" if value == "alone_here" else ("not_here",))
     with pytest.raises(InputError, match=r"codec.name=my_package.mine: the module must have a function save"):
         config.plugin("codec.name", "my_package.mine", TABLE, ["load", "save"])
 

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
 def local(text: str) -> Path:
     """The type of an argument: a path on this machine. Raises ArgumentTypeError for an address."""
-    if files.remote(text):
-        raise argparse.ArgumentTypeError(
-            f"{text} is an address, and a path on this machine is needed: mount the bucket (gcsfuse), or copy it here"
-        )
-    return Path(text)
+    return _refused(files.local, text)
+
+
+def anywhere(text: str) -> Path:
+    """The type of an argument: a path on this machine, or an address that can be read. Raises ArgumentTypeError."""
+    return _refused(files.place, text)
+
+
+def _refused(make: Callable[[str], Path], text: str) -> Path:
+    """What `make` makes of the text; its InputError as the one that argparse repeats."""
+    try:
+        return make(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_config(parser: argparse.ArgumentParser, default: str = "default") -> None:
@@ -37,7 +46,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workdir(parser: argparse.ArgumentParser, text: str = "folder of a trained run") -> None:
-    parser.add_argument("--workdir", type=files.place, required=True, metavar="DIR", help=text)
+    parser.add_argument("--workdir", type=anywhere, required=True, metavar="DIR", help=text)
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ To add a codec, write a module with the function
 
     load(path=None, codebooks=None) -> codec
 
-and enter it in `CODECS`, or leave it outside of the package and name it by its import path, which must have a dot
+and enter it in `CODECS`, or leave it outside of the package and name it by its import path
 (`--config.codec.name=my_package.my_module`). `path` names the weights (None: those that ship with the codec),
 `codebooks` is the number of leading codebooks to use (None: all).
 
@@ -57,6 +57,7 @@ the batch axis (`[N]`, `[T, Q]`). The tests check for every codec:
 import dataclasses
 from pathlib import Path
 
+from audiolm_jax import files
 from audiolm_jax.config import key, plugin, validate
 from audiolm_jax.errors import InputError
 
@@ -99,6 +100,8 @@ def load(name: str, path: str | Path | None = None, codebooks: int | None = None
     """
     if codebooks is not None and codebooks < 1:
         raise InputError(f"codec.codebooks={codebooks} must be at least 1; without it all are used")
+    if path is not None:
+        files.local(path, "codec.path")
     return plugin("codec.name", name, CODECS, ["load"]).load(path=path, codebooks=codebooks)
 
 

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.data.corpora import CorpusConfig, Reject, Utterance, checks, cut, layouts, manifest, sound, tree
 from audiolm_jax.data.corpora.cut import Part
 from audiolm_jax.data.corpora.manifest import Record
@@ -62,7 +63,7 @@ def utterances(config: CorpusConfig, directory: Path, progress: bool = True) -> 
     Raises:
       InputError: there is no such folder, no recording in it, or a list that cannot be used.
     """
-    root = Path(config.path or directory).expanduser()
+    root = files.local(config.path or directory, "corpus.path").expanduser()
     if not root.exists():
         raise InputError(f"corpus.path = {str(root)!r} does not exist; give a folder of recordings or a JSONL manifest")
     try:
