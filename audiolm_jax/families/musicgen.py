@@ -194,10 +194,10 @@ def _before_audio(melody: chroma.Melody, text_EW: np.ndarray) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, dtype: str = "auto") -> Published:
-    """A checkpoint. dtype: as `model.dtype`. Raises one InputError that names everything missing, unexpected or of a
-    wrong shape."""
-    config, weights = huggingface.read_folder(folder, TYPES, WHAT)
+def read(folder: Path, dtype: str = "auto", config: dict | None = None) -> Published:
+    """A checkpoint. dtype: as `model.dtype`. config: its config.json, if it was read already. Raises one InputError
+    that names everything missing, unexpected or of a wrong shape."""
+    config, weights = huggingface.read_folder(folder, TYPES, WHAT, config)
     if not (folder / t5.TOKENIZER).is_file():
         weights.problems.append(f"the file {t5.TOKENIZER} is missing")
     else:

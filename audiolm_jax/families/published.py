@@ -1,6 +1,7 @@
 """A published checkpoint, or a run that was imported from one, by the family that reads it (`FAMILIES`)."""
 
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -29,10 +30,11 @@ def is_published(folder: Path) -> bool:
     return (folder / hub.CONFIG).is_file() and not (folder / checkpoints.FOLDER).is_dir()
 
 
-def _of_checkpoint(folder: Path) -> str:
-    """The name of the family that reads a folder. Raises InputError if none does."""
+def _of_checkpoint(folder: Path) -> tuple[str, dict]:
+    """(the name of the family that reads a folder, its config.json). Raises InputError if none does."""
     kinds = {kind: name for name in FAMILIES for kind in module(name).TYPES}
-    return kinds[hub.read_config(folder / hub.CONFIG, kinds, WHAT)["model_type"]]
+    config = hub.read_config(folder / hub.CONFIG, kinds, WHAT)
+    return kinds[config["model_type"]], config
 
 
 def read(source: str | Path, dtype: str = "auto") -> Any:
@@ -40,10 +42,11 @@ def read(source: str | Path, dtype: str = "auto") -> Any:
 
     dtype: as `model.dtype`. Raises one InputError that names everything missing, unexpected or of a wrong shape.
     """
-    folder, repository = hub.folder(source, WHAT, lambda folder: module(_of_checkpoint(folder)).FILES)
-    name = _of_checkpoint(folder)
+    of_checkpoint = functools.cache(_of_checkpoint)  # of a repository it is asked twice
+    folder, repository = hub.folder(source, WHAT, lambda folder: module(of_checkpoint(folder)[0]).FILES)
+    name, config = of_checkpoint(folder)
     with files.reading(folder, f"a model of the family {name!r}", WHAT):
-        published = module(name).read(folder, dtype)
+        published = module(name).read(folder, dtype, config)
     return dataclasses.replace(published, spec=dataclasses.replace(published.spec, source=Source(name, repository)))
 
 

@@ -119,10 +119,11 @@ def shards(index: Path, what: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_folder(directory: Path, kinds: Collection[str], what: str) -> tuple[dict, Weights]:
-    """(config, weights) of a folder. Raises InputError unless its config.json has a "model_type" among `kinds`."""
+def read_folder(directory: Path, kinds: Collection[str], what: str, config: dict | None = None) -> tuple[dict, Weights]:
+    """(config, weights) of a folder; config: if it was read already. Raises InputError unless its config.json has a
+    "model_type" among `kinds`."""
     weights, index = directory / WEIGHTS, directory / INDEX
-    fields = read_config(directory / CONFIG, kinds, what)
+    fields = config or read_config(directory / CONFIG, kinds, what)
     if weights.is_file() or not index.is_file():
         names, path = (WEIGHTS,), weights
     else:

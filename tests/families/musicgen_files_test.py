@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import audiolm_jax
-from audiolm_jax import codecs
+from audiolm_jax import codecs, files
 from audiolm_jax.cli import main
 from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
@@ -119,6 +119,10 @@ def test_a_repository_without_a_revision_is_its_latest_commit(offline, folder, t
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).rename(cached / "snapshots" / commit / name)
     pinned = f"somebody/music@{commit}"
+    read, configs = files.read_json, []
+    monkeypatch.setattr(files, "read_json", lambda *file: configs.append(file) or read(*file))
+    published.read(pinned)
+    assert len(configs) == 1
     assert [published.read(f"somebody/music{at}").spec.source.repository for at in ("", "@main", f"@{commit}")] == [
         pinned
     ] * 3
