@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import files, loading
+from audiolm_jax import audio, files, loading
 from audiolm_jax.data import batches, corpora, encode, prepare, tokens
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
@@ -265,9 +265,10 @@ def listen(
     for number, transcript, _, seconds, sound in rows[: evaluation.heard]:
         file = folder / f"{number}.wav"
         if processes.primary():
-            folder.mkdir(parents=True, exist_ok=True)
-            with files.replacing(file) as temporary:
-                temporary.write_bytes(base64.b64decode(sound))
+            with files.writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                with files.replacing(file) as temporary:
+                    temporary.write_bytes(base64.b64decode(sound))
         samples.append(
             {
                 "sentence": number,

@@ -2,13 +2,16 @@
 
 import json
 import re
+import resource
 import sys
 
 import numpy as np
+import pytest
 import soundfile
 
 from audiolm_jax.cli import main
 from audiolm_jax.encoders import recogniser
+from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import evaluate, intelligibility
 from audiolm_jax.evaluation.config import EvaluationConfig
 from tests.compare.compare_test import SMALL
@@ -76,3 +79,17 @@ def test_stereo_speech_is_as_long_as_it_is_and_heard_as_its_mean(tmp_path):
     assert stereo["samples"][0]["seconds"] == mono["samples"][0]["seconds"] == 0.75
     assert stereo["samples"][0]["transcript"] == mono["samples"][0]["transcript"]
     assert soundfile.info(tmp_path / "stereo" / "test" / "0.wav").channels == 2
+
+
+def test_a_full_disk_ends_listening_with_one_sentence(tmp_path):
+    """No file may grow beyond 4 kB: what a full disk is to libsndfile, whose error is no OSError."""
+    examples, limits = [{"text": "one", "key": "a"}], resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"0\.wav: cannot be written .*what was finished is kept"):
+            evaluate.listen(
+                [np.zeros(32000, np.float32)], examples, 16000, recogniser.load(), EvaluationConfig(), tmp_path / "test"
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "test").iterdir())

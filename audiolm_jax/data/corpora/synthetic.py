@@ -264,7 +264,7 @@ def main() -> None:
 
     task = json.loads(sys.stdin.read())
     try:
-        with files.writing(task["root"], soundfile.SoundFileError):
+        with files.writing(task["root"], soundfile.SoundFileError, AssertionError):
             _speak_shard(Path(task["root"]), task["index"], task["items"], task["sample_rate"])
     except InputError as error:
         print(error, file=sys.stderr)
