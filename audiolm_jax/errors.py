@@ -9,13 +9,14 @@ from typing import Any
 
 LISTED = 6  # things of a kind that a message names
 
-# Errors of the operating system that the user can fix: permissions, space, paths.
+OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+# Errors of the operating system that the user can fix: permissions, space, paths, limits.
 ENVIRONMENT = {
     getattr(errno, name)
     for name in "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENOSPC EDQUOT EFBIG ENAMETOOLONG ELOOP EEXIST EIO".split()
     if hasattr(errno, name)
-}
-
+}.union(OPEN_FILES)
+REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, *OPEN_FILES)  # found in the text of any error
 
 LONGEST = 2000  # characters of a message
 
@@ -72,10 +73,26 @@ def disk_error(error: BaseException) -> str | None:
     return None
 
 
-def _disk_reason(text: str) -> str | None:
-    """The operating system's message for a full or read-only disk that `text` contains, if any."""
-    reasons = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
+def _disk_reason(text: str, numbers: Sequence[int] = REASONS) -> str | None:
+    """The operating system's message for a full or read-only disk, or too many open files, in `text`, if any."""
+    reasons = map(os.strerror, numbers)
     return next((reason for reason in reasons if reason.lower() in text.lower()), None)
+
+
+def open_files(text: str) -> str | None:
+    """The message for a `text` that says that too many files are open, whatever wrote it; None for another one."""
+    if not _disk_reason(text, OPEN_FILES):
+        return None
+    try:
+        import resource
+
+        limit = f"this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} (ulimit -n)"
+    except ImportError:  # Windows
+        limit = "the limit of the system is reached"
+    return (
+        f"too many files are open: {limit}; what was finished is kept: raise the limit (ulimit -n 4096) and run the "
+        "same command again"
+    )
 
 
 def drop_checkpoint_logs(record: logging.LogRecord) -> bool:
@@ -90,12 +107,13 @@ def drop_checkpoint_logs(record: logging.LogRecord) -> bool:
 
 
 def unraisable(unraisable: Any) -> None:
-    """A `sys.unraisablehook` that drops an interrupt, which is raised again (cli/interrupts.py), and the RuntimeError
-    of a closed event loop.
+    """A `sys.unraisablehook` that drops an interrupt, which is raised again (cli/interrupts.py), the RuntimeError of a
+    closed event loop, and the AttributeError of one that could not open its sockets (too many open files).
 
     When the disk is full while a checkpoint is written, the first failed write is raised and closes the loop. Every
     further one, by a thread of tensorstore, would print a traceback (10 of them).
     """
-    closed = str(unraisable.exc_value) == "Event loop is closed"  # CPython's own text (asyncio/base_events.py)
-    if not closed and unraisable.exc_type is not KeyboardInterrupt:
+    # CPython's own words (asyncio/base_events.py, asyncio/selector_events.py)
+    words = ("Event loop is closed", "'_UnixSelectorEventLoop' object has no attribute")
+    if not str(unraisable.exc_value).startswith(words) and unraisable.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(unraisable)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from audiolm_jax import files
 from audiolm_jax.cli import arguments
 from audiolm_jax.cli.arguments import local
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ JAX_ENABLE_COMPILATION_CACHE=false in the environment switches that off.
 
 def add(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=files.place, metavar="DIR", help="folder of a trained run")
+    source.add_argument("--workdir", type=arguments.anywhere, metavar="DIR", help="folder of a trained run")
     source.add_argument("--checkpoint", type=local, metavar="FILE", help="a file that `audiolm export` wrote")
     parser.add_argument("--text", default="", help="what to say")
     parser.add_argument("--prompt", type=local, metavar="FILE", help="a recording to continue, or whose voice to take")
@@ -71,9 +71,8 @@ def run(options: argparse.Namespace) -> None:
     generator.sampling = dataclasses.replace(generator.sampling, **{key: config.sampling[key] for key in changed})
     template = generator.data_config.template
     if "{speaker}" in template and not options.speaker:
-        print(
-            f"audiolm: the text of this run was {template!r}; --speaker names a voice of its training", file=sys.stderr
-        )
+        shown = shortened(repr(template), 200)
+        print(f"audiolm: the text of this run was {shown}; --speaker names a voice of its training", file=sys.stderr)
     codec = generator.codec
     prompt = arguments.recording(options.prompt, codec.sample_rate, codec.channels, "--prompt")
     melody = arguments.recording(options.melody, codec.sample_rate, 1, "--melody")

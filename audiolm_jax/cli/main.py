@@ -11,11 +11,20 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import audiolm_jax
 from audiolm_jax.cli import allocator, interrupts, programs
-from audiolm_jax.errors import InputError, disk_error, drop_checkpoint_logs, unraisable
+from audiolm_jax.errors import (
+    LONGEST,
+    InputError,
+    disk_error,
+    drop_checkpoint_logs,
+    open_files,
+    shortened,
+    unraisable,
+)
 
 # Command -> its summary. `import`, a keyword of Python, is in import_.py.
 COMMANDS = {
@@ -145,13 +154,21 @@ def quiet_checkpoints() -> None:
     """Drops the logs of a failed checkpoint, for this process: the error is also raised."""
     from absl import logging as absl
 
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     # Not by name: a record has the file that logs in it only if absl created the logger.
     for logger in (absl.get_absl_logger(), logging.getLogger("asyncio")):
         logger.addFilter(drop_checkpoint_logs)
 
 
 def complain(sentence: str) -> int:
-    print(f"audiolm: {' '.join(sentence.split())}", file=sys.stderr)
+    """Prints a sentence of bounded length on a line of its own; returns the exit code of bad input."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # ends its line
+    sentence = open_files(sentence) or shortened(" ".join(sentence.split()), LONGEST)
+    print(f"audiolm: {sentence}", file=sys.stderr)
     return 2
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from audiolm_jax.audio import resample
 from audiolm_jax.data.corpora import Reject, Utterance
-from audiolm_jax.errors import InputError
+from audiolm_jax.errors import OPEN_FILES, InputError
 
 SHORTEST_BUCKET_SECONDS = 2.0
 LOOK_AHEAD = 16  # recordings loaded ahead, which bounds the memory
@@ -95,6 +95,8 @@ def heard(item: Utterance, codec) -> np.ndarray:
     except (Reject, InputError):
         raise
     except Exception as error:  # whatever a decoder, or a corpus from outside, says of one broken recording
+        if isinstance(error, OSError) and error.errno in OPEN_FILES:
+            raise
         raise Reject(f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
     try:
         for text in (item.key, item.speaker, item.text, *(word for word, _, _ in item.words)):

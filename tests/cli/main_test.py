@@ -4,12 +4,14 @@ import asyncio
 import errno
 import gc
 import os
+import resource
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tqdm
 
 from audiolm_jax import config, errors
 from audiolm_jax.cli import main
@@ -185,6 +187,84 @@ def test_errors_of_the_disk_are_sentences():
     except ValueError as error:
         assert "No space left" in errors.disk_error(error)
     assert errors.disk_error(ValueError("a defect of this program")) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE), "run/x"),
+        OSError(errno.ENFILE, os.strerror(errno.ENFILE)),
+        ValueError("a library's words: Too many open files [source locations]"),
+        InputError("run: cannot be written (Too many open files); give a folder that you may write to"),
+    ],
+)
+def test_too_many_open_files_is_a_sentence_with_the_limit(error, capsys):
+    assert main.complain(str(error) if isinstance(error, InputError) else errors.disk_error(error)) == 2
+    said = capsys.readouterr().err
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert f"this process may have {limit} (ulimit -n)" in said and "raise the limit (ulimit -n" in said
+    assert "you may write to" not in said
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "generate", "compare"])
+def test_a_command_that_may_open_no_file_says_so(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    more = {"prepare": ["--data=data"], "generate": ["--workdir=run", "--out=a.wav"]}.get(command, ["--workdir=run"])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # what is open stays open
+    try:
+        said = refused(capsys, command, *more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "this process may have 3 (ulimit -n)" in said
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+@pytest.mark.parametrize("left", [0, 1])  # neither its selector nor its sockets, or not its sockets
+def test_an_event_loop_without_sockets_is_silent(left, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", errors.unraisable)
+    free, limits = os.dup(2), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            asyncio.SelectorEventLoop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    gc.collect()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_sentence_begins_on_a_line_of_its_own(capsys):
+    with tqdm.tqdm(total=3, desc="half drawn") as bar:
+        bar.update()
+        main.complain("words")
+    drawn, sentence, _ = capsys.readouterr().err.split("\n")
+    assert "half drawn" in drawn and sentence == "audiolm: words"
+
+
+def test_a_sentence_is_never_endless(capsys):
+    main.complain("begin" + "x" * 50_000 + "end")
+    said = capsys.readouterr().err
+    assert len(said) < 2 * errors.LONGEST and said.startswith("audiolm: begin") and said.endswith("end\n")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("az://box/run", "what reads addresses of az:// is not installed"), ("foo://box/run", "foo:// are not read")],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "export"])
+def test_an_address_that_nothing_reads_is_refused(command, address, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    more = {"generate": ["--out=a.wav"], "export": ["--out=a.safetensors"]}.get(command, [])
+    assert reason in refused(capsys, command, f"--workdir={address}", *more)
+
+
+def test_addresses_of_files_are_refused(tmp_path, capsys):
+    for key in ("corpus.path", "codec.path"):
+        given = f"--config.{key}=gs://box/voices"
+        said = refused(capsys, "prepare", f"--data={tmp_path}", "--config.corpus.name=folder", given)
+        assert said.startswith(f"audiolm: {key}: gs://box/voices is an address")
 
 
 @pytest.mark.parametrize("kind", ["a task", "a future", "a gathering"])

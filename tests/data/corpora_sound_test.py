@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import resource
 import struct
 from pathlib import Path
 
@@ -241,3 +242,16 @@ def test_whatever_a_corpus_from_outside_raises_rejects_one_recording(error):
 
     with pytest.raises(Reject, match=f"cannot be read: {type(error).__name__}"):
         encode.heard(corpora.Utterance("a", "train", "", "", (), load), Two)
+
+
+def test_too_many_open_files_is_no_fault_of_a_recording(tmp_path):
+    put(tmp_path, "a.wav", text="one")
+    [item], codec = listed(tmp_path).values(), codecs.load("tiny")
+    encode.heard(item, codec)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # what is open stays open
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            encode.heard(item, codec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

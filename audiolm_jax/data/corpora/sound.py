@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from audiolm_jax.data.corpora import Reject, cut
+from audiolm_jax.errors import OPEN_FILES
 
 if TYPE_CHECKING:
     import soundfile
@@ -55,6 +56,8 @@ def opened(source: str | Path | bytes) -> Iterator["soundfile.SoundFile"]:
                 _check_promise(sound, file.head)
                 yield sound
     except OSError as error:
+        if error.errno in OPEN_FILES:  # of this process, not of the recording
+            raise
         raise Reject(f"cannot be opened: {error.strerror or error}") from error
     except soundfile.SoundFileError as error:
         detail = getattr(error, "error_string", str(error)).strip(" .")
