@@ -221,6 +221,14 @@ def read_safetensors(path: str | Path, what: str = "") -> tuple[dict[str, Any], 
         return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
+def safetensors_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file. Raises InputError."""
+    from safetensors import safe_open
+
+    with reading(path, "safetensors"), safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
 def write_safetensors(path: str | Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Writes numpy arrays by name, into a folder that exists."""
     import numpy as np

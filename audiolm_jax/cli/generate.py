@@ -1,9 +1,12 @@
 """`audiolm generate`."""
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from audiolm_jax import files
 from audiolm_jax.cli import arguments
@@ -64,9 +67,11 @@ def run(options: argparse.Namespace) -> None:
         arguments.trained_run(options.workdir)
     elif not options.checkpoint.is_file():
         raise InputError(f"--checkpoint={options.checkpoint}: there is no such file; `audiolm export` writes one")
+    source = options.workdir or options.checkpoint
+    codec = codec_ahead(source)
     from audiolm_jax import audio, loading
 
-    generator = loading.load(options.workdir or options.checkpoint)
+    generator = loading.load(source, codec=codec)
     changed = [override.partition("=")[0].removeprefix("sampling.") for override in options.overrides]
     generator.sampling = dataclasses.replace(generator.sampling, **{key: config.sampling[key] for key in changed})
     template = generator.data_config.template
@@ -96,6 +101,27 @@ def run(options: argparse.Namespace) -> None:
         result.save(options.out)
     seconds = result.waveform.shape[-1] / result.sample_rate
     print(f"{options.out}: {seconds:.2f} s of audio in {result.seconds:.2f} s and {result.passes} passes")
+
+
+def codec_ahead(source: Path) -> Any:
+    """The codec of a model, its decoder being compiled in a thread while the model's modules are imported and traced.
+
+    None if it cannot be opened: `loading.load` says why.
+    """
+    from audiolm_jax import codecs
+    from audiolm_jax.sampling import DECODE_FRAMES
+    from audiolm_jax.sampling.background import in_background
+
+    with contextlib.suppress(Exception):
+        if source.is_file():
+            about = files.parse_json(files.safetensors_metadata(source)["about"], source)
+        else:
+            about = files.read_json(source / "config.json")
+        codec = codecs.load(**{name: about["codec"][name] for name in ("name", "path", "codebooks")})
+        if hasattr(codec, "warm"):
+            in_background(functools.partial(codec.warm, DECODE_FRAMES))
+        return codec
+    return None
 
 
 def streamed(stream: "Iterator[list[np.ndarray]]", file: "audio.WavFile") -> "list[Result]":

@@ -6,9 +6,12 @@ Trained from scratch on the project's synthetic corpus by `experiments/default_c
 
 import functools
 import json
+import types
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -73,7 +76,7 @@ def _read(path: Path, modified: int) -> tuple:
         wrong = [f"{name}={value}" for name, value in sizes.items() if not 0 <= value <= bounds[name]]
         if wrong:
             raise ValueError(f"{shortened(wrong[0], 60)} is more than there are weights")
-        graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, nnx.Rngs(0))))
+        graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, one_key())))
     known = by_name(params)
     shapes = {name: variable.shape for name, (_, variable) in known.items()}
     shapes["books_QKZ"] = (config.codebooks, config.codebook_size, config.latent)
@@ -91,6 +94,12 @@ def _read(path: Path, modified: int) -> tuple:
     filled = [(place, variable.replace(value)) for (place, variable), value in zip(known.values(), values, strict=True)]
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     return config, model, books_QKZ, files.digest(asdict(config), arrays)
+
+
+def one_key() -> Any:
+    """What a network without values takes for `nnx.Rngs`, of whose keys the tracing would take most of the time."""
+    key = jax.random.key(0)
+    return types.SimpleNamespace(params=lambda: key)
 
 
 def by_name(params: nnx.State) -> dict[str, tuple]:

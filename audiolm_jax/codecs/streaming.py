@@ -21,6 +21,7 @@ signal and a stream run the same programs.
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -205,6 +206,7 @@ class Codec:
         vars(self).update(vars(about))
         self.frame_rate, self.config = about.frame_rate, config
         self._encoder, self._decoder = encoder, decoder
+        self._warming = threading.Lock()
 
     def frames(self, samples: int) -> int:
         return -(-int(samples) // self.hop)
@@ -253,9 +255,13 @@ class Codec:
         return None if waveform is None else as_output(waveform)
 
     def warm(self, frames: int) -> None:
-        """Compiles what a stream of chunks of `frames` frames runs. No `Window`: its size depends on the length."""
-        if all(isinstance(stage, Carry) for stage in self._decoder):
-            self.decode_step(self.decode_init(1), np.zeros((1, frames, self.codebooks), np.int32))
+        """Compiles what a stream of chunks of `frames` frames runs. No `Window`: its size depends on the length.
+
+        A second thread waits for the first: jax would compile the same program in both.
+        """
+        with self._warming:
+            if all(isinstance(stage, Carry) for stage in self._decoder):
+                self.decode_step(self.decode_init(1), np.zeros((1, frames, self.codebooks), np.int32))
 
     def _run(self, stages: tuple, x: np.ndarray, ends_B: np.ndarray, unit_in: int, unit_out: int) -> np.ndarray:
         """A complete signal through a chain, LONG frames at a time, in groups of rows; zero after the end of a row."""

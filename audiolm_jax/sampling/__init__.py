@@ -10,6 +10,7 @@ prompt, of any length, are never resampled; the order of the strategy says which
     masked.py       bidirectional passes: masked, the finer levels of hierarchical; lengths
     windows.py      audio longer than the training segments
     performance.py  weights and compiler options for decoding
+    background.py   compiling in a thread
     result.py       what comes back: shown as a player, saved to a file
     generator.py    text, audio, melody -> audio: what a notebook, the command line and the evaluation call
 """
@@ -18,6 +19,9 @@ import dataclasses
 
 from audiolm_jax.config import key, validate
 from audiolm_jax.errors import InputError
+
+# The codec decodes multiples of this many frames, and the last ones at the end, so that it compiles few shapes.
+DECODE_FRAMES = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from audiolm_jax.model import sharding
 from audiolm_jax.model.losses import by_codebook
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance, requests
+from audiolm_jax.sampling.background import in_background
 from audiolm_jax.sampling.rules import LogitRules, choose, guide
 from audiolm_jax.serialization import Grid
 from audiolm_jax.serialization import vocab as ids
@@ -217,16 +218,13 @@ def start(
 def compile_ahead(
     model: Transformer, grid: Grid, vocab: Vocab, chunk: int, fixed: Fixed, state: State, slots: int
 ) -> Callable[[], None]:
-    """Compiles the first chunk in a thread, beside the prefill: XLA leaves processors idle. Returns its `join`."""
-    mesh = jax.sharding.get_mesh()
+    """Compiles the first chunk in a thread, beside the prefill: XLA leaves processors idle. Returns its `join`.
+
+    It is traced before: it takes longest to compile, and two threads that trace wait for each other.
+    """
     cache = jax.eval_shape(functools.partial(model.init_cache, len(fixed.length_M), slots))
-
-    def work() -> None:
-        with jax.set_mesh(mesh):
-            arguments = (model, grid, vocab, chunk, fixed, state, sharding.on_mesh(cache, mesh))
-            chunk_program().lower(*arguments).compile()
-
-    return performance.in_background(work)
+    arguments = (model, grid, vocab, chunk, fixed, state, sharding.on_mesh(cache, jax.sharding.get_mesh()))
+    return in_background(chunk_program().lower(*arguments).compile)
 
 
 def generate(

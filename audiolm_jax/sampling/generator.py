@@ -27,15 +27,14 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.sampling import SamplingConfig, causal, masked, performance, rows
+from audiolm_jax.sampling import DECODE_FRAMES, SamplingConfig, causal, masked, performance, rows
+from audiolm_jax.sampling.background import in_background
 from audiolm_jax.sampling.requests import Request, check, limits, prefilled_steps
 from audiolm_jax.sampling.result import Result, table
 from audiolm_jax.sampling.rows import Row
 from audiolm_jax.sampling.windows import Windows
 from audiolm_jax.serialization import text
 
-# The codec decodes multiples of this many frames, and the last ones at the end, so that it compiles few shapes.
-DECODE_FRAMES = 8
 SHOWN = 12  # names of speakers in a message
 
 
@@ -290,7 +289,7 @@ class Generator:
         warm = getattr(self.codec, "warm", None)
         if not self._cold or warm is None:
             return lambda: None
-        return performance.in_background(functools.partial(warm, DECODE_FRAMES))
+        return in_background(functools.partial(warm, DECODE_FRAMES))
 
     def progress(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Codes alone, chunk by chunk; the last one is the finished grid."""

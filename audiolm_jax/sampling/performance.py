@@ -3,11 +3,8 @@
 `attention.attend_step`, `attention.two_rows` and `sampling.rules` also choose by platform.
 """
 
-import contextlib
 import dataclasses
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -90,21 +87,6 @@ def _gathered(spec: P, model: Transformer) -> P:
     """Sharding of a weight during decoding: the FSDP axis gathered."""
     split = {axis for logical in ("heads", "ffn", "vocab") for axis in model.rules.for_decoding().axes(logical)}
     return P(*(axis if axis in split else None for axis in spec))
-
-
-def in_background(work: Callable[[], Any]) -> Callable[[], None]:
-    """Runs `work`, which compiles, in a thread. Returns the function that waits for it.
-
-    Its errors are dropped: the caller does the same again, and raises them.
-    """
-
-    def quiet() -> None:
-        with contextlib.suppress(Exception):
-            work()
-
-    thread = threading.Thread(target=quiet)  # no daemon: XLA would crash if the process ended under it
-    thread.start()
-    return thread.join
 
 
 def compiler_options() -> dict[str, bool | int]:

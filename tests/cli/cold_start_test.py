@@ -10,7 +10,8 @@ import jax
 import pytest
 
 import audiolm_jax
-from audiolm_jax.cli import programs
+from audiolm_jax import files
+from audiolm_jax.cli import generate, programs
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "experiments" / "serialization_ablation" / "checkpoints" / "delay.safetensors"
@@ -75,6 +76,27 @@ def test_what_speaking_does_not_need_is_not_imported(first_and_second):
 
 def test_a_short_text_compiles_each_program_once_and_moves_weights_without_one(first_and_second):
     assert compiled(first_and_second[0]) == sorted(PROGRAMS)
+
+
+def test_the_decoder_is_compiled_beside_imports_and_the_longest_program_first(first_and_second):
+    first = first_and_second[0]
+    modules = first.stdout.partition("MODULES ")[2].split()  # in the order in which they were imported
+    assert modules.index("audiolm_jax.codecs.default") < modules.index("audiolm_jax.loading")
+    begun = [
+        line.partition("jit(")[2].partition(")")[0] for line in first.stderr.splitlines() if "Compiling jit(" in line
+    ]
+    assert begun.index("run_chunk") < begun.index("prefill")
+
+
+def test_a_codec_that_cannot_be_opened_ahead_is_left_to_the_loading(tmp_path):
+    assert generate.codec_ahead(CHECKPOINT).name == "default"
+    files.write_json(tmp_path / "config.json", {"codec": {"name": "tiny", "path": None, "codebooks": 2}})
+    assert generate.codec_ahead(tmp_path).codebooks == 2
+    files.write_json(tmp_path / "config.json", {"codec": {"name": "no such", "path": None, "codebooks": 2}})
+    (tmp_path / "broken.safetensors").write_bytes(b"no header")
+    assert generate.codec_ahead(tmp_path) is None
+    assert generate.codec_ahead(tmp_path / "broken.safetensors") is None
+    assert generate.codec_ahead(tmp_path / "nothing") is None
 
 
 def test_a_second_command_compiles_nothing(first_and_second):
