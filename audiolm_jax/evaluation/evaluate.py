@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import audio, files, loading
+from audiolm_jax import files, loading
 from audiolm_jax.data import batches, corpora, encode, prepare, tokens
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
