@@ -19,6 +19,7 @@ from audiolm_jax.codecs.streaming import About, Codec, Window, own_mesh
 from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import Conv, Embedding, parameter
 from audiolm_jax.hub.weights import fingerprint
+from audiolm_jax.model import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,7 @@ def network(first: PaddedConv, blocks: list[Sequence], last: PaddedConv) -> Sequ
 
 class Quantizer(nnx.Module):
     def __init__(self, c: DACConfig):
-        self.quantizers = nnx.List([Codebook(c) for _ in range(c.n_codebooks)])
+        self.quantizers = versions.List([Codebook(c) for _ in range(c.n_codebooks)])
 
 
 class DACModel(nnx.Module):

@@ -20,6 +20,7 @@ from flax import nnx
 
 from audiolm_jax import audio
 from audiolm_jax.codecs.streaming import Tape
+from audiolm_jax.model import versions
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def linear(layer: nnx.Linear, x: jax.Array) -> jax.Array:
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
-def blocks(count: int, width: int, kernel: int, expansion: int, rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List([Block(width, kernel, expansion, rngs) for _ in range(count)])
+def blocks(count: int, width: int, kernel: int, expansion: int, rngs: nnx.Rngs) -> versions.List:
+    return versions.List([Block(width, kernel, expansion, rngs) for _ in range(count)])
 
 
 class Encoder(nnx.Module):

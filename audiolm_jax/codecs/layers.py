@@ -19,6 +19,7 @@ from flax import nnx
 
 from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.hub.layers import Conv, parameter
+from audiolm_jax.model import versions
 
 
 class PaddedConv(nnx.Module):
@@ -167,7 +168,7 @@ class LSTM(nnx.Module):
 
     def __init__(self, channels: int, layers: int):
         self.layers = layers
-        self.lstm = nnx.Dict()
+        self.lstm = versions.Dict()
         for n in range(layers):
             self.lstm[f"weight_ih_l{n}"] = parameter((channels, 4 * channels), 1, 0)
             self.lstm[f"weight_hh_l{n}"] = parameter((channels, 4 * channels), 1, 0)

@@ -21,6 +21,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import ACTIVATIONS, MLP, Attention, Conv, Norm, parameter, rope, rope_table
 from audiolm_jax.hub.weights import fingerprint
+from audiolm_jax.model import versions
 
 SIZES = (32, 16, 8, 1)  # frames per call
 
@@ -121,7 +122,7 @@ class TransformerLayer(nnx.Module):
 
 class Transformer(nnx.Module):
     def __init__(self, c: MimiConfig):
-        self.layers = nnx.List([TransformerLayer(c) for _ in range(c.num_hidden_layers)])
+        self.layers = versions.List([TransformerLayer(c) for _ in range(c.num_hidden_layers)])
 
     def __call__(self, x_BND, n_B, tape: Tape):
         begin = tape.take(jnp.int32(0))

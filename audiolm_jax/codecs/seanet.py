@@ -15,6 +15,7 @@ from audiolm_jax.codecs.layers import LSTM, PaddedConv, PaddedTransposedConv, Tr
 from audiolm_jax.codecs.streaming import Tape
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.layers import Conv
+from audiolm_jax.model import versions
 
 WIDEST = 2**16  # positions under a dilated kernel
 
@@ -96,11 +97,11 @@ class ResidualBlock(nnx.Module):
     def __init__(self, c: SEANetConfig, width: int, dilation: int):
         hidden = width // c.compress
         first = c.conv(width, hidden, c.residual_kernel_size, dilation=dilation)
-        self.block = nnx.List([Elu(), first, Elu(), c.conv(hidden, width, 1)])
+        self.block = versions.List([Elu(), first, Elu(), c.conv(hidden, width, 1)])
         self.shortcut = c.conv(width, width, 1) if c.use_conv_shortcut else None
 
     @property
-    def chain(self) -> nnx.List:
+    def chain(self) -> versions.List:
         return self.block
 
     def __call__(self, x_BNC, n_B, tape: Tape):
@@ -112,7 +113,7 @@ class Network(nnx.Module):
     """Layers one after another."""
 
     def __init__(self, layers: list):
-        self.layers = nnx.List(layers)
+        self.layers = versions.List(layers)
 
     def __call__(self, x_BNC, n_B, tape: Tape):
         return run(self.layers, x_BNC, n_B, tape)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.codecs import checks
+from audiolm_jax.model import versions
 
 ROWS = 64  # rows per call, or fewer by a power of two
 LONG = 1024  # frames of a signal that pass all stages before the next ones enter
@@ -322,4 +323,4 @@ def own_mesh():
 
 def placed(arrays: Any) -> Any:
     """numpy arrays on the device of the current mesh, without a program that moves them."""
-    return jax.device_put(arrays, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))
+    return jax.device_put(arrays, jax.NamedSharding(versions.mesh(), jax.P()))

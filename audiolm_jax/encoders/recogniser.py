@@ -21,6 +21,7 @@ from audiolm_jax import audio, files
 from audiolm_jax.config import keys_of
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub.weights import Weights
+from audiolm_jax.model import versions
 
 WEIGHTS = Path(__file__).parent / "weights" / "recogniser.safetensors"
 LEVEL = 0.1  # root mean square to which every waveform is scaled
@@ -97,7 +98,7 @@ class Network(nnx.Module):
         normal = jax.random.normal
         self.stack = config.stack
         self.embed = nnx.Param(normal(rngs.params(), (fan_in, config.width)) / np.sqrt(fan_in))
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
+        self.blocks = versions.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.scale = nnx.Param(jnp.ones((config.width,)))
         self.emit, self.classes = config.emit, len(config.alphabet) + 1
         shape = (config.width, config.emit * self.classes)

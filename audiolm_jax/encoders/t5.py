@@ -23,6 +23,7 @@ from audiolm_jax.files import reading
 from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import MASKED, MLP, Attention, Embedding, Norm
 from audiolm_jax.hub.weights import Weights, named
+from audiolm_jax.model import versions
 
 TOKENIZER = "tokenizer.json"
 TOKENS = 16  # texts are padded to a multiple of this, so that few shapes are compiled
@@ -69,7 +70,7 @@ class Encoder(nnx.Module):
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.d_model)
         self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads)
-        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.blocks = versions.List([Block(config) for _ in range(config.num_layers)])
         self.norm = Norm(config.d_model, config.layer_norm_epsilon, centred=False)
 
     def __call__(self, ids_BE: jax.Array, valid_BE: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ from flax import nnx
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 from audiolm_jax.evaluation.config import METHODS
-from audiolm_jax.model import sharding
+from audiolm_jax.model import sharding, versions
 from audiolm_jax.model.losses import target_logprobs
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import requests
@@ -228,7 +228,7 @@ def score(
     # On a CPU what fits its caches is fastest (5 layers of 256: 4.4 s of processor time for 1024, 7.4 s for 4096).
     positions_per_batch = positions_per_batch or (1024 if sharding.platform() == "cpu" else 16384)
     graph, state = nnx.split(model)
-    mesh = jax.sharding.get_mesh()
+    mesh = versions.mesh()
     devices = 1 if model.rules.batch is None else mesh.shape[model.rules.batch]
     lengths = sorted({requests.bucket(len(row["positions"]), SHORTEST) for row in rows})
     waiting: list[int] = []

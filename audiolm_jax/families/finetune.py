@@ -38,7 +38,7 @@ from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import musicgen
 from audiolm_jax.families.captions import Captioned
-from audiolm_jax.model import checkpoints, lora, sharding
+from audiolm_jax.model import checkpoints, lora, sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.spec import Source, Spec
@@ -168,10 +168,10 @@ class Base:
         "params": the decoder's weights under LoRA, else {}})."""
         if resumed and not self.partial:
             shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, self.vocab, rules))[1])
-            params = sharding.on_mesh(shapes, jax.sharding.get_mesh())
+            params = sharding.on_mesh(shapes, versions.mesh())
         else:
             params = checkpoints.params_of(checkpoints.restore_params(self.folder, rules=rules)[0])
-        replicated = NamedSharding(jax.sharding.get_mesh(), P())
+        replicated = NamedSharding(versions.mesh(), P())
 
         def replicate(x: jax.Array) -> jax.Array:
             x = np.asarray(x)

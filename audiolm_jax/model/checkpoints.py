@@ -31,7 +31,7 @@ from flax.traverse_util import unflatten_dict
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError, listed, shortened
-from audiolm_jax.model import sharding
+from audiolm_jax.model import sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec, from_json
 from audiolm_jax.model.transformer import Transformer
@@ -309,7 +309,7 @@ def _build(spec: Spec, load: Any, model_changes: dict, rules: sharding.Rules, wh
     config = dataclasses.replace(spec.model, **model_changes)
     entered = not jax.sharding.get_abstract_mesh().empty
     with contextlib.nullcontext() if entered else jax.set_mesh(sharding.single_device_mesh()):
-        mesh = jax.sharding.get_mesh()
+        mesh = versions.mesh()
         graph, abstract = nnx.split(abstract_model(config, spec.vocab, rules))
         params = load(sharding.on_mesh(nnx.to_pure_dict(abstract), mesh))
         for path, x in jax.tree_util.tree_leaves_with_path(params):

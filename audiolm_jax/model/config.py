@@ -74,10 +74,9 @@ def platform() -> str:
 
     Everything that depends on the platform calls this, so that a program compiled ahead of time is the one that runs.
     """
-    import jax
+    from audiolm_jax.model import versions
 
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
+    name = versions.platform()
     return "gpu" if name in ("cuda", "rocm") else name
 
 

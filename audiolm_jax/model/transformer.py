@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from audiolm_jax.model import attention, layers, sharding
+from audiolm_jax.model import attention, layers, sharding, versions
 from audiolm_jax.model.config import ModelConfig, table_rows
 from audiolm_jax.model.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, product, row_axes
 from audiolm_jax.model.sharding import PRESETS, Rules, gather
@@ -291,7 +291,7 @@ def unstack(model: Transformer) -> Transformer:
         return model
     unstacked = nnx.clone(model)
     for stack in model.STACKS:
-        setattr(unstacked, stack, nnx.List(_unstacked(getattr(model, stack))))
+        setattr(unstacked, stack, versions.List(_unstacked(getattr(model, stack))))
     return unstacked
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax.model import sharding
+from audiolm_jax.model import sharding, versions
 from audiolm_jax.model.losses import by_codebook
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance, requests
@@ -209,7 +209,7 @@ def start(
     valid_ME = None if encoded is None else encoded[1]
     inputs = model, *requests.place(prompts), encoded
     if meanwhile is not None:
-        hidden_MD, prompt_cache = sharding.on_mesh(jax.eval_shape(prefill, *inputs), jax.sharding.get_mesh())
+        hidden_MD, prompt_cache = sharding.on_mesh(jax.eval_shape(prefill, *inputs), versions.mesh())
         meanwhile(Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD))
     hidden_MD, prompt_cache = prefill(*inputs)
     return Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD)
@@ -223,7 +223,7 @@ def compile_ahead(
     It is traced before: it takes longest to compile, and two threads that trace wait for each other.
     """
     cache = jax.eval_shape(functools.partial(model.init_cache, len(fixed.length_M), slots))
-    arguments = (model, grid, vocab, chunk, fixed, state, sharding.on_mesh(cache, jax.sharding.get_mesh()))
+    arguments = (model, grid, vocab, chunk, fixed, state, sharding.on_mesh(cache, versions.mesh()))
     return in_background(chunk_program().lower(*arguments).compile)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from audiolm_jax.model import versions
+
 # Dense bfloat16 peak of a chip, FLOP/s. GPUs: NVIDIA's data sheets; TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 PEAKS = {
     "h200": 989e12,
@@ -38,7 +40,7 @@ KINDS = {
 
 def peak_flops(tflops: float = 0.0) -> float:
     """FLOP/s of the current mesh: `tflops` per device if it is not 0, else of PEAKS, or measured on another device."""
-    mesh = jax.sharding.get_mesh()
+    mesh = versions.mesh()
     kind = mesh.devices.flat[0].device_kind
     chip = next((chip for beginning, chip in KINDS.items() if kind.startswith(beginning)), None)
     return (tflops * 1e12 or PEAKS.get(chip) or measured_flops()) * mesh.size

@@ -9,7 +9,7 @@ from flax import nnx
 
 from audiolm_jax import files
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model import checkpoints, sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.spec import Spec
@@ -55,7 +55,7 @@ class Start(Adapter):
         """(the weights, or their shapes if a checkpoint replaces them; nothing frozen)."""
         if resumed:
             shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, self.spec.vocab, rules))[1])
-            return sharding.on_mesh(shapes, jax.sharding.get_mesh()), {}
+            return sharding.on_mesh(shapes, versions.mesh()), {}
         return checkpoints.params_of(self._read(rules=rules)[0]), {}
 
     def init(self, build: Callable[[jax.Array], dict], weights: dict, key: jax.Array) -> dict:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from audiolm_jax.model import versions
 from experiments.default_codec.objective import stft
 
 
@@ -33,7 +34,7 @@ class Resolution(nnx.Module):
             return nnx.Conv(inputs, outputs, kernel, padding="SAME", rngs=rngs, **options)
 
         width = config.width
-        self.hidden = nnx.List([conv(2, width, (3, 9))])
+        self.hidden = versions.List([conv(2, width, (3, 9))])
         for dilation in config.dilations:
             self.hidden.append(conv(width, width, (3, 9), strides=(1, 2), kernel_dilation=(dilation, 1)))
         self.hidden.append(conv(width, width, (3, 3)))
@@ -51,7 +52,7 @@ class Resolution(nnx.Module):
 class Adversary(nnx.Module):
     def __init__(self, config: AdversaryConfig, rngs: nnx.Rngs):
         self.config = config
-        self.resolutions = nnx.List([Resolution(config, rngs) for _ in config.windows])
+        self.resolutions = versions.List([Resolution(config, rngs) for _ in config.windows])
 
     def __call__(self, waveform_BN: jax.Array) -> list[tuple[jax.Array, list[jax.Array]]]:
         """Scores of waveforms, one array per resolution."""

@@ -22,7 +22,7 @@ from flax import nnx
 from audiolm_jax import codecs, config, serialization
 from audiolm_jax.data import examples
 from audiolm_jax.evaluation import speed
-from audiolm_jax.model import losses, sharding
+from audiolm_jax.model import losses, sharding, versions
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
@@ -65,7 +65,7 @@ def gradient_seconds(model: Transformer, vocab: Vocab, rows: dict, repeats: int 
 
         return jax.grad(loss)(params)
 
-    rows = sharding.shard_batch(rows, jax.sharding.get_mesh(), model.rules)
+    rows = sharding.shard_batch(rows, versions.mesh(), model.rules)
     jax.block_until_ready(gradient(params, rows))
     seconds = []
     for _ in range(repeats):

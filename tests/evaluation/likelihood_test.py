@@ -10,6 +10,7 @@ from flax import nnx
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 from audiolm_jax.evaluation.likelihood import Scoring, _score, likelihood, score
+from audiolm_jax.model import versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents
@@ -42,7 +43,7 @@ def sharp_model(vocab, seed=0):
     """A random model whose predictions are far from uniform, so that a missing or doubled factor shows."""
     graph, shapes = nnx.split(nnx.eval_shape(lambda: Transformer(MODEL, vocab.size, nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
-    everywhere = jax.NamedSharding(jax.sharding.get_mesh(), jax.P())
+    everywhere = jax.NamedSharding(versions.mesh(), jax.P())
     leaves = [rng.normal(size=leaf.shape).astype(np.float32) for leaf in jax.tree.leaves(shapes)]
     return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(shapes), jax.device_put(leaves, everywhere)))
 

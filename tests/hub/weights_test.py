@@ -10,6 +10,7 @@ from audiolm_jax import files
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import layers
 from audiolm_jax.hub.weights import Weights, fold
+from audiolm_jax.model import versions
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -93,7 +94,7 @@ def test_any_other_prefix_is_named_first():
 def test_long_lists_show_both_kinds():
     class Many(nnx.Module):
         def __init__(self):
-            self.layers = nnx.List([layers.Linear(2, 2) for _ in range(40)])
+            self.layers = versions.List([layers.Linear(2, 2) for _ in range(40)])
 
     tensors = {f"blocks.{n}.weight": np.zeros((2, 2), np.float32) for n in range(30)}
     said = refused(tensors, lambda: nnx.eval_shape(Many))

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ModelConfig, ShardingConfig
-from audiolm_jax.model.sharding import PRESETS, make_mesh
+from audiolm_jax.model.sharding import PRESETS, make_mesh, on_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization import SerializationConfig
@@ -159,9 +159,9 @@ def test_weights_trained_on_many_devices_come_back_on_one(tmp_path):
     with jax.set_mesh(mesh), checkpoints.manager(tmp_path) as manager:
         like = jax.eval_shape(lambda: Transformer(CONFIG_8, VOCAB.size, nnx.Rngs(0), PRESETS["fsdp_tensor"]))
         params = jax.tree.map(
-            lambda x, like: jax.device_put(np.asarray(x), like.sharding.spec),
+            lambda x, like: jax.device_put(np.asarray(x), like.sharding),
             fresh(5, CONFIG_8),
-            checkpoints.params_of(like),
+            on_mesh(checkpoints.params_of(like), mesh),
         )
         checkpoints.save(manager, 1, params, STATE, {}, dataclasses.replace(SPEC, model=CONFIG_8))
     model, _ = checkpoints.restore_params(tmp_path)
@@ -177,12 +177,7 @@ def test_eight_devices_to_one_and_back_is_bit_equal(tmp_path, preset, tensor):
 
     def abstract(mesh, rules):
         with jax.set_mesh(mesh):
-            like = checkpoints.params_of(checkpoints.abstract_model(CONFIG_8, VOCAB, rules))
-
-        def place(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, x.sharding.spec))
-
-        return jax.tree.map(place, like)
+            return on_mesh(checkpoints.params_of(checkpoints.abstract_model(CONFIG_8, VOCAB, rules)), mesh)
 
     trees = [(eight, abstract(eight, rules)), (one, abstract(one, PRESETS["data"])), (eight, abstract(eight, rules))]
     params = jax.tree.map(lambda x, like: jax.device_put(np.asarray(x), like.sharding), fresh(7, CONFIG_8), trees[0][1])

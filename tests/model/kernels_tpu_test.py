@@ -85,7 +85,8 @@ def test_blocks_that_nobody_sees_are_skipped_and_no_others():
 @pytest.mark.parametrize(("platform", "kernel", "dtype"), [("tpu", True, "bfloat16"), ("cpu", False, "float32")])
 def test_a_described_platform_is_what_decides(platform, kernel, dtype):
     """Without such a device: a program compiled ahead of time is the one that will run."""
-    device = AbstractDevice(device_kind=platform, num_cores=1, platform=platform)
+    about = {"device_kind": platform, "num_cores": 1, "platform": platform}  # JAX 0.7 has no platform there
+    device = AbstractDevice(**{key: about[key] for key in AbstractDevice.__dataclass_fields__})
     described = AbstractMesh((2, 2, 1), AXES, axis_types=(AxisType.Explicit,) * 3, abstract_device=device)
     config = ModelConfig(layers=1, width=16, heads=2, kv_heads=1, head_width=8, ffn=16)
 

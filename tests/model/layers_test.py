@@ -171,8 +171,9 @@ def test_states_are_inputs_like_rows_of_the_table():
 @pytest.mark.parametrize("config", [MUSIC, OTHER, SOFT])
 def test_every_layout_is_traced(config, preset):
     rules = sharding.PRESETS[preset]
-    with jax.set_mesh(sharding.make_mesh(ShardingConfig("fsdp_tensor", 2), jax.devices()[:4])):
-        network = jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), rules))
+    mesh = sharding.make_mesh(ShardingConfig("fsdp_tensor", 2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        network = sharding.on_mesh(jax.eval_shape(lambda: Transformer(config, V, nnx.Rngs(0), rules)), mesh)
         _, _, whole = rows()
         states = encoded(config) if config.cross_width else None
         soft = np.ones((*whole[0].shape[:2], sum(config.state_widths)), np.float32) if config.state_widths else None
@@ -180,7 +181,7 @@ def test_every_layout_is_traced(config, preset):
         def loss(network):
             return jnp.sum(network(*whole, encoded=states, states_BLW=soft).astype(jnp.float32))
 
-        gradient = jax.eval_shape(jax.grad(loss, allow_int=True), network)
+        gradient = sharding.on_mesh(jax.eval_shape(jax.grad(loss, allow_int=True), network), mesh)
         for a, b in zip(jax.tree.leaves(network), jax.tree.leaves(gradient), strict=True):
             assert a.shape == b.shape and a.sharding.spec == b.sharding.spec
         decoding = rules.for_decoding()

@@ -54,7 +54,7 @@ def test_the_gradient_is_zero_exactly_where_a_query_must_not_see(config):
         changed = nnx.clone(network)
         changed.embedding_VD = nnx.Param(table_VD)
         hidden = changed(tokens, rows["positions"], rows["segments"], rows["ahead"])
-        return hidden @ jnp.linspace(1, 2, config.width) ** 3
+        return jax.sharding.reshard(hidden @ jnp.linspace(1, 2, config.width) ** 3, jax.P())
 
     jacobian = jax.jit(jax.jacrev(probe))(network.embedding_VD[...])
     touched = np.asarray(jnp.any(jacobian[:, :, 1 : 1 + b * length] != 0, -1)).reshape(b, length, b, length)
