@@ -1,4 +1,4 @@
-# Each target makes the virtual environment it needs, with the pinned versions of constraints.txt:
+# Each target makes the virtual environment it needs, with the pinned versions of constraints.txt (CONSTRAINTS):
 #   demo, speed        .venv with the package alone
 #   test, test-all, lint, bench   the same .venv, with the tools for development and the references added
 #   plans, planner      the same .venv, with the compiler for TPUs added (it needs no TPU)
@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
-PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+CONSTRAINTS ?= constraints.txt
+PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: help install demo floor plans planner notebooks pairs test test-all lint format bench speed pictures clean
 .DELETE_ON_ERROR:
@@ -30,7 +31,7 @@ $(VENV)/bin/python:
 	@echo "== making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.package: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.package: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "== installing the package into $(VENV) (about a minute)"
 	@$(PIP) --editable .
 	@touch $@

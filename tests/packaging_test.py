@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import audiolm_jax
 from audiolm_jax.cli import main
@@ -49,6 +50,34 @@ def test_constraints_pin_every_dependency_and_hold_no_address():
     ]
     assert {normal(name) for name in wanted} | {"libtpu"} <= pinned  # libtpu is what jax[tpu] brings
     assert set(extras) == {"tpu", "cuda", "gcs", "tf", "eval", "parity", "notebook", "dev"}
+
+
+def pins(file: str, python: str) -> dict[str, str]:
+    """Normal name -> version that a list of constraints pins for a version of Python."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
+    found = [Requirement(line) for line in lines]
+    found = [one for one in found if not one.marker or one.marker.evaluate({"python_version": python})]
+    return {normal(one.name): str(one.specifier).removeprefix("==") for one in found}
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_bounds_let_in_the_lowest_and_the_newest_versions_that_were_tested(python):
+    """The lowest are those of hosted notebooks, where nothing is to be replaced: a bound that is higher would, and one
+    that is lower was never seen to hold."""
+    lowest, newest = pins("constraints-lowest.txt", python), pins("constraints.txt", python)
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        name = normal(requirement.name)
+        assert str(requirement.specifier) == f">={lowest[name]}", requirement
+        assert requirement.specifier.contains(newest[name]), (requirement, newest[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["constraints-lowest.txt", "constraints.txt"])
+def test_pip_resolves_both_lists(file):
+    """With what the dependencies require of each other; it asks the package index."""
+    command = ["install", "--dry-run", "--quiet", "--ignore-installed", "--constraint", str(ROOT / file), str(ROOT)]
+    done = subprocess.run([sys.executable, "-m", "pip", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def imported(folder: str) -> set[str]:
