@@ -17,21 +17,17 @@
 # their likelihoods and what they say. Nothing is downloaded but the package: the speech is spoken here, by espeak-ng.
 #
 # **Runtime.** A CPU runtime does: the models are small, and two cores need five to ten minutes. *Runtime → Change
-# runtime type* gives a GPU or a TPU; then change the last line of the install cell. Nothing else depends on it: the
-# models are trained on all devices that JAX finds, in bfloat16 on a GPU or a TPU and in float32 on a CPU (`dtype`
-# "auto"). Models as small as these leave an accelerator idle: there, give more steps and a larger network.
+# runtime type* gives a GPU or a TPU. Nothing below depends on it: the models are trained on all devices that JAX finds,
+# in bfloat16 on a GPU or a TPU and in float32 on a CPU (`dtype` "auto"). Models as small as these leave an accelerator
+# idle: there, give more steps and a larger network.
 #
-# | runtime | last line of the install cell |
-# |---|---|
-# | CPU | none |
-# | GPU | `%pip install --quiet "jax[cuda12]"` |
-# | TPU | `%pip install --quiet "jax[tpu]"` |
+# Colab brings JAX, Flax and numpy, with the plugin of its accelerator. The package runs on them and replaces none, so
+# that nothing has to be restarted. Elsewhere, install JAX for the accelerator as well:
+# `%pip install "jax[cuda12]"` or `%pip install "jax[tpu]"`.
 
 # %% tags=["install"]
-# The folder of a copy of the repository ("../.." where this notebook lies in one), or "git+" and the address that
-# `git clone` takes.
-REPOSITORY = "../.."
-# %pip install --quiet "{REPOSITORY}"
+PACKAGE = "audiolm-jax"  # or an address: "git+" and what `git clone` takes, a wheel, a folder
+# %pip install --quiet "{PACKAGE}"
 
 # %% tags=["parameters"]
 CONFIG = "demo"  # configs/demo.py: a small model; 4 codebooks of 1024 codes, 25 frames a second
@@ -54,7 +50,6 @@ import audiolm_jax
 from audiolm_jax import config as configs
 from audiolm_jax import serialization
 from audiolm_jax.compare import compare
-from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.serialization import SerializationConfig, picture
 
 print("JAX", jax.__version__, "on", jax.devices())
@@ -166,9 +161,7 @@ for name, source in spoken.items():
 
 # %%
 generator = audiolm_jax.load(Path(WORKDIR) / "runs" / STRATEGIES[-1])
-sampling = SamplingConfig(temperature=TEMPERATURE, seed=SEED)
-result = generator.generate("three one four", speakers=said["speaker"], sampling=sampling)
-Audio(result.waveform, rate=result.sample_rate, normalize=False)
+generator.generate("three one four", speakers=said["speaker"], temperature=TEMPERATURE, seed=SEED)
 
 # %% [markdown]
 # All numbers, charts and sentences are in one page, to be downloaded from the file browser on the left:

@@ -2,10 +2,11 @@
 
     python -m experiments.colab.execute [NAME ...] [--out DIR]
 
-Of every notebook, two cells are not taken as they are: the one tagged `install` is left out, and after the one tagged
-`parameters` the values below are set. Everything else runs for real in a fresh kernel; checkpoints are tiny ones with
-random weights in the published layout. A cell that raises, a player without sound, an empty picture or one of them too
-few ends with an error. --out keeps the executed notebooks, to be looked at.
+The package is built as a wheel, which the cell tagged `install` installs, without its dependencies, for a fresh kernel
+in an empty folder: nothing is taken from this checkout. After the cell tagged `parameters` the values below are set,
+and checkpoints are tiny ones with random weights in the published layout; all else runs for real. A cell that raises, a
+player without sound, an empty picture or one of them too few ends with an error. --out keeps the executed notebooks, to
+be looked at.
 
 Two CPU cores: two to three minutes, most of it compilation.
 """
@@ -16,6 +17,7 @@ import base64
 import io
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,8 +28,17 @@ from typing import Any
 from audiolm_jax.errors import InputError, exit_code
 from experiments.colab import pair
 
+ROOT = pair.FOLDER.parents[1]
 # Of the kernels: most of the time is compilation.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ALONE = {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}  # of pip, which warns of an index that cannot be reached
+# What is run last.
+FROM_THE_WHEEL = """
+import sys
+files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+files = {file for file in files if file.startswith(%r) and not file.startswith(sys.prefix)}
+assert not files, f"of the checkout: {sorted(files)}"
+"""
 
 
 def write_musicgen(folder: Path) -> None:
@@ -82,10 +93,7 @@ def tagged(notebook, tag: str) -> int:
 
 
 def prepared(notebook, values: dict[str, Any]):
-    """The notebook without its install cell, and with other values of its parameters.
-
-    Raises InputError for a value that is no parameter there.
-    """
+    """The notebook with other values of its parameters. Raises InputError for a value that is no parameter there."""
     import nbformat
 
     parameters = notebook.cells[tagged(notebook, "parameters")]
@@ -94,11 +102,31 @@ def prepared(notebook, values: dict[str, Any]):
         raise InputError(f"{', '.join(sorted(unknown))}: not set in the parameters cell, which has {sorted(assigned)}")
     lines = [f"{name} = {value!r}" for name, value in values.items()]
     notebook.cells.insert(tagged(notebook, "parameters") + 1, nbformat.v4.new_code_cell("\n".join(lines)))
-    del notebook.cells[tagged(notebook, "install")]
     return notebook
 
 
-def execute(notebook, folder: Path) -> None:
+def installing(notebook, wheel: Path):
+    """The notebook whose install cell takes the wheel, and whose last cell raises if anything is of the checkout."""
+    import nbformat
+
+    install = notebook.cells[tagged(notebook, "install")]
+    install.source, found = re.subn(r"(?m)^PACKAGE = \S+", f"PACKAGE = {str(wheel)!r}", install.source)
+    if found != 1:
+        raise InputError(f"the install cell sets PACKAGE {found} times; it must be once")
+    notebook.cells.append(nbformat.v4.new_code_cell(FROM_THE_WHEEL % str(ROOT)))
+    return notebook
+
+
+def build(folder: Path) -> Path:
+    """The wheel of this checkout, in a folder. Raises InputError with what the build says if it fails."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    done = subprocess.run(command, env=os.environ | ALONE, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"the wheel cannot be built; it needs: pip install 'audiolm-jax[notebook]'\n{done.stderr}")
+    return next(folder.glob("*.whl"))
+
+
+def execute(notebook, folder: Path, **environment: str) -> None:
     """Runs all cells in a new kernel whose working directory is `folder`; their outputs come into the notebook.
 
     Raises InputError for a cell that raises, with its traceback, and where a library is missing.
@@ -119,7 +147,7 @@ def execute(notebook, folder: Path) -> None:
         config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # without it the kernel warns
     )
     try:
-        client.execute(env=os.environ | ENVIRONMENT)
+        client.execute(env=os.environ | ENVIRONMENT | environment)
     except (CellExecutionError, DeadKernelError) as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
         raise InputError(f"a cell failed\n{plain}") from None
@@ -155,19 +183,19 @@ def check(notebook, players: int, pictures: int) -> str:
     return f"{len(seconds)} players of {min(seconds):.1f} to {max(seconds):.1f} s, {seen} pictures"
 
 
-def run(name: str, out: Path | None) -> str:
-    """Executes one notebook; returns what it showed. Raises InputError."""
+def run(name: str, wheel: Path, out: Path | None) -> str:
+    """Executes one notebook with the package of a wheel; returns what it showed. Raises InputError."""
     trial = NOTEBOOKS[name]
     notebook = pair.notebook(pair.FOLDER / f"{name}.py")  # which tells of a missing library
     import nbformat
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as packages:
         folder = Path(scratch)
-        prepared(notebook, trial["values"])
+        installing(prepared(notebook, trial["values"]), wheel)
         if "CHECKPOINT" in trial["values"]:
             write_musicgen(folder / trial["values"]["CHECKPOINT"])
         try:
-            execute(notebook, folder)
+            execute(notebook, folder, PIP_TARGET=packages, PYTHONPATH=packages, **ALONE)
         finally:
             if out:
                 out.mkdir(parents=True, exist_ok=True)
@@ -180,15 +208,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NOTEBOOKS)} (default: all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to keep the executed notebooks")
     options = parser.parse_args(arguments)
-    for name in options.names or NOTEBOOKS:
-        if name not in NOTEBOOKS:
-            raise InputError(f"{name}: there is no such notebook; there are {', '.join(NOTEBOOKS)}")
-        started = time.monotonic()
-        try:
-            shown = run(name, options.out)
-        except InputError as error:
-            raise InputError(f"{name}.ipynb: {error}") from None
-        print(f"{name}.ipynb: {shown}; {time.monotonic() - started:.0f} s", flush=True)
+    if unknown := [name for name in options.names if name not in NOTEBOOKS]:
+        raise InputError(f"{unknown[0]}: there is no such notebook; there are {', '.join(NOTEBOOKS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = build(Path(folder))
+        for name in options.names or NOTEBOOKS:
+            started = time.monotonic()
+            try:
+                shown = run(name, wheel, options.out)
+            except InputError as error:
+                raise InputError(f"{name}.ipynb: {error}") from None
+            print(f"{name}.ipynb: {shown}; {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
 

@@ -22,25 +22,18 @@
 # (`dtype` "auto"). On a CPU it computes in float32, and is too slow for more than a try with few steps. If the memory
 # of the accelerator does not suffice, halve `BATCH`.
 #
-# | runtime | line of the install cell |
-# |---|---|
-# | GPU (T4, L4, A100) | `jax[cuda12]` |
-# | TPU (v5e, v6e) | `jax[tpu]` |
-# | CPU | none |
-#
-# Runtimes of both kinds bring JAX with them, but perhaps one older than this package needs. Install before anything
-# else is run; if the runtime asks to be restarted, do so and go on with the next cell.
+# Colab brings JAX, Flax and numpy, with the plugin of its accelerator. The package runs on them and replaces none, so
+# that nothing has to be restarted. Elsewhere, install JAX for the accelerator as well:
+# `%pip install "jax[cuda12]"` or `%pip install "jax[tpu]"`.
 
 # %% tags=["install"]
-# The folder of a copy of the repository ("../.." where this notebook lies in one), or "git+" and the address that
-# `git clone` takes.
-REPOSITORY = "../.."
-# %pip install --quiet "{REPOSITORY}"
-# %pip install --quiet "jax[cuda12]"
+PACKAGE = "audiolm-jax"  # or an address: "git+" and what `git clone` takes, a wheel, a folder
+# %pip install --quiet "{PACKAGE}"
 
 # %% tags=["parameters"]
 CHECKPOINT = "facebook/musicgen-small@main"  # or -medium, -large, -stereo-small ...; or a folder
 RECORDINGS = "recordings"  # wav, flac, ogg or mp3, the caption of each in a .txt of the same name
+UPLOAD = False  # True, on Colab: choose files in a dialog, which are put into that folder
 TEXTS = ["plucked strings, a slow melody in minor", "plucked strings, a fast melody in major"]  # to listen to
 SECONDS = 8.0  # of a piece: longer recordings are cut at random
 STEPS = 300
@@ -69,8 +62,21 @@ print("JAX", jax.__version__, "on", jax.devices())
 # %% [markdown]
 # ## Recordings
 #
-# Put yours into the folder `RECORDINGS`: a file of audio, and beside it a .txt with its caption. As long as there is no
-# such folder, this cell makes one to try it with: synthetic plucked strings, slow and fast, major and minor.
+# Put yours into the folder `RECORDINGS`: a file of audio, and beside it a .txt with its caption. `UPLOAD` asks for
+# them; those in a Google Drive are reached by `from google.colab import drive; drive.mount("/content/drive")`, and
+# `RECORDINGS = "/content/drive/MyDrive/..."`.
+
+# %% tags=["recordings"]
+if UPLOAD:
+    from google.colab import files
+
+    Path(RECORDINGS).mkdir(exist_ok=True)
+    for name, content in files.upload().items():
+        Path(RECORDINGS, name).write_bytes(content)
+
+# %% [markdown]
+# As long as there is no such folder, this cell makes one to try it with: synthetic plucked strings, slow and fast,
+# major and minor.
 
 # %%
 MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11, 12), (0, 2, 3, 5, 7, 8, 10, 12)  # semitones above the lowest tone
@@ -115,7 +121,7 @@ def listen(workdir):
     pieces = generator.generate(TEXTS, seconds=SECONDS, seeds=[SEED] * len(TEXTS))
     for text, piece in zip(TEXTS, pieces, strict=True):
         print(f"{workdir}: {text}")
-        display(Audio(piece.waveform, rate=piece.sample_rate, normalize=False))
+        display(piece)
     return [np.atleast_2d(piece.waveform)[0] for piece in pieces]
 
 

@@ -21,27 +21,27 @@
 # **Runtime.** *Runtime → Change runtime type* chooses it. Nothing below depends on the choice: the model runs on the
 # accelerator that JAX finds, in bfloat16 on a GPU or a TPU and in float32 on a CPU (`dtype` "auto").
 #
-# | runtime | line of the install cell | |
-# |---|---|---|
-# | GPU (T4, L4, A100) | `jax[cuda12]` | the small and the medium model fit a T4; the large one has 13 GB of weights |
-# | TPU (v5e, v6e) | `jax[tpu]` | |
-# | CPU | none | works, with patience: choose few seconds |
+# | runtime | |
+# |---|---|
+# | GPU (T4, L4, A100) | the small and the medium model fit a T4; the large one has 13 GB of weights |
+# | TPU (v5e, v6e) | |
+# | CPU | works, with patience: choose few seconds |
 #
-# Runtimes of both kinds bring JAX with them, but perhaps one older than this package needs. Install before anything
-# else is run; if the runtime asks to be restarted, do so and go on with the next cell.
+# Colab brings JAX, Flax and numpy, with the plugin of its accelerator. The package runs on them and replaces none, so
+# that nothing has to be restarted. Elsewhere, install JAX for the accelerator as well:
+# `%pip install "jax[cuda12]"` or `%pip install "jax[tpu]"`.
 
 # %% tags=["install"]
-# The folder of a copy of the repository ("../.." where this notebook lies in one), or "git+" and the address that
-# `git clone` takes.
-REPOSITORY = "../.."
-# %pip install --quiet "{REPOSITORY}"
-# %pip install --quiet "jax[cuda12]"
+PACKAGE = "audiolm-jax"  # or an address: "git+" and what `git clone` takes, a wheel, a folder
+# %pip install --quiet "{PACKAGE}"
 
 # %% tags=["parameters"]
 CHECKPOINT = "facebook/musicgen-small@main"  # or -medium, -large, -stereo-small ...; or a folder
 TEXT = "slow jazz with a loud piano"
 SECONDS = 8.0  # the model was trained on 30
 SEED = 0
+RECORDING = ""  # of yours, to be continued: a path; empty: half of what is made here
+UPLOAD = False  # True, on Colab: choose that file in a dialog
 
 # %%
 import dataclasses
@@ -50,7 +50,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
-from IPython.display import HTML, Audio, display
+from IPython.display import HTML, display
 
 import audiolm_jax
 from audiolm_jax.serialization import picture
@@ -75,24 +75,24 @@ print(f"{codec.codebooks} codebooks of {codec.codebook_size} codes, {codec.frame
 
 
 # %%
-def show(title, waveform):
+def show(title, result):
     """A player; time to the right, frequency upwards, loudness as colour."""
     _, axes = plt.subplots(figsize=(9, 2.4), layout="constrained")
-    axes.specgram(np.atleast_2d(waveform)[0], NFFT=1024, noverlap=512, Fs=codec.sample_rate, cmap="magma")
+    axes.specgram(np.atleast_2d(result.waveform)[0], NFFT=1024, noverlap=512, Fs=result.sample_rate, cmap="magma")
     axes.set(title=title, xlabel="seconds", ylabel="Hz")
     plt.show()
-    display(Audio(waveform, rate=codec.sample_rate, normalize=False))
+    display(result)
 
 
 result = generator.generate(TEXT, seconds=SECONDS, seeds=[SEED])
 print(f"{SECONDS:g} s of audio in {result.seconds:.1f} s, {result.passes} passes of the network")
-show(TEXT, result.waveform)
+show(TEXT, result)
 
 # %% [markdown]
 # The same again is the same music, sample by sample; another seed is another piece. A file of it:
 
 # %%
-soundfile.write("music.wav", result.waveform.T, codec.sample_rate)
+result.save("music.wav")  # or .flac, .ogg, .mp3
 
 # %% [markdown]
 # ## What the model writes
@@ -118,7 +118,7 @@ plt.show()
 texts = [TEXT, "fast drums", "quiet piano", "loud rock with drums"]
 pieces = generator.generate(texts, seconds=SECONDS, seeds=[SEED] * len(texts))
 for text, piece in zip(texts, pieces, strict=True):
-    show(text, piece.waveform)
+    show(text, piece)
 
 # %% [markdown]
 # ## Guidance and temperature
@@ -139,15 +139,25 @@ pieces = generator.generate(
     [TEXT] * len(settings), seconds=SECONDS, seeds=[SEED] * len(settings), sampling=list(settings.values())
 )
 for title, piece in zip(settings, pieces, strict=True):
-    show(title, piece.waveform)
+    show(title, piece)
 
 # %% [markdown]
 # ## Continue a recording
 #
-# Here the first half of the piece above goes on in another way. A recording of your own is read, at the rate of the
-# codec, by `audiolm_jax.cli.arguments.recording(Path("mine.wav"), codec.sample_rate)`.
+# One of your own: what libsndfile reads (wav, flac, ogg, mp3 ...), of which the first seconds are taken, half of
+# `SECONDS`. Without one, the first half of the piece above goes on in another way.
+
+# %% tags=["recordings"]
+if UPLOAD:
+    from google.colab import files
+
+    RECORDING = next(iter(files.upload()))  # it lies beside the notebook then
+if RECORDING:
+    samples, rate = soundfile.read(RECORDING, always_2d=False)
+else:
+    samples, rate = result.waveform.T, result.sample_rate
+beginning = samples[: round(SECONDS / 2 * rate)]
 
 # %%
-half = result.waveform[..., : result.waveform.shape[-1] // 2]
-continued = generator.generate(TEXT, audio=half, seconds=SECONDS, seeds=[SEED + 1], include_prompt=True)
-show(f"the first {continued.prompt_frames / codec.frame_rate:g} seconds are those of above", continued.waveform)
+continued = generator.generate(TEXT, audio=(beginning, rate), seconds=SECONDS, seeds=[SEED + 1], include_prompt=True)
+show(f"the first {continued.prompt_frames / codec.frame_rate:g} seconds were given", continued)
