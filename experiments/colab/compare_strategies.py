@@ -21,9 +21,9 @@
 # in bfloat16 on a GPU or a TPU and in float32 on a CPU (`dtype` "auto"). Models as small as these leave an accelerator
 # idle: there, give more steps and a larger network.
 #
-# Colab brings JAX, Flax and numpy, with the plugin of its accelerator. The package runs on them and replaces none, so
-# that nothing has to be restarted. Elsewhere, install JAX for the accelerator as well:
-# `%pip install "jax[cuda12]"` or `%pip install "jax[tpu]"`.
+# Colab brings JAX, Flax and numpy, with the plugin of its accelerator. The package runs on them and replaces none of
+# them; should Colab still ask for a restart after the install cell, restart and go on with the next cell. Elsewhere,
+# install JAX for the accelerator as well: `%pip install "jax[cuda12]"` or `%pip install "jax[tpu]"`.
 
 # %% tags=["install"]
 PACKAGE = "audiolm-jax"  # or an address: "git+" and what `git clone` takes, a wheel, a folder

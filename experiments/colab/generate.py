@@ -27,9 +27,9 @@
 # | TPU (v5e, v6e) | |
 # | CPU | works, with patience: choose few seconds |
 #
-# Colab brings JAX, Flax and numpy, with the plugin of its accelerator. The package runs on them and replaces none, so
-# that nothing has to be restarted. Elsewhere, install JAX for the accelerator as well:
-# `%pip install "jax[cuda12]"` or `%pip install "jax[tpu]"`.
+# Colab brings JAX, Flax and numpy, with the plugin of its accelerator. The package runs on them and replaces none of
+# them; should Colab still ask for a restart after the install cell, restart and go on with the next cell. Elsewhere,
+# install JAX for the accelerator as well: `%pip install "jax[cuda12]"` or `%pip install "jax[tpu]"`.
 
 # %% tags=["install"]
 PACKAGE = "audiolm-jax"  # or an address: "git+" and what `git clone` takes, a wheel, a folder

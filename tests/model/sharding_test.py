@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
@@ -14,6 +14,17 @@ from audiolm_jax.model.sharding import AXES, Rules
 @pytest.fixture
 def mesh():
     """No mesh: these tests enter their own, of more devices than the suite's."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "platform"),
+    [("TPU v5 lite", "tpu", "tpu"), ("Tesla T4", "cuda", "gpu"), ("NVIDIA L4", "gpu", "gpu"), ("cpu", "cpu", "cpu")],
+)
+def test_the_platform_of_a_described_device(kind, named, platform):
+    about = {"device_kind": kind, "num_cores": None, "platform": named}  # JAX 0.7 has no platform there
+    device = AbstractDevice(**{key: about[key] for key in AbstractDevice.__dataclass_fields__})
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+        assert sharding.platform() == platform
 
 
 def test_two_axes_on_one_mesh_axis_are_refused():
