@@ -90,6 +90,7 @@ def imported(folder: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module.split(".")[0])
     names -= {*sys.stdlib_module_names, "audiolm_jax", "configs", "docs", "experiments", "tests"}
+    names -= {"google"}  # google.colab, which Colab alone has
     names -= {path.stem for path in (ROOT / folder).rglob("*.py")}  # of scripts that import those beside them
     homes = importlib.metadata.packages_distributions()
     return {normal(home) for name in names for home in homes.get(name, [name])}

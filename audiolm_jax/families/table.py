@@ -67,7 +67,7 @@ def fill(config: ModelConfig, vocab: Vocab, table: Sequence[Entry], weights: Wei
     mesh, params = sharding.single_device_mesh(), {}
     with jax.set_mesh(mesh):
         graph, abstract = nnx.split(checkpoints.abstract_model(config, vocab))
-        shapes = nnx.to_pure_dict(abstract)
+        shapes = sharding.on_mesh(nnx.to_pure_dict(abstract), mesh)
         for row in table:
             node, like = params, shapes
             *parents, leaf = row.path.split("/")
@@ -77,8 +77,7 @@ def fill(config: ModelConfig, vocab: Vocab, table: Sequence[Entry], weights: Wei
             packed = [row.pack([weights.take(name.format(n), row.shape) for name in row.names]) for n in layers]
             value = packed[0] if layers == (None,) else np.stack(packed)
             # One by one, so that a large checkpoint is in memory once and not twice.
-            at = jax.NamedSharding(mesh, like[leaf].sharding.spec)
-            node[leaf] = jax.device_put(value, at)
+            node[leaf] = jax.device_put(value, like[leaf].sharding)
         return nnx.merge(graph, params)
 
 

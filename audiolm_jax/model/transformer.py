@@ -89,7 +89,7 @@ class Block(nnx.Module):
         if key is None or self.config.dropout == 0:
             return x
         keep = 1 - self.config.dropout
-        mask = jax.random.bernoulli(key, keep, x.shape, out_sharding=jax.typeof(x).sharding)
+        mask = jax.random.uniform(key, x.shape, out_sharding=jax.typeof(x).sharding) < keep
         return jnp.where(mask, x / keep, 0)
 
     def __call__(self, x_BLD, rope, sight, key=None, encoded: Encoded | None = None) -> jax.Array:

@@ -58,14 +58,16 @@ SIGNS = re.compile(r"distributed service detected fatal errors|gloo|nccl|coordin
 def start(setting: str, timeout: int = 300) -> None:
     """Makes this process one of several; to be called before anything asks jax for its devices. timeout: seconds.
 
-    Raises InputError for a setting that is none of FORMS or does not fit this machine, and for a coordinator that
-    cannot be reached. If other processes are missing after `timeout` this one ends: one sentence, exit code 75, since
-    they may have died.
+    Raises InputError for a setting that is none of FORMS or does not fit this machine, for JAX 0.7, and for a
+    coordinator that cannot be reached. If other processes are missing after `timeout` this one ends: one sentence, exit
+    code 75, since they may have died.
     """
     if setting == "none":
         return
     arguments, where = _arguments(setting, timeout)
     # Its SIGTERM handler would take the signal from `signals`.
+    if not hasattr(jax.config, "jax_enable_preemption_service"):
+        raise InputError(f"--processes={setting}: JAX {jax.__version__} is too old for several processes; give 'none'")
     jax.config.update("jax_enable_preemption_service", False)
     missing = f"--processes={setting}: not all processes came to {where} within {timeout} s"
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":  # jax itself sets it to 1

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from audiolm_jax.model import versions
 from audiolm_jax.training import chips
 
 
@@ -25,7 +26,7 @@ from audiolm_jax.training import chips
 )
 def test_the_peak_of_a_mesh_is_that_of_its_chips(kind, tflops, monkeypatch):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(device_kind=kind)] * 4), size=4)
-    monkeypatch.setattr(jax.sharding, "get_mesh", lambda: mesh)
+    monkeypatch.setattr(versions, "mesh", lambda: mesh)
     assert chips.peak_flops() == 4 * tflops * 1e12
     assert chips.peak_flops(7.0) == 4 * 7e12
 

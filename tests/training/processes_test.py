@@ -33,6 +33,10 @@ RUN = ["training.log_every=1", "training.steps=20", "training.checkpoint_every=5
 EVALUATED = "training.evaluate_every=1"
 
 
+OLD = not hasattr(jax.config, "jax_enable_preemption_service")  # JAX 0.7
+several = pytest.mark.skipif(OLD, reason="this JAX is too old for several processes")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
@@ -130,6 +134,7 @@ def straight(data, tmp_path_factory):
     return workdir
 
 
+@several
 def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, straight, tmp_path):
     """SIGTERM to one of two; what they saved is resumed by one process with other devices, in the same order. Held-out
     bits are those of one process, too, and the first one speaks into TensorBoard. Every step is evaluated, so that the
@@ -154,6 +159,7 @@ def test_two_processes_are_one_run_stop_together_and_go_on_as_one(data, straight
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
 
 
+@several
 def test_two_processes_evaluate_as_one_does(data, straight, tmp_path):
     """The same codes, sounds and transcripts. Bits differ by rounding: this process has other devices, and so other
     batches. The first process alone writes and prints."""
@@ -181,6 +187,7 @@ def test_two_processes_evaluate_as_one_does(data, straight, tmp_path):
     assert "bits per second of audio" in first and "bits per second of audio" not in second
 
 
+@several
 @pytest.mark.slow
 def test_ctrl_c_of_one_ends_both(data, straight, tmp_path):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite itself may run in the background
@@ -193,6 +200,7 @@ def test_ctrl_c_of_one_ends_both(data, straight, tmp_path):
         assert "audiolm: process 1 of 2 stops: it was interrupted" in processes.errors[1].read_text()
 
 
+@several
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim):
@@ -212,6 +220,7 @@ def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path, victim
         assert manager.latest_step() >= 5
 
 
+@several
 @pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_four_processes_compute_what_one_does(data, tmp_path, lanes):
@@ -221,6 +230,7 @@ def test_four_processes_compute_what_one_does(data, tmp_path, lanes):
     np.testing.assert_allclose(losses(tmp_path / "four" / "run"), losses(tmp_path / "one" / "run"), atol=1e-5)
 
 
+@several
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
@@ -243,6 +253,7 @@ def test_killed_five_times_equals_undisturbed(data, tmp_path, count):
     assert losses(workdir) == losses(tmp_path / "straight" / "run")
 
 
+@several
 @pytest.mark.slow
 def test_eight_devices_to_one_and_back(data, tmp_path):
     """Four processes write a checkpoint, one process with one device reads and writes it, four read that and write it.
@@ -264,6 +275,7 @@ def test_eight_devices_to_one_and_back(data, tmp_path):
     assert all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(*found, strict=True))
 
 
+@several
 @pytest.mark.slow
 def test_two_processes_prepare_are_killed_and_go_on(data, tmp_path):
     """The tokens are those of one process, byte for byte."""
@@ -304,12 +316,19 @@ def test_a_setting_that_does_not_fit_is_one_sentence(bad, sentence, monkeypatch)
         processes.start(bad)
 
 
+@pytest.mark.skipif(not OLD, reason="this JAX is not too old")
+def test_a_jax_that_is_too_old_for_several_processes_is_one_sentence():
+    with pytest.raises(InputError, match=r"JAX 0\.7.* is too old for several processes; give 'none'"):
+        processes.start(f"127.0.0.1:{free_port()},2,0")
+
+
 def test_a_coordinator_that_is_not_there_is_one_sentence():
     port = free_port()
     with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port} cannot be reached within 1 s"):
         processes.start(f"127.0.0.1:{port},2,1", timeout=1)
 
 
+@several
 def test_others_that_do_not_come_are_one_sentence():
     setting = f"127.0.0.1:{free_port()},2,0"
     code = f"from audiolm_jax.training import processes; processes.start({setting!r}, timeout=2)"
