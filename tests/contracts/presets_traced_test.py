@@ -56,7 +56,8 @@ def trace(name: str, streams: int, codebooks: int, preset: str):
 
 
 def layout(x: jax.ShapeDtypeStruct) -> tuple:
-    return x.shape, x.dtype, () if x.sharding is None else tuple(x.sharding.spec)
+    spec = () if x.sharding is None else x.sharding.spec
+    return x.shape, x.dtype, (*spec, *(None,) * len(x.shape))[: len(x.shape)]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

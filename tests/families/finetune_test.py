@@ -105,11 +105,12 @@ def saved(workdir, step=None):
 
 
 def layout(x):
-    return x.shape, x.dtype, () if x.sharding is None else tuple(x.sharding.spec)
+    return x.shape, x.dtype, axes(x)
 
 
 def axes(x):
-    return (*x.sharding.spec, *(None,) * len(x.shape))[: len(x.shape)]
+    spec = () if x.sharding is None else x.sharding.spec
+    return (*spec, *(None,) * len(x.shape))[: len(x.shape)]
 
 
 def same(a, b):
