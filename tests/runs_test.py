@@ -10,7 +10,7 @@ from audiolm_jax import runs
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.model.config import ModelConfig
-from audiolm_jax.model.spec import Spec, from_json
+from audiolm_jax.model.spec import Spec, from_json, upgrade
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -55,6 +55,16 @@ def test_a_description_without_speakers_opens_and_one_with_them_comes_back():
     assert from_json(values, "here") == dataclasses.replace(spec, speakers=())
     with pytest.raises(InputError, match=r"here: .*\(speakers must be a list of names\)"):
         from_json(values | {"speakers": "ann"}, "here")
+
+
+def test_biases_that_were_true_or_false():
+    spec = Spec(ModelConfig(bias="all"), Vocab(4, 16, 60), SerializationConfig())
+    values = spec.to_json()
+    for old, new in ((True, "all"), (False, "none"), ("qkv", "qkv")):
+        values["model"]["bias"] = old
+        assert from_json(values, "here") == dataclasses.replace(spec, model=ModelConfig(bias=new))
+        assert upgrade({**values, "seed": 3}, "here")["model"]["bias"] == new
+        assert upgrade({"model": {"bias": old}}, "here") == {"model": {"bias": new}}
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def measure(
         row = documents.prompt_row(request.document, grid, vocab, causal=grid.causal_levels > 0)
         prompt, frames = len(row["positions"]), len(result.codes_TQ)
         predicted = cost.cost(grid, frames, prompt, config, vocab, dtype.itemsize)
-        passes = cost.generation(grid, frames, prompt)
+        passes = cost.generation(grid, frames, prompt, config.window)
         peaks = rates.flops_per_second, rates.bytes_per_second
         seconds_P = cost.seconds_of_passes(passes, config, vocab, *peaks, dtype.itemsize)
         timings.append(

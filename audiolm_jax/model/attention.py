@@ -14,6 +14,8 @@ The choice is static: by the platform of the current mesh, shapes and types.
 """
 
 import importlib
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,21 +35,41 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 class Sight(NamedTuple):
-    """Visibility as a TPU's kernel reads it: query l sees key m iff their segments are equal and m <= last[l]."""
+    """Visibility as a TPU's kernel reads it: query l sees key m iff their segments are equal and first[l] <= m <=
+    last[l]."""
 
     segments_BL: jax.Array
     segments_BM: jax.Array
     last_BL: jax.Array
+    first_BL: jax.Array | None = None  # None: 0
 
 
 Visibility = jax.Array | Sight  # bool [B, L, M], or the description of it
 
 
-def rope_table(positions: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin `[..., K/2]` float32 for int32 positions `[...]` (RoFormer, arXiv 2104.09864, eq. 34)."""
+def rope_table(
+    positions: jax.Array, width: int, base: float, scaling: Sequence[float] = ()
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin `[..., K/2]` float32 for int32 positions `[...]` (RoFormer, arXiv 2104.09864, eq. 34).
+
+    scaling: factor, low, high and original length of `rescaled`; (): none.
+    """
     frequency_K = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    if scaling:
+        frequency_K = rescaled(frequency_K, *scaling)
     angle = positions.astype(jnp.float32)[..., None] * frequency_K
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def rescaled(frequency_K: jax.Array, factor: float, low: float, high: float, original: float) -> jax.Array:
+    """The frequencies of Llama 3.1 (`apply_scaling` in meta-llama/llama-models, models/llama3/reference_impl/model.py).
+
+    Channels that make at least `high` turns in `original` positions keep theirs, those that make at most `low` have
+    theirs divided by `factor`, and in between the two are mixed linearly in the number of turns.
+    """
+    turns_K = original / (2 * math.pi) * frequency_K
+    kept_K = jnp.clip((turns_K - low) / (high - low), 0, 1)
+    return frequency_K * (kept_K + (1 - kept_K) / factor)
 
 
 def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -57,33 +79,40 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def sight(segments_BL: jax.Array, ahead_BL: jax.Array | None) -> Visibility:
-    """Query l sees key m iff both lie in one segment and m <= l + ahead[l] (None: 0, causal).
+def sight(segments_BL: jax.Array, ahead_BL: jax.Array | None, window: int = 0) -> Visibility:
+    """Query l sees key m iff both lie in one segment and l - window < m <= l + ahead[l] (ahead None: 0, causal;
+    window 0: no first one).
 
     Padding is segment 0 and sees only padding, so that its softmax has something to normalise; its output is not used.
     """
     index_L = jnp.arange(segments_BL.shape[1], dtype=jnp.int32)
     last_BL = jnp.broadcast_to(index_L, segments_BL.shape) if ahead_BL is None else index_L + ahead_BL
-    return sight_between(segments_BL, segments_BL, last_BL)
+    first_BL = jnp.broadcast_to(index_L + (1 - window), segments_BL.shape) if window else None
+    return sight_between(segments_BL, segments_BL, last_BL, first_BL)
 
 
-def sight_between(segments_BL: jax.Array, segments_BM: jax.Array, last_BL: jax.Array) -> Visibility:
-    """Query l sees key m iff their segments are equal and m <= last[l]. Every query must see a key.
+def sight_between(
+    segments_BL: jax.Array, segments_BM: jax.Array, last_BL: jax.Array, first_BL: jax.Array | None = None
+) -> Visibility:
+    """Query l sees key m iff their segments are equal and first[l] <= m <= last[l] (first None: 0). Every query must
+    see a key.
 
     Queries may be sharded; keys are replicated over the axis of the positions.
     """
     batch, length = jax.typeof(segments_BL).sharding.spec
     segments_BM = jax.sharding.reshard(segments_BM, P(batch, None))
     last_BL = jax.sharding.reshard(last_BL, P(batch, length))
+    first_BL = None if first_BL is None else jax.sharding.reshard(first_BL, P(batch, length))
     if sharding.platform() == "tpu" and segments_BL.shape[1] >= LANES:
-        return Sight(segments_BL, segments_BM, last_BL)
+        return Sight(segments_BL, segments_BM, last_BL, first_BL)
     index_M = jnp.arange(segments_BM.shape[1], dtype=jnp.int32)
     same_BLM = segments_BL[:, :, None] == segments_BM[:, None, :]
-    return same_BLM & (index_M[None, None, :] <= last_BL[:, :, None])
+    visible_BLM = same_BLM & (index_M[None, None, :] <= last_BL[:, :, None])
+    return visible_BLM if first_BL is None else visible_BLM & (first_BL[:, :, None] <= index_M[None, None, :])
 
 
 def attend(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, sight: Visibility) -> jax.Array:
-    """Grouped-query attention -> out_BLHGK, sharded like q, which is already scaled by 1/sqrt(K)."""
+    """Grouped-query attention -> out_BLHGK, sharded like q, which is already scaled."""
     platform, implementation = sharding.platform(), dense
     if platform in KERNELS:
         kernel = importlib.import_module(KERNELS[platform])
@@ -99,12 +128,32 @@ def dense(q_BLHGK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, visible_BLM:
     return jnp.einsum("BHGLM,BMHK->BLHGK", weights_BHGLM, v_BMHK)
 
 
-def attend_step(
-    q_BHGK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, prompt: dict, prompt_valid_BP: jax.Array, cache: dict, i
-) -> jax.Array:
-    """One query against prompt keys, the generated slots before `i`, and itself -> out_BHGK.
+def step_sight(prompt_valid_BP: jax.Array, i: jax.Array, slots: int, window: int) -> tuple[jax.Array, jax.Array]:
+    """What the step after `i` generated positions sees, besides itself: (prompt positions [B, P], slots [M]).
 
-    The cache is only read here: the caller writes slot `i` afterwards. Reading the old buffer and adding
+    With a window the slots are a ring: position n is in slot n % slots, and window - 1 of them suffice.
+    """
+    index_M = jnp.arange(slots, dtype=jnp.int32)
+    if not window:
+        return prompt_valid_BP, index_M < i
+    back_M = 1 + (i - 1 - index_M) % slots  # how many positions before the step's own
+    back_BP = i + jnp.sum(prompt_valid_BP, axis=1, keepdims=True) - jnp.arange(prompt_valid_BP.shape[1])
+    return prompt_valid_BP & (back_BP < window), back_M <= jnp.minimum(i, window - 1)
+
+
+def attend_step(
+    q_BHGK: jax.Array,
+    k_BHK: jax.Array,
+    v_BHK: jax.Array,
+    prompt: dict,
+    prompt_valid_BP: jax.Array,
+    cache: dict,
+    i: jax.Array,
+    window: int = 0,
+) -> jax.Array:
+    """One query against prompt keys, the slots of the `i` positions generated before, and itself -> out_BHGK.
+
+    The cache is only read here: the caller writes its slot afterwards. Reading the old buffer and adding
     the new token as its own term is what lets XLA update the buffer in place inside a loop. Keys and values are
     [B, H, M, K]: with any other order of axes XLA transposes the cache in every step. Their dtype may be wider than
     the query's (`model.cache_dtype`).
@@ -116,9 +165,9 @@ def attend_step(
     def score(k_BHMK: jax.Array) -> jax.Array:
         return jnp.einsum("BHGK,BHMK->BHGM", q_BHGK, k_BHMK, preferred_element_type=jnp.float32)
 
-    prompt_BHGP = jnp.where(prompt_valid_BP[:, None, None], score(prompt["k"]), MASKED)
-    slots = cache["k"].shape[2]
-    old_BHGM = jnp.where(jnp.arange(slots, dtype=jnp.int32) < i, score(cache["k"]), MASKED)
+    seen_BP, seen_M = step_sight(prompt_valid_BP, i, cache["k"].shape[2], window)
+    prompt_BHGP = jnp.where(seen_BP[:, None, None], score(prompt["k"]), MASKED)
+    old_BHGM = jnp.where(seen_M, score(cache["k"]), MASKED)
     self_BHG1 = jnp.einsum("BHGK,BHK->BHG", q_BHGK, k_BHK, preferred_element_type=jnp.float32)[..., None]
     weights = jax.nn.softmax(jnp.concatenate([prompt_BHGP, old_BHGM, self_BHG1], axis=-1), axis=-1)
     weights = weights.astype(v_BHK.dtype)

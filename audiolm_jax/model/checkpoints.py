@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # imported where it is used: a safetensors file needs none of
 FOLDER = "checkpoints"
 DAMAGED = "it may be damaged, or of a newer version"
 SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "ffn", "cross_width", "state_widths", "max_positions")
+SIZES += ("cross_heads", "cross_kv_heads", "cross_head_width")
 FREE_AFTER = 2 << 20  # bytes that must stay free on the disk after a checkpoint
 
 

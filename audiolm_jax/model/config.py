@@ -97,7 +97,21 @@ class ModelConfig:
         "Feed-forward part: gated (SwiGLU), plain (GELU in its tanh form) or exact (GELU).",
         among=("gated", "plain", "exact"),
     )
-    bias: bool = key(False, "Biases on the matrices of every layer.")
+    bias: str = key(
+        "none",
+        "Biases of every layer: of no matrix, of queries, keys and values (Qwen2), or of all matrices.",
+        among=("none", "qkv", "all"),
+    )
+    qk_norm: bool = key(False, "RMSNorm over every query and key of the self-attention, before positions (Qwen3).")
+    attention_scale: float = key(
+        0.0, "Factor of queries before they meet the keys, 1 in Dia; 0: one over the root of their width.", at_least=0
+    )
+    window: int = key(
+        0,
+        "Sliding window: a query sees the last model.window positions of its document, its own included, and "
+        "what follows it where it may look ahead; 0: all of its document.",
+        at_least=0,
+    )
     positions: str = key(
         "rotary",
         "Position embedding; learned needs the number of rows, model.max_positions.",
@@ -105,9 +119,15 @@ class ModelConfig:
     )
     max_positions: int = key(0, "Rows of the table of learned positions.", at_least=0)
     rope_base: float = key(10000.0, "Base of the rotary positions.", above=1)
+    rope_scaling: tuple[float, ...] = key(
+        (), "Scaling of the rotary frequencies of Llama 3: factor, low, high, original length; (): none.", above=0
+    )
     cross_width: int = key(
         0, "Width of the states of a text encoder that every layer attends to (MusicGen); 0: none.", at_least=0
     )
+    cross_heads: int = key(0, "Query heads of the attention to these states; 0: model.heads.", at_least=0)
+    cross_kv_heads: int = key(0, "Key/value heads of that attention; 0: model.kv_heads.", at_least=0)
+    cross_head_width: int = key(0, "Channels of one head of that attention; 0: model.head_width.", at_least=0)
     state_widths: tuple[int, ...] = key(
         (), "Widths of encoders whose states stand at positions (melody and text of MusicGen-melody).", at_least=1
     )
@@ -135,6 +155,35 @@ class ModelConfig:
             raise InputError(
                 f"model.max_positions={self.max_positions} must be {accepted} with model.positions={self.positions}"
             )
+        self._check_scaling()
+        self._check_cross()
+
+    def _check_scaling(self) -> None:
+        said = f"model.rope_scaling={self.rope_scaling}"
+        if self.rope_scaling and self.positions != "rotary":
+            raise InputError(f"{said} needs model.positions=rotary, not {self.positions}; leave it at ()")
+        if self.rope_scaling and (len(self.rope_scaling) != 4 or self.rope_scaling[1] >= self.rope_scaling[2]):
+            raise InputError(f"{said} must be four numbers, factor, low, high and original length, low below high")
+
+    def _check_cross(self) -> None:
+        for name in ("cross_heads", "cross_kv_heads", "cross_head_width"):
+            if getattr(self, name) and not self.cross_width:
+                raise InputError(f"model.{name}={getattr(self, name)} needs states to attend to, model.cross_width")
+        heads, kv_heads, _ = self.cross_sizes
+        if heads % kv_heads:
+            raise InputError(
+                f"model.cross_kv_heads={kv_heads} must divide model.cross_heads={heads}; 0 stands for those of the "
+                f"self-attention"
+            )
+
+    @property
+    def cross_sizes(self) -> tuple[int, int, int]:
+        """Query heads, key/value heads and head width of the cross-attention."""
+        return (
+            self.cross_heads or self.heads,
+            self.cross_kv_heads or self.kv_heads,
+            self.cross_head_width or self.head_width,
+        )
 
     @property
     def compute_dtype(self) -> "jnp.dtype":
@@ -156,6 +205,9 @@ class ModelConfig:
         """The sizes that mesh axes must divide, for `sharding.check_sizes`."""
         names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
         sizes = {logical: (f"model.{name}", getattr(self, name)) for logical, name in names.items()}
+        if self.cross_width and self.cross_kv_heads:
+            shared = math.gcd(self.kv_heads, self.cross_kv_heads)
+            sizes["heads"] = ("the largest divisor of model.kv_heads and model.cross_kv_heads", shared)
         return sizes | {"vocab": ("the number of rows of the vocabulary", table_rows(vocab_size))}
 
 

@@ -94,8 +94,28 @@ def with_states(x_BLD: jax.Array, states_BLW: jax.Array, module: nnx.Module) -> 
     return x_BLD
 
 
+def rms_normed(y: jax.Array, eps: float) -> jax.Array:
+    """y over the root of its mean square along the last axis (arXiv 1910.07467), without a gain."""
+    return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+
+
+def heads_normed(qk: jax.Array, module: nnx.Module) -> jax.Array:
+    """Queries and the key `[..., G + 1, K]`, each normed over K, in float32, with the gain of queries or of keys
+    (Qwen3, arXiv 2505.09388, section 2); unchanged without model.qk_norm."""
+    if not module.config.qk_norm:
+        return qk
+    queries = jnp.broadcast_to(module.q_norm_K[...], (qk.shape[-2] - 1, qk.shape[-1]))
+    gain_AK = jnp.concatenate([queries, module.k_norm_K[None]])
+    return (rms_normed(qk.astype(jnp.float32), module.config.norm_eps) * gain_AK).astype(qk.dtype)
+
+
+def scaled(q: jax.Array, config: Any) -> jax.Array:
+    """Queries `[..., K]` times model.attention_scale, or over the root of K."""
+    return q * (config.attention_scale or q.shape[-1] ** -0.5)
+
+
 class Norm(nnx.Module):
-    """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, in float32."""
+    """RMSNorm or LayerNorm over the last axis, in float32."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -107,8 +127,7 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.config.norm == "layernorm":
             y -= jnp.mean(y, axis=-1, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_eps)
-        y *= self.scale[...]
+        y = rms_normed(y, self.config.norm_eps) * self.scale[...]
         if self.config.norm == "layernorm":
             y += self.bias[...]
         return y.astype(x.dtype)
@@ -142,16 +161,18 @@ class CrossAttention(nnx.Module):
     def __init__(self, config: Any, rules: Rules, rngs: nnx.Rngs):
         c = config
         self.config, self.rules = config, rules
-        group = c.heads // c.kv_heads
+        all_heads, H, K = c.cross_sizes
+        group = all_heads // H
         self.norm = Norm(c)
         heads = ("heads", None, None)
-        self.q_DHGK = normal(rngs, (c.width, c.kv_heads, group, c.head_width), ("embed", *heads), rules, c.width**-0.5)
-        self.kv_DHCK = normal(rngs, (c.width, c.kv_heads, 2, c.head_width), ("embed", *heads), rules, c.width**-0.5)
-        scale = (2 * c.layers * c.heads * c.head_width) ** -0.5
-        self.out_HGKD = normal(rngs, (c.kv_heads, group, c.head_width, c.width), (*heads, "embed"), rules, scale)
-        if c.bias:
-            self.q_bias_HGK = bias((c.kv_heads, group, c.head_width), heads, rules)
-            self.kv_bias_HCK = bias((c.kv_heads, 2, c.head_width), heads, rules)
+        self.q_DHGK = normal(rngs, (c.width, H, group, K), ("embed", *heads), rules, c.width**-0.5)
+        self.kv_DHCK = normal(rngs, (c.width, H, 2, K), ("embed", *heads), rules, c.width**-0.5)
+        scale = (2 * c.layers * all_heads * K) ** -0.5
+        self.out_HGKD = normal(rngs, (H, group, K, c.width), (*heads, "embed"), rules, scale)
+        if c.bias != "none":
+            self.q_bias_HGK = bias((H, group, K), heads, rules)
+            self.kv_bias_HCK = bias((H, 2, K), heads, rules)
+        if c.bias == "all":
             self.out_bias_D = bias((c.width,), (None,), rules)
 
     def keys_values(self, states_BED: jax.Array) -> dict[str, jax.Array]:
@@ -169,7 +190,7 @@ class CrossAttention(nnx.Module):
         spec = self.rules.spec(*rows, "heads", None, None)
         q = biased(product("...D,DHGK->...HGK", self.norm(x), kernel, spec), self, "q_bias_HGK")
         group = q.shape[-2]
-        q = attention.two_rows(q * self.config.head_width**-0.5)
+        q = attention.two_rows(scaled(q, self.config))
         k, v = states["cross_k"], states["cross_v"]
         scores = jnp.einsum("B...HGK,BHEK->B...HGE", q.astype(k.dtype), k, preferred_element_type=jnp.float32)
         valid = valid_BE.reshape(len(valid_BE), *(1,) * x.ndim, -1)

@@ -99,7 +99,7 @@ def from_json(values: dict[str, Any], where: Any) -> Spec:
         files.not_newer(values, where, FORMAT)
         values = {name: value for name, value in values.items() if name != "format"}
         values = values if "conditioning" in values else _renamed(values)
-        values = values | {"speakers": _names(values.get("speakers", ()))}
+        values = values | {"model": _model(values["model"]), "speakers": _names(values.get("speakers", ()))}
         spec = Spec(**{name: _part(name, PARTS.get(name), value) for name, value in values.items()})
         for name, known in keys_of(Spec, "").items():
             known.check(getattr(spec, name))
@@ -116,7 +116,7 @@ def upgrade(config: dict[str, Any], where: Any) -> dict[str, Any]:
         if "channels" not in corpus and corpus.get("sample_rate") == 16_000:  # was the default: now the codec's rate is
             config = config | {"corpus": corpus | {"sample_rate": None}}
         if "vocab" not in config:  # a comparison: sections of the configuration alone
-            return config | {"model": _renamed_keys(config["model"])}
+            return config | {"model": _model(config["model"])}
         config = config if "conditioning" in config else _renamed(config)
         names = [field.name for field in dataclasses.fields(Spec) if field.name in config]
         return config | from_json({name: config[name] for name in names}, where).to_json()
@@ -156,14 +156,13 @@ def _part(name: str, kind: type | None, value: Any) -> Any:
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     """Until November 2026 `text_encoder`, `weights`, `finetune` and `lora` stood beside the sections, `source` was the
-    repository, `vocab.special` stood for the framing `bare`, and `model.state_widths` was `given_widths`."""
+    repository, and `vocab.special` stood for the framing `bare`."""
     values, vocab = dict(values), dict(values["vocab"])
     encoder, repository = values.pop("text_encoder", ""), values.pop("source", "")
     base, lora = values.pop("finetune", {}).get("weights", ""), values.pop("lora", None)
     source = Source("musicgen" if encoder else "", repository, values.pop("weights", ""), base)
     bare = vocab.pop("special", False)
     return values | {
-        "model": _renamed_keys(values["model"]),
         "vocab": {**vocab, "extra_ids": vocab["codebooks"]} if bare else vocab,
         "framing": "bare" if bare else "markers",
         "conditioning": {"text_encoder": encoder},
@@ -171,5 +170,9 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _renamed_keys(model: dict[str, Any]) -> dict[str, Any]:
-    return {{"given_widths": "state_widths"}.get(name, name): value for name, value in model.items()}
+def _model(values: dict[str, Any]) -> dict[str, Any]:
+    """Section `model` of this version: once `state_widths` was `given_widths`, and `bias` whether all matrices have
+    one."""
+    values = {{"given_widths": "state_widths"}.get(name, name): value for name, value in values.items()}
+    old = {True: "all", False: "none"}
+    return values | {name: old[value] for name, value in values.items() if name == "bias" and isinstance(value, bool)}

@@ -47,8 +47,11 @@ class Block(nnx.Module):
         self.down_FD = normal(rngs, (c.ffn, c.width), ("ffn", "embed"), rules, depth * c.ffn**-0.5)
         if c.cross_width:
             self.cross = CrossAttention(c, rules, rngs)
-        if c.bias:
+        if c.qk_norm:
+            self.q_norm_K, self.k_norm_K = (nnx.Param(jnp.ones((c.head_width,))) for _ in range(2))
+        if c.bias != "none":
             self.qkv_bias_HAK = bias(qkv_shape[1:], heads, rules)
+        if c.bias == "all":
             self.out_bias_D = bias((c.width,), (None,), rules)
             self.up_bias_CF = bias((parts, c.ffn), (None, "ffn"), rules)
             self.down_bias_D = bias((c.width,), (None,), rules)
@@ -59,12 +62,12 @@ class Block(nnx.Module):
         y = self.attention_norm(x)
         spec = self.rules.spec(*row_axes(x.ndim - 1), "heads", None, None)
         qkv = biased(product("...D,DHAK->...HAK", y, weight, spec), self, "qkv_bias_HAK")
-        qk = qkv[..., :-1, :]
+        qk = layers.heads_normed(qkv[..., :-1, :], self)
         if rope is not None:
             cos, sin = (table[..., None, None, :] for table in rope)
             # Queries and keys turn together: they are neighbours on axis A.
             qk = attention.rope(qk, cos, sin)
-        return qk[..., :-1, :] * self.config.head_width**-0.5, qk[..., -1, :], qkv[..., -1, :]
+        return layers.scaled(qk[..., :-1, :], self.config), qk[..., -1, :], qkv[..., -1, :]
 
     def finish(
         self, x: jax.Array, heads: jax.Array, key: jax.Array | None = None, cross: Cross | None = None
@@ -148,7 +151,7 @@ class Transformer(nnx.Module):
         """x `[B, ..., D]` at positions `[B, ...]` -> (x plus its position embedding, rotary tables or None)."""
         c, positions = self.config, self.rows(positions)
         if c.positions == "rotary":
-            return x, attention.rope_table(positions, c.head_width, c.rope_base)
+            return x, attention.rope_table(positions, c.head_width, c.rope_base, c.rope_scaling)
         if c.positions == "sinusoidal":
             return x + layers.sinusoids(positions, c.width).astype(x.dtype), None
         table_PD = gather(self.positions_PD[...], (None, "embed"), self.rules)
@@ -183,7 +186,7 @@ class Transformer(nnx.Module):
         """
         x_BLD, rope = self.add_positions(self.embed(tokens_BLS, states_BLW), positions_BL)
         encoded = self.project(encoded)
-        sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL))
+        sight = attention.sight(self.rows(segments_BL), self.rows(ahead_BL), self.config.window)
         keys_N = None if key is None or self.config.dropout == 0 else jax.random.split(key, self.config.layers)
 
         def layer(x_BLD: jax.Array, block_and_key: tuple) -> tuple[jax.Array, None]:
@@ -235,7 +238,7 @@ class Transformer(nnx.Module):
         """
         x_BPD, rope = self.add_positions(self.embed(tokens_BPS, states_BPW), positions_BP)
         encoded = self.project(encoded)
-        sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP))
+        sight = attention.sight(self.rows(segments_BP), self.rows(ahead_BP), self.config.window)
         cache = []
         for block in self._blocks():
             q, k, v = block.qkv(x_BPD, rope)
@@ -247,7 +250,7 @@ class Transformer(nnx.Module):
         return self.norm(x_BPD), tuple(cache)
 
     def init_cache(self, batch: int, slots: int) -> Cache:
-        """An empty cache for `slots` generated positions."""
+        """An empty cache for `slots` generated positions; with a window, for the last `slots` of any number."""
         c = self.config
         spec = self.rules.spec("batch", "heads", None, None)
 
@@ -266,22 +269,24 @@ class Transformer(nnx.Module):
         cache: Cache,
         encoded_valid_BE: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """One more position for every row -> (hidden_BD, cache with slot `i` written).
+        """One more position for every row -> (hidden_BD, cache with its slot written).
 
-        i: int32, the slot of all rows; lower ones are filled. prompt_valid: True where a row's prompt has a token.
+        i: int32, positions generated before, in all rows; its slot is `i`, with a window `i` modulo the number of slots
+        (`attention.step_sight`). prompt_valid: True where a row's prompt has a token.
         encoded_valid: which states of `prefill`'s `encoded` are valid. Donate the cache, carry it through
         `lax.scan`/`fori_loop` with a static trip count, and compile with `sampling.performance.compiler_options()`.
         """
         x_BD, rope = self.add_positions(self.embed(tokens_BS), positions_B)
         prompt_valid_BP = self.rows(prompt_valid_BP)
         encoded_valid_BE = None if encoded_valid_BE is None else self.encoder_rows(encoded_valid_BE)
-        written = []
+        window, written = self.config.window, []
+        slot = i % cache[0]["k"].shape[2] if window else i
         for block, prompt, old in zip(self._blocks(), prompt_cache, cache, strict=True):
             q, k, v = block.qkv(x_BD, rope)
-            heads = attention.attend_step(q, k, v, prompt, prompt_valid_BP, old, i)
+            heads = attention.attend_step(q, k, v, prompt, prompt_valid_BP, old, i, window)
             x_BD = block.finish(x_BD, heads, cross=None if encoded_valid_BE is None else (prompt, encoded_valid_BE))
             new = {name: x[:, :, None].astype(old[name].dtype) for name, x in (("k", k), ("v", v))}
-            written.append({x: jax.lax.dynamic_update_slice_in_dim(old[x], new[x], i, axis=2) for x in new})
+            written.append({x: jax.lax.dynamic_update_slice_in_dim(old[x], new[x], slot, axis=2) for x in new})
         return self.norm(x_BD), tuple(written)
 
 

@@ -134,7 +134,7 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
         fixed, state = shapes(lambda model: causal.start(model, *common, context), model)
         steps = int(requests.steps_of(frames, grid)) - requests.prefilled_steps(0, grid)
         chunks = -(-steps // sampling.chunk)
-        slots = causal.cache_sizes(steps, sampling.chunk)[-1]
+        slots = causal.cache_sizes(steps, sampling.chunk, spec.model.window)[-1]
         cache = shapes(lambda model: model.init_cache(models, slots), model)
         traced = causal.chunk_program().trace(model, grid, vocab, sampling.chunk, fixed, state, cache)
         yield Program("decode chunk", traced, chunks, models * sampling.chunk, seconds, rows)

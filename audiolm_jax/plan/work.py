@@ -7,8 +7,8 @@ their length, recomputation included, shapes divided by their shardings (explici
     bytes = its two operands and its result
 
 An attention kernel (Pallas) reads its inputs and writes its outputs once; half of the blocks of its grid are counted,
-as for a causal row of one document (packed documents have fewer, rows that see ahead more). Elementwise operations
-count as fused into their neighbours, so both numbers are floors.
+as for a causal row of one document (packed documents and windows have fewer, rows that see ahead more). Elementwise
+operations count as fused into their neighbours, so both numbers are floors.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance, requests
 from audiolm_jax.sampling.background import in_background
 from audiolm_jax.sampling.rules import LogitRules, choose, guide
-from audiolm_jax.serialization import Grid
+from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -172,16 +172,17 @@ def grow(cache: tuple, slots: int) -> tuple:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), cache)
 
 
-def cache_sizes(steps: int, chunk: int) -> list[int]:
+def cache_sizes(steps: int, chunk: int, window: int = 0) -> list[int]:
     """Slots of the generated cache in every chunk: doubled when it is full, but the last size is three quarters of that
-    if it suffices."""
+    if it suffices, and none is larger than what a window sees."""
     sizes, size = [], 4 * chunk
     for generated in range(chunk, steps + chunk, chunk):
         while size < generated:
             size *= 2
         sizes.append(size)
     fitted = 3 * size // 4
-    return [min(size, fitted) for size in sizes] if 4 * chunk < size and generated <= fitted else sizes
+    most = cost.kept(fitted if 4 * chunk < size and generated <= fitted else size, window)
+    return [min(size, most) for size in sizes]
 
 
 def start(
@@ -244,7 +245,7 @@ def generate(
 
     def sizes(state: State) -> list[int]:
         steps = int(np.max(requests.steps_of(np.asarray(state.frames_B), grid) - np.asarray(state.step_B)))
-        return cache_sizes(steps, chunk)
+        return cache_sizes(steps, chunk, model.config.window)
 
     def meanwhile(fixed: Fixed, state: State) -> None:
         compiled.append(compile_ahead(model, grid, vocab, chunk, fixed, state, sizes(state)[0]))

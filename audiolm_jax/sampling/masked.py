@@ -63,13 +63,26 @@ def hidden_states(model: Transformer, tokens_MFS: jax.Array, frames_M: jax.Array
     x_MFD, rope = model.add_positions(model.embed(tokens_MFS), positions_MF)
     seen_ML = model.rows(jnp.concatenate([fixed.valid_MP, jnp.arange(F) < frames_M[:, None]], axis=1).astype(jnp.int32))
     all_MF = jnp.ones_like(seen_ML[:, -F:])
-    sight = attention.sight_between(all_MF, seen_ML, all_MF * seen_ML.shape[1])
+    first_MF = first_seen(frames_M, fixed, F, model.config.window)
+    sight = attention.sight_between(all_MF, seen_ML, all_MF * seen_ML.shape[1], first_MF)
     for block, prompt in zip(model.layers, fixed.prompt_cache, strict=True):
         q, k, v = block.qkv(x_MFD, rope)
         before = (prompt[name].swapaxes(1, 2).astype(k.dtype) for name in "kv")
         k, v = (jnp.concatenate(pair, axis=1) for pair in zip(before, (k, v), strict=True))
         x_MFD = block.finish(x_MFD, attention.attend(q, k, v, sight))
     return model.norm(x_MFD)
+
+
+def first_seen(frames_M: jax.Array, fixed: Fixed, F: int, window: int) -> jax.Array | None:
+    """The first key [M, F] that a frame sees, in a row of keys of the prompt, padded, and of the frames; None: 0.
+
+    Frames beyond those of the row see what the last one sees, so that every query sees a key.
+    """
+    if not window:
+        return None
+    length_M1, last_M1 = fixed.length_M[:, None], jnp.maximum(frames_M[:, None] - 1, 0)
+    first_MF = length_M1 + jnp.minimum(jnp.arange(F, dtype=jnp.int32), last_M1) + (1 - window)
+    return first_MF + jnp.where(first_MF > length_M1, fixed.valid_MP.shape[1] - length_M1, 0)
 
 
 def level_logits(output_DV: jax.Array, vocab: Vocab, hidden_MFD: jax.Array, level: jax.Array) -> jax.Array:

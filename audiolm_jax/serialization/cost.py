@@ -11,10 +11,10 @@ et al., arXiv 2001.08361, section 2.1; PaLM, arXiv 2204.02311, appendix B):
     forward  = positions * 2 * block weights  +  pairs * 4 * layers * heads * head_width  +  logits * 2 * D
     training = 3 * forward                                                      (recomputation is not counted)
 
-where `pairs` are the visible (query, key) pairs, so a causal row of L positions has L (L + 1) / 2: masked attention is
-no useful work. A prediction of a causal pass, of a length or of a training row has logits over the whole vocabulary; a
-level pass multiplies with the head of its codebook alone, K logits per frame. `model` below is a ModelConfig (or
-anything with its sizes).
+where `pairs` are the visible (query, key) pairs, so a causal row of L positions has L (L + 1) / 2, less those that a
+sliding window hides: masked attention is no useful work. A prediction of a causal pass, of a length or of a training
+row has logits over the whole vocabulary; a level pass multiplies with the head of its codebook alone, K logits per
+frame. `model` below is a ModelConfig (or anything with its sizes).
 """
 
 import dataclasses
@@ -65,29 +65,33 @@ def steps(grid: Grid, frames: int) -> int:
     return int(np.max(grid.order(*layout.causal_indices(grid, frames), frames))) + 1 + sum(grid.iterations)
 
 
-def generation(grid: Grid, frames: int, prompt: int) -> list[Pass]:
+def generation(grid: Grid, frames: int, prompt: int, window: int = 0) -> list[Pass]:
     """The sequential passes that generate `frames` frames after `prompt` positions (BOS, text, <audio>).
+    window: model.window.
 
     Raises InputError for a segment of no frames.
     """
     layout.require_frames(frames)
-    passes = [Pass(prompt, _triangle(prompt), 1)]
-    passes += [Pass(1, prompt + i, 1) for i in range(1, causal_positions(grid, frames))]
+    passes = [Pass(prompt, causal_pairs(prompt, window), 1)]
+    for positions in range(prompt + 1, prompt + causal_positions(grid, frames)):
+        passes.append(Pass(1, min(positions, window or positions), 1))
     for level, count in enumerate(grid.iterations, start=grid.causal_levels):
-        passes += [Pass(frames, frames * (prompt + frames), 0, frames, level)] * count
+        passes += [Pass(frames, _level_pairs(frames, prompt, window), 0, frames, level)] * count
     return passes
 
 
-def training_rows(grid: Grid, frames: int, prompt: int) -> dict[str, Pass]:
-    """The kinds of training rows of a strategy, "causal" and "level", of one segment after `prompt` positions."""
+def training_rows(grid: Grid, frames: int, prompt: int, window: int = 0) -> dict[str, Pass]:
+    """The kinds of training rows of a strategy, "causal" and "level", of one segment after `prompt` positions. window:
+    model.window."""
     layout.require_frames(frames)
     rows = {}
     if grid.causal_levels:
         length = prompt + causal_positions(grid, frames)
-        rows["causal"] = Pass(length, _triangle(length), length)
+        rows["causal"] = Pass(length, causal_pairs(length, window), length)
     if grid.causal_levels < grid.codebooks:
         length = prompt + frames
-        rows["level"] = Pass(length, _triangle(prompt) + frames * length, length)
+        pairs = causal_pairs(prompt, window) + _level_pairs(frames, prompt, window)
+        rows["level"] = Pass(length, pairs, length)
     return rows
 
 
@@ -110,8 +114,8 @@ def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_va
 
     Raises InputError for a segment of no frames.
     """
-    passes = generation(grid, frames, prompt)
-    cached = prompt + causal_positions(grid, frames)
+    passes = generation(grid, frames, prompt, model.window)
+    cached = prompt + kept(causal_positions(grid, frames), model.window)
     return Cost(
         frames=frames,
         steps=steps(grid, frames),
@@ -129,7 +133,8 @@ def block_weights(model) -> int:
     cross-attention queries and output, as the encoder's states are few."""
     parts = 2 if model.mlp == "gated" else 1
     attention = model.width * model.head_width * (2 * model.heads + 2 * model.kv_heads)
-    attention += model.width * model.head_width * 2 * model.heads * (model.cross_width > 0)
+    heads, _, head_width = model.cross_sizes
+    attention += model.width * head_width * 2 * heads * (model.cross_width > 0)
     return model.layers * (attention + (parts + 1) * model.width * model.ffn)
 
 
@@ -155,7 +160,7 @@ def training_flops_per_step(model, vocab: Vocab, batch: int, length: int) -> int
     document, every position as if it predicted over the whole vocabulary, level rows as if they were causal, so equal
     batches are equal work. The MFU of a training log counts the legal logits of predictions (`metrics.train_flops`).
     """
-    return 3 * batch * forward_flops(model, vocab, Pass(length, _triangle(length), length))
+    return 3 * batch * forward_flops(model, vocab, Pass(length, causal_pairs(length, model.window), length))
 
 
 def seconds_of_passes(
@@ -175,6 +180,27 @@ def seconds_of_passes(
         return max(forward_flops(model, vocab, work) / flops_per_second, moved / bytes_per_second)
 
     return np.array([seconds(work) for work in passes])
+
+
+def kept(positions: int, window: int) -> int:
+    """Of so many generated positions, those whose keys and values the next one reads: with a window the last ones."""
+    return min(positions, max(window - 1, 1)) if window else positions
+
+
+def causal_pairs(positions: int, window: int) -> int:
+    """Visible pairs of a causal row."""
+    return _triangle(positions) - _triangle(_outside(positions, window))
+
+
+def _level_pairs(frames: int, prompt: int, window: int) -> int:
+    """Visible pairs of frames that see each other and, as far as the window goes, the prompt."""
+    hidden = _triangle(_outside(prompt + frames, window)) - _triangle(_outside(prompt, window))
+    return frames * (prompt + frames) - hidden
+
+
+def _outside(positions: int, window: int) -> int:
+    """Of so many positions, those that the last one does not see."""
+    return max(0, positions - window) if window else 0
 
 
 def _triangle(n: int) -> int:

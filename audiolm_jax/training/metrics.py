@@ -21,12 +21,15 @@ from audiolm_jax.serialization.vocab import Vocab
 def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray) -> float:
     """FLOPs of one training step, forward and backward, without recomputation: `cost.flops` times 3.
 
-    The numerator of the logged MFU. Of attention half of every square counts, of the logits the legal set of every
+    The numerator of the logged MFU. Of attention half of every square counts, less half of what
+    a window hides, of the logits the legal set of every
     prediction. count_X: predictions by class (`losses.class_names`). Padding and packed documents count as if a row
     were one document, so the number depends on shapes and predictions alone.
     """
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes, 0]
-    return 3 * cost.flops(config, rows * positions, rows * positions**2 / 2, float(np.dot(count_X, sizes)))
+    hidden = max(0, positions - config.window) if config.window else 0
+    pairs = rows * (positions**2 - hidden**2) / 2
+    return 3 * cost.flops(config, rows * positions, pairs, float(np.dot(count_X, sizes)))
 
 
 class Recorder:

@@ -104,7 +104,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
         fixed, state = causal.start(model, grid, vocab, [request])
         steps = int(requests.steps_of(np.asarray(state.frames_B), grid)[0])
         # As the loop makes it for chunks of a quarter.
-        slots = causal.cache_sizes(steps, -(-steps // 4))[-1]
+        slots = causal.cache_sizes(steps, -(-steps // 4), model.config.window)[-1]
         cache = model.init_cache(1, slots)
         step, flops["step"] = compiled(
             causal.run_chunk,

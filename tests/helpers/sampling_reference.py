@@ -1,5 +1,6 @@
 """Small random models and the causal loop by its definition: no cache, no batch, no jax in the order."""
 
+import dataclasses
 import functools
 
 import jax
@@ -46,6 +47,13 @@ def models(Q):
     model.unembedding_DV[...] = 3 * model.unembedding_DV[...]
     model.embedding_VD[...] = 6 * model.embedding_VD[...]
     return model, unstack(model)
+
+
+def windowed(model, window):
+    """An unstacked model with a sliding window."""
+    model = nnx.clone(model)
+    model.config = dataclasses.replace(model.config, window=window)
+    return model
 
 
 def request(said="abc", prompt=0, Q=3, frames=None, seed=0, **options):

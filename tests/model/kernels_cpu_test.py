@@ -18,14 +18,14 @@ def normal(rng, *shape) -> jax.Array:
     return jnp.array(rng.normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("length", [37, 16])
-def test_attention_and_its_gradients_equal_the_dense_reference(small, monkeypatch, length):
+@pytest.mark.parametrize(("length", "window"), [(37, 0), (16, 0), (37, 11)])
+def test_attention_and_its_gradients_equal_the_dense_reference(small, monkeypatch, length, window):
     rng = np.random.default_rng(0)
     b, h, g, k = 2, 2, 2, 4
     args = normal(rng, b, length, h, g, k), normal(rng, b, length, h, k), normal(rng, b, length, h, k)
     segments = np.sort(rng.integers(0, 4, (b, length)), axis=1)
     ahead = np.where(rng.random((b, length)) < 0.3, 9, 0)
-    seen = attention.sight(jnp.array(segments), jnp.array(ahead))
+    seen = attention.sight(jnp.array(segments), jnp.array(ahead), window)
     weight = normal(rng, b, length, h, g, k)
 
     def run(attend):

@@ -20,9 +20,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(("length", "heads", "group"), [(256, 4, 1), (1500, 2, 3), (150, 1, 2)])
-def test_it_and_its_gradients_are_as_near_to_float32_as_the_dense_reference(length, heads, group):
-    """Causal, bidirectional and packed rows with padding, in bfloat16."""
+@pytest.mark.parametrize(
+    ("length", "heads", "group", "window"), [(256, 4, 1, 0), (1500, 2, 3, 0), (150, 1, 2, 0), (1500, 2, 3, 100)]
+)
+def test_it_and_its_gradients_are_as_near_to_float32_as_the_dense_reference(length, heads, group, window):
+    """Causal, bidirectional and packed rows with padding, with and without a window, in bfloat16."""
     rng = np.random.default_rng(0)
     segments, ahead = map(jnp.asarray, packed(length))
     # Padding attends to padding; nothing reads it.
@@ -30,7 +32,7 @@ def test_it_and_its_gradients_are_as_near_to_float32_as_the_dense_reference(leng
     q, weight = (rng.normal(size=(2, length, heads, group, 64)).astype(np.float32) for _ in range(2))
     q, weight = q / 8, np.where(real_BL111, weight, 0)
     k, v = (rng.normal(size=(2, length, heads, 64)).astype(np.float32) for _ in range(2))
-    visible = attention.sight(segments, ahead)
+    visible = attention.sight(segments, ahead, window)
 
     def run(attend, dtype) -> list[np.ndarray]:
         def loss(q, k, v):

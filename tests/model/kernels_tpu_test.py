@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from audiolm_jax.errors import InputError
 from audiolm_jax.model import attention, sharding
 from audiolm_jax.model.config import ModelConfig, ShardingConfig
 from audiolm_jax.model.kernels import tpu
@@ -33,10 +34,15 @@ def packed(length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("config", "devices", "length"), [(ShardingConfig("fsdp_context", context=2), 4, 256), (ShardingConfig(), 1, 150)]
+    ("config", "devices", "length", "window"),
+    [
+        (ShardingConfig("fsdp_context", context=2), 4, 256, 0),
+        (ShardingConfig("fsdp_context", context=2), 4, 256, 40),
+        (ShardingConfig(), 1, 150, 0),
+    ],
 )
-def test_it_and_its_gradients_equal_the_dense_reference(config, devices, length):
-    """Positions over two devices; and a length that is no multiple of a block."""
+def test_it_and_its_gradients_equal_the_dense_reference(config, devices, length, window):
+    """Positions over two devices, with and without a window; and a length that is no multiple of a block."""
     rng = np.random.default_rng(0)
     h, g, k = 2, 2, 8
     segments, ahead = packed(length)
@@ -52,8 +58,9 @@ def test_it_and_its_gradients_equal_the_dense_reference(config, devices, length)
         kv = [place(keys, 2, length, h, k) for _ in range(2)]
         segments, ahead = (jax.device_put(x, jax.NamedSharding(mesh, rows)) for x in (segments, ahead))
         whole = jax.sharding.reshard(segments, jax.P(rows[0], None))
-        sight = attention.Sight(segments, whole, jnp.arange(length, dtype=jnp.int32) + ahead)
-        square = attention.sight(segments, ahead)
+        square = attention.sight(segments, ahead, window)
+        index_BL = jnp.arange(length, dtype=jnp.int32) + 0 * ahead
+        sight = attention.Sight(segments, whole, index_BL + ahead, index_BL - window + 1 if window else None)
         assert not isinstance(square, attention.Sight)
 
         def run(attend):
@@ -65,14 +72,16 @@ def test_it_and_its_gradients_equal_the_dense_reference(config, devices, length)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)
 
 
-def test_blocks_that_nobody_sees_are_skipped_and_no_others():
+@pytest.mark.parametrize("window", [0, 70])
+def test_blocks_that_nobody_sees_are_skipped_and_no_others(window):
     length, size = 512, 64
     segments, ahead = packed(length)
     with jax.set_mesh(sharding.single_device_mesh()):
-        square = np.asarray(attention.sight(jnp.array(segments), jnp.array(ahead)))
+        square = np.asarray(attention.sight(jnp.array(segments), jnp.array(ahead), window))
     for row in range(2):
         last = np.arange(length, dtype=np.int32) + ahead[row]
-        computed = np.asarray(tpu._computed(segments[row], segments[row], last, size, size))
+        first = np.arange(length, dtype=np.int32) - window + 1 if window else None
+        computed = np.asarray(tpu._computed(segments[row], segments[row], last, first, size, size))
         seen = square[row].reshape(8, size, 8, size).any(axis=(1, 3))
         assert (computed >= seen).all()
         assert computed.sum() <= seen.sum() + 2  # neighbours that share a block
@@ -80,6 +89,13 @@ def test_blocks_that_nobody_sees_are_skipped_and_no_others():
         for axis in (0, 1):
             loaded = np.asarray(tpu._info(jnp.array(computed), last, axis).data_next)[0]
             np.testing.assert_array_equal(loaded[computed], np.indices((8, 8))[axis][computed])
+
+
+def test_a_row_with_a_window_that_is_too_long_for_its_kernel():
+    row = jax.ShapeDtypeStruct((1, 128), jnp.int32)
+    q, k = (jax.ShapeDtypeStruct((1, n, 1, *group, 8), jnp.float32) for n, group in ((128, (1,)), (tpu.MOST + 1, ())))
+    with jax.set_mesh(sharding.single_device_mesh()), pytest.raises(InputError, match=r"at most 65536 .*, not 65537"):
+        jax.eval_shape(tpu.attend, q, k, k, attention.Sight(row, row, row, row))
 
 
 @pytest.mark.parametrize(("platform", "kernel", "dtype"), [("tpu", True, "bfloat16"), ("cpu", False, "float32")])

@@ -37,11 +37,15 @@ OTHER = dataclasses.replace(
     layers=1,
     width=16,
     kv_heads=2,
-    bias=True,
+    bias="all",
     positions="learned",
     max_positions=16,
     cross_width=16,
+    cross_heads=6,
+    cross_kv_heads=2,
+    cross_head_width=10,
     norm="rmsnorm",
+    qk_norm=True,
 )
 SOFT = dataclasses.replace(MUSIC, cross_width=0, state_widths=(7, 18))  # the second is not projected
 LENGTHS = np.array([5, 2, 4, 1])
@@ -91,7 +95,7 @@ def test_prefill_and_steps_equal_one_forward_pass(config):
     network, states = make(config), encoded(config)
     prompt, generated, whole = rows()
     expected = np.asarray(jax.jit(lambda n, e: n(*whole, encoded=e))(network, states))
-    without = expected if config.bias else np.asarray(jax.jit(lambda n: n(*whole))(network))
+    without = expected if config.bias == "all" else np.asarray(jax.jit(lambda n: n(*whole))(network))
     network = transformer.unstack(network)
     segments, positions = (np.arange(P) < LENGTHS[:, None]).astype(int), np.tile(np.arange(P), (4, 1))
     hidden, prompt_cache = jax.jit(lambda n, e: n.prefill(prompt, positions, segments, encoded=e))(network, states)
@@ -100,7 +104,7 @@ def test_prefill_and_steps_equal_one_forward_pass(config):
         np.testing.assert_allclose(hidden[b, :n], expected[b, :n], atol=1e-5)
         np.testing.assert_allclose(np.asarray(steps)[:, b], expected[b, n : n + G], atol=1e-5)
         same = np.allclose(expected[b, : n + G], without[b, : n + G])
-        assert config.bias or same == (STATES[b] == 0)
+        assert config.bias == "all" or same == (STATES[b] == 0)
 
 
 def test_the_keys_of_the_states_are_computed_once_and_no_cache_is_copied():
@@ -142,7 +146,7 @@ def test_biases_and_positions_do_not_decay():
     names = {jax.tree_util.keystr(p[-1:], simple=True): x for p, x in jax.tree_util.tree_leaves_with_path(decayed)}
     assert {name for name, x in names.items() if not x} == {
         *("scale", "embedding_VD", "positions_PD", "qkv_bias_HAK", "out_bias_D", "up_bias_CF", "down_bias_D"),
-        *("q_bias_HGK", "kv_bias_HCK"),
+        *("q_bias_HGK", "kv_bias_HCK", "q_norm_K", "k_norm_K"),
     }
 
 

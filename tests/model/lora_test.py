@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import lora
-from audiolm_jax.model.config import LoraConfig
+from audiolm_jax.model.config import LoraConfig, ModelConfig
 from audiolm_jax.model.transformer import Transformer
 
 SHAPES = {
@@ -54,6 +56,28 @@ def test_only_what_is_chosen_has_an_a_and_a_b(params):
     assert set(adapters) == {"cross"} and set(adapters["cross"]) == {"q_DHGK", "kv_DHCK", "out_HGKD"}
     assert adapters["cross"]["out_HGKD"]["a"].shape == (3, 2, 1, 4, 1)
     assert adapters["cross"]["out_HGKD"]["b"].shape == (3, 1, 6)
+
+
+def test_every_matrix_of_a_layer_but_no_norm_and_no_bias_can_be_chosen():
+    config = ModelConfig(
+        layers=1,
+        width=12,
+        heads=4,
+        kv_heads=2,
+        head_width=6,
+        ffn=8,
+        bias="qkv",
+        qk_norm=True,
+        cross_width=5,
+        cross_heads=3,
+        cross_kv_heads=3,
+        cross_head_width=7,
+    )
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Transformer(config, 10, nnx.Rngs(0)))))
+    matrices = {path for path, x in flatten_dict(params["layers"]).items() if "bias" not in path[-1] and x.ndim > 2}
+    assert {path[1:] for path in lora.chosen(ALL, params)} == matrices
+    adapters = jax.eval_shape(lambda: lora.init(ALL, params, jax.random.key(0)))["layers"]["cross"]
+    assert adapters["q_DHGK"]["b"].shape == (1, 2, 3, 1, 7) and adapters["out_HGKD"]["a"].shape == (1, 3, 1, 7, 2)
 
 
 def test_a_rank_that_a_matrix_cannot_have(params):

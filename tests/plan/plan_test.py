@@ -288,10 +288,11 @@ def test_sampling_of_two_layers_on_v5e(capfd):
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["data", "fsdp"])
-def test_the_train_step_of_two_layers_on_v5e(preset):
+@pytest.mark.parametrize(("preset", "window"), [("data", 0), ("fsdp", 0), ("fsdp", 100)])
+def test_the_train_step_of_two_layers_on_v5e(preset, window):
     # Widths that fill the tiles of a TPU: narrower matrices are padded.
-    config = small(f"sharding.preset={preset}", "model.width=256", "model.head_width=128", "model.ffn=512")
+    sizes = ("model.width=256", "model.head_width=128", "model.ffn=512")
+    config = small(f"sharding.preset={preset}", f"model.window={window}", *sizes)
     made = plan.plan(config, "tiny", "v5e-8", ("train",))
     [step] = made["programs"]
     assert made["fits"] and made["processes"] == 1

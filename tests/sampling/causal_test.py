@@ -23,6 +23,7 @@ from tests.helpers.sampling_reference import (
     run,
     teacher_forced,
     vocab_of,
+    windowed,
 )
 
 
@@ -201,6 +202,18 @@ def test_cache_grows_by_doubling_and_the_codes_do_not_change():
     assert causal.cache_sizes(20, 8) == [32, 32, 32]
     assert causal.cache_sizes(70, 8) == [32] * 4 + [64] * 4 + [96]
     assert causal.cache_sizes(97, 8) == [32] * 4 + [64] * 4 + [128] * 5
+    assert causal.cache_sizes(70, 8, window=60) == [32] * 4 + [59] * 5
     grid = bind("delay", 3)
     wanted, small = ([request("abc", b, frames=7, seed=4, chunk=chunk) for b in range(3)] for chunk in (8, 2))
     assert_same(run(grid, small), run(grid, wanted))
+
+
+def test_a_window_is_a_ring_that_grows():
+    """Slots: 4, 6, 6 and so on, and as many as there are steps."""
+    grid, model = bind("flat", 3), windowed(models(3)[1], 7)
+    small, wanted = ([request("abc", b, frames=7, seed=4, chunk=chunk) for b in range(3)] for chunk in (1, 40))
+    *_, (_, ring) = causal.generate(model, grid, vocab_of(3), small)
+    fixed, state = causal.start(model, grid, vocab_of(3), wanted)
+    state, _ = causal.chunk_program()(model, grid, vocab_of(3), 24, fixed, state, model.init_cache(3, 24))
+    np.testing.assert_array_equal(ring.codes_BFQ, state.codes_BFQ)
+    assert any((whole != ring.codes_BFQ[b, :7]).any() for b, whole in enumerate(run(grid, wanted)))

@@ -47,12 +47,13 @@ def test_every_stack_of_layers_that_the_model_names_is_unstacked_and_cast():
     class WithDepth(Transformer):
         STACKS = ("layers", "depth_layers")
 
-    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", qk_norm=True)
     model, depth = (WithDepth(config, VOCAB.size, nnx.Rngs(0)), Transformer(config, VOCAB.size, nnx.Rngs(1)))
     model.depth_layers = depth.layers
     fast = performance.for_decoding(model, sharding.single_device_mesh())
     for blocks, stack in ((fast.layers, model.layers), (fast.depth_layers, depth.layers)):
         assert [block.qkv_DHAK.dtype for block in blocks] == ["bfloat16"] * config.layers
+        assert [block.k_norm_K.dtype for block in blocks] == ["float32"] * config.layers
         assert all(block.rules == block.cross.rules == fast.rules for block in blocks)
         np.testing.assert_array_equal(blocks[1].qkv_DHAK[...], stack.qkv_DHAK[1].astype("bfloat16"))
 

@@ -24,6 +24,7 @@ from tests.helpers.sampling_reference import (
     request,
     teacher_forced,
     vocab_of,
+    windowed,
 )
 
 
@@ -94,6 +95,28 @@ def test_masked_loop_equals_a_reference_on_training_rows(schedule, iterations):
         np.testing.assert_array_equal(codes_BFQ[b, : frames_B[b]], expected)
         np.testing.assert_array_equal(expected[: len(one.prompt_TQ)], one.prompt_TQ)
         assert expected.min() >= 0 and (codes_BFQ[b, frames_B[b] :] == -1).all()
+
+
+def test_a_window_goes_from_the_frames_back_into_the_prompt():
+    """Hidden states of rows of several lengths, behind padding, and those of the rows of training."""
+    grid, vocab = bind("masked", 3, iterations=(5, 4, 1)), vocab_of(3)
+    stacked, model = (windowed(one, 6) for one in models(3))
+    asked = [request("abc", 0, frames=20), request("longer than that", 4, frames=9), request("", 2, frames=3)]
+    frames_B = np.array([20, 9, 3], np.int32)
+    _, fixed = masked.start(model, grid, vocab, asked)
+    codes_BFQ = np.full((3, 24, 3), -1, np.int32)
+    for b, one in enumerate(asked):
+        codes_BFQ[b, : len(one.prompt_TQ)] = one.prompt_TQ
+    found = np.asarray(masked.hidden_states(model, masked.inputs(codes_BFQ, vocab), frames_B, fixed))
+    assert np.isfinite(found).all()
+    for b, one in enumerate(asked):
+        codes_TQ = codes_BFQ[b, : frames_B[b]]
+        view = LevelView(0, codes_TQ[:, 0] < 0, len(one.prompt_TQ))
+        document = (*one.document, ("audio", np.maximum(codes_TQ, 0)))
+        row = documents.level_row(document, len(document) - 1, view, grid, vocab)
+        tokens, positions, ahead = (row[name][None] for name in ("tokens", "positions", "ahead"))
+        expected = stacked(tokens, positions, np.ones_like(positions), ahead)[0, -frames_B[b] :]
+        np.testing.assert_allclose(found[b, : frames_B[b]], expected, atol=1e-5)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model.config import ModelConfig
@@ -81,42 +82,41 @@ def test_look_ahead_and_first_frame_by_replaying_the_order(codebooks, options, f
     assert found.passes >= found.first_passes
 
 
-def seen_by(row):
-    """(positions, visible pairs) of a row, by looking at every pair."""
+def pairs_of(row, window):
+    """Keys that each position of a row sees, by looking at every pair."""
     length = len(row["positions"])
-    pairs = sum(m <= query + row["ahead"][query] for query in range(length) for m in range(length))
-    return length, int(pairs)
+    seen = [[m <= query + row["ahead"][query] for m in range(length)] for query in range(length)]
+    return np.sum([[x and not 0 < window <= q - m for m, x in enumerate(xs)] for q, xs in enumerate(seen)], axis=1)
 
 
-@pytest.mark.parametrize("frames", [1, 6])
+@pytest.mark.parametrize(("frames", "window"), [(1, 0), (6, 0), (6, 4), (6, 8)])
 @pytest.mark.parametrize(("codebooks", "options"), ORDERS, ids=name)
-def test_positions_and_pairs_are_those_of_real_rows(codebooks, options, frames):
+def test_positions_and_pairs_are_those_of_real_rows(codebooks, options, frames, window):
     grid, vocab = grid_of(codebooks, options), Vocab(codebooks, 4, max_frames=9)
     document = (("text", np.full(3, TEXT_START)), ("audio", np.zeros((frames, codebooks), np.int32)))
     prompt = len(documents.prompt_row(document[:1], grid, vocab, causal=True)["positions"])
-    rows = cost.training_rows(grid, frames, prompt)
+    rows = cost.training_rows(grid, frames, prompt, window)
+    passes = cost.generation(grid, frames, prompt, window)
+    steps = len(layout.causal_cells(grid, frames)[0]) if grid.causal_levels else 1
+    sequential, parallel = passes[:steps], passes[steps:]
     assert rows.keys() == {
         *(["causal"] if grid.causal_levels else []),
         *(["level"] if grid.causal_levels < codebooks else []),
     }
     if "causal" in rows:
-        found = seen_by(documents.causal_row(document, grid, vocab))
-        assert (rows["causal"].positions, rows["causal"].pairs) == found
+        pairs_L = pairs_of(documents.causal_row(document, grid, vocab), window)
+        assert (rows["causal"].positions, rows["causal"].pairs) == (len(pairs_L), pairs_L.sum())
+        assert [work.pairs for work in sequential[1:]] == pairs_L[prompt:-1].tolist()
+        assert sequential[0].pairs == pairs_L[:prompt].sum()
     if "level" in rows:
         view = LevelView(codebooks - 1, np.ones(frames, bool))
-        found = seen_by(documents.level_row(document, 1, view, grid, vocab))
-        assert (rows["level"].positions, rows["level"].pairs) == found
+        pairs_L = pairs_of(documents.level_row(document, 1, view, grid, vocab), window)
+        assert (rows["level"].positions, rows["level"].pairs) == (len(pairs_L), pairs_L.sum())
+        assert {(work.positions, work.pairs) for work in parallel} == {(frames, pairs_L[prompt:].sum())}
 
     # Generation computes the same positions: the causal row but for its last step, then the frames of each pass.
-    passes = cost.generation(grid, frames, prompt)
-    steps = len(layout.causal_cells(grid, frames)[0]) if grid.causal_levels else 1
-    sequential, parallel = passes[:steps], passes[steps:]
     assert sum(work.positions for work in sequential) == prompt + steps - 1
-    assert sum(work.pairs for work in sequential) == (prompt + steps - 1) * (prompt + steps) // 2
     assert len(parallel) == sum(grid.iterations)
-    for work in parallel:
-        assert work.positions == frames
-        assert work.pairs == frames * (prompt + frames)
 
 
 def test_totals_add_up():
@@ -125,6 +125,10 @@ def test_totals_add_up():
     assert found.positions == 10 + 20 + 3 * 20
     assert found.flops == sum(cost.forward_flops(MODEL, VOCAB, work) for work in cost.generation(grid, 20, 10))
     assert found.cache_bytes == (10 + 21) * 2 * 3 * 2 * 16 * 2  # positions, k and v, layers, heads, width, bytes
+    near = dataclasses.replace(MODEL, window=8)
+    found = cost.cost(grid, 20, 10, near, VOCAB, bytes_per_value=2)
+    assert found.cache_bytes == (10 + 7) * 2 * 3 * 2 * 16 * 2  # what a step sees besides itself
+    assert found.flops == sum(cost.forward_flops(near, VOCAB, work) for work in cost.generation(grid, 20, 10, 8))
 
 
 @functools.cache
@@ -136,7 +140,7 @@ COUNTED = ModelConfig(layers=1, width=256, heads=4, kv_heads=2, head_width=64, f
 SIZES = [
     (20, 2, COUNTED),
     pytest.param(48, 4, dataclasses.replace(COUNTED, layers=2, width=320, mlp="plain"), marks=pytest.mark.slow),
-    pytest.param(33, 3, dataclasses.replace(COUNTED, layers=2, kv_heads=4), marks=pytest.mark.slow),
+    pytest.param(33, 3, dataclasses.replace(COUNTED, layers=2, kv_heads=4, window=9), marks=pytest.mark.slow),
 ]
 
 
@@ -204,11 +208,15 @@ def test_forward_flops_are_what_the_compiler_counts(changes):
 
 
 def test_block_weights_are_the_matrices_of_the_model():
-    for changes in ({}, {"mlp": "plain"}, {"kv_heads": 4}):
+    cross = {"cross_width": 64, "cross_heads": 6, "cross_kv_heads": 3, "cross_head_width": 10}
+    for changes in ({}, {"mlp": "plain"}, {"kv_heads": 4}, {"cross_width": 64}, cross):
         config = ModelConfig(**{"layers": 3, "width": 64, "heads": 4, "head_width": 16, "ffn": 96} | changes)
         model = nnx.eval_shape(lambda config=config: Transformer(config, 640, nnx.Rngs(0)))
-        leaves = jax.tree.leaves(nnx.state(model.layers))
-        assert cost.block_weights(config) == sum(leaf.size for leaf in leaves if len(leaf.shape) > 2)
+        leaves = flatten_dict(nnx.to_pure_dict(nnx.state(model.layers)))
+        sizes = {path[-1]: 0 for path in leaves}
+        for path, leaf in leaves.items():
+            sizes[path[-1]] += leaf.size * (leaf.ndim > 2)
+        assert cost.block_weights(config) == sum(sizes.values()) - sizes.get("kv_DHCK", 0)
 
 
 def test_training_is_three_times_forward_and_linear_in_the_batch():
