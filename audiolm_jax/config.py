@@ -46,6 +46,7 @@ SECTIONS = {
     "data": "audiolm_jax.data.config:DataConfig",
     "serialization": "audiolm_jax.serialization:SerializationConfig",
     "model": "audiolm_jax.model.config:ModelConfig",
+    "depth": "audiolm_jax.model.config:DepthConfig",
     "sharding": "audiolm_jax.model.config:ShardingConfig",
     "optimizer": "audiolm_jax.training.config:OptimizerConfig",
     "training": "audiolm_jax.training.config:TrainingConfig",
@@ -178,7 +179,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 @functools.cache
 def keys_of(section: type, name: str) -> dict[str, Key]:
-    """The keys of the dataclass of section `name`."""
+    """The keys of the dataclass of section `name`; a field that holds another section (metadata "section") is none."""
     kinds, prefix = typing.get_type_hints(section), f"{name}." if name else ""
     return {
         field.name: Key(
@@ -188,6 +189,7 @@ def keys_of(section: type, name: str) -> dict[str, Key]:
             **field.metadata,
         )
         for field in dataclasses.fields(section)
+        if "section" not in field.metadata
     }
 
 

@@ -22,7 +22,7 @@ from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
 from audiolm_jax.families.config import configured
 from audiolm_jax.model.sharding import make_mesh
-from audiolm_jax.model.spec import CodecSpec, Spec
+from audiolm_jax.model.spec import CodecSpec, Spec, model_of
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.training import loop, processes
@@ -44,10 +44,12 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
 def spec_of(config: ConfigDict, metadata: dict, base: "Base | None" = None) -> Spec:
     """The model that `config` describes, on tokens with this `metadata` (`tokens.info`)."""
     codec = CodecSpec(**{**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]})
+    order = configs.section(config, "serialization")
+    vocab = make_vocab(metadata, configs.section(config, "data")) if base is None else base.vocab
     spec = Spec(
-        configs.section(config, "model"),
-        make_vocab(metadata, configs.section(config, "data")) if base is None else base.vocab,
-        configs.section(config, "serialization"),
+        model_of(config, order, vocab),
+        vocab,
+        order,
         data=configs.section(config, "data"),
         codec=codec,
         tokens=metadata["fingerprint"],

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.data.update({"sequence_length": 512, "batch_size": 4, "max_frames": 96, "template": "{speaker}: {text}"})
     # In a minute of two cores a small model that sees much beats a large one that sees little.
     config.model.update({"layers": 3, "width": 128, "heads": 2, "kv_heads": 1, "head_width": 64, "ffn": 384})
+    config.depth.update({"layers": 1, "width": 64, "heads": 2, "kv_heads": 2, "head_width": 32, "ffn": 176})
     config.optimizer.update({"learning_rate": 4e-3})
     # Half of the rows of hierarchical and masked start without a prompt, as the evaluation does.
     config.serialization.prompt_fraction = 0.5

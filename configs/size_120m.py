@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         {"layers": 16, "width": 768, "heads": 12, "kv_heads": 12, "head_width": 64, "ffn": 3072, "mlp": "plain"}
     )
+    config.depth.update({"layers": 3, "width": 384, "heads": 6, "kv_heads": 2, "head_width": 64, "ffn": 1024})
     config.data.update({"sequence_length": 1024, "batch_size": 64, "drop_long": True})
     config.optimizer.update({"learning_rate": 6e-4, "warmup": 1000, "b2": 0.95, "weight_decay": 0.1})
     config.training.update({"steps": 40000, "log_every": 50, "checkpoint_every": 1000, "keep": 2})

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         {"layers": 32, "width": 2048, "heads": 16, "kv_heads": 8, "head_width": 128, "ffn": 5632, "remat": True}
     )
+    config.depth.update({"layers": 6, "width": 1024, "heads": 16, "kv_heads": 8, "head_width": 64, "ffn": 2816})
     config.data.update({"sequence_length": 1024, "batch_size": 512, "drop_long": True})
     config.sharding.preset = "fsdp"
     config.optimizer.update({"learning_rate": 3e-4, "warmup": 1000, "b2": 0.95, "weight_decay": 0.1})

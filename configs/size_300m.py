@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         {"layers": 24, "width": 1024, "heads": 16, "kv_heads": 16, "head_width": 64, "ffn": 4096, "mlp": "plain"}
     )
+    config.depth.update({"layers": 4, "width": 512, "heads": 8, "kv_heads": 4, "head_width": 64, "ffn": 1408})
     config.data.update({"sequence_length": 1024, "batch_size": 1024, "drop_long": True})
     config.sharding.preset = "fsdp"
     config.optimizer.update({"learning_rate": 4e-4, "warmup": 1000, "b2": 0.95, "weight_decay": 0.1})

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         {"layers": 6, "width": 512, "heads": 8, "kv_heads": 8, "head_width": 64, "ffn": 2048, "mlp": "plain"}
     )
+    config.depth.update({"layers": 2, "width": 256, "heads": 4, "kv_heads": 4, "head_width": 64, "ffn": 512})
     config.data.update({"sequence_length": 1024, "batch_size": 64, "drop_long": True})
     config.optimizer.update({"learning_rate": 1e-3, "warmup": 1000, "b2": 0.95, "weight_decay": 0.1})
     config.training.update({"steps": 20000, "log_every": 50, "checkpoint_every": 1000, "keep": 2})

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.codec.update({"name": "tiny", "codebooks": 3})
     config.data.update({"sequence_length": 448, "batch_size": 8, "max_frames": 128})
     config.model.update({"layers": 2, "width": 64, "heads": 2, "kv_heads": 1, "head_width": 32, "ffn": 128})
+    config.depth.update({"layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "head_width": 8, "ffn": 24})
     config.evaluation.also = ("unseen",)
     config.optimizer.warmup = 2
     config.training.update({"steps": 12, "log_every": 2, "checkpoint_every": 4})

@@ -1,7 +1,7 @@
 """The budget of every strategy of a comparison: equal parameters, and equal training FLOPs or equal frames of audio.
 
-    flops   the same steps on batches of the same shape. A strategy with more positions per second of audio sees fewer
-            seconds of it
+    flops   batches of the same shape, and as many steps as take the FLOPs of the first strategy: the same number, but
+            for one with a depth network. A strategy with more positions per second of audio sees fewer seconds of it
     tokens  the same frames of audio per step and in all. The rows of a batch are scaled until a step shows as many
             frames as one of the first strategy, rounded to rows, and the number of steps makes up for the rounding.
             Strategies with more positions take more FLOPs
@@ -25,11 +25,13 @@ from audiolm_jax.data.config import DataConfig
 from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.spec import model_of
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization.vocab import Vocab
 from audiolm_jax.training import processes
 
 DOCUMENTS = 4000  # documents of the training split, at most, whose lengths are packed
+PARTS = ("data", "sharding", "training", "serialization")
 BATCHES = 40  # packed to count the frames of a step
 
 
@@ -47,22 +49,27 @@ def check(config: ConfigDict, parts: Mapping[tuple[str, str], ConfigDict], vocab
     """The part of `equal_shares` that needs no data, and whether the devices can share the rows; raises InputError."""
     compare, parameters, flops = section(config, "compare"), {}, {}
     for (size, strategy), part in parts.items():
-        model, data, shards = (section(part, name) for name in ("model", "data", "sharding"))
+        data, shards, training, order = (section(part, name) for name in PARTS)
+        model = model_of(part, order, vocab)
         mesh = sharding.make_mesh(shards)
         if compare.equal == "flops":
             processes.columns(mesh, shards.rules, data.batch_size, part.training.accumulate, data.lanes)
-        step = cost.training_flops_per_step(model, vocab, data.batch_size, data.sequence_length)
+        step = cost.training_flops_per_step(
+            model, vocab, data.batch_size, data.sequence_length, training.depth_fraction
+        )
         parameters.setdefault(size, {})[strategy] = checkpoints.count_parameters(model, vocab)
-        flops.setdefault(size, {})[strategy] = step * (_steps(compare, step) or part.training.steps)
+        flops.setdefault(size, {})[strategy] = step * _steps(compare, step, flops.get(size, {}), training.steps)
     for size in parameters:
         require_equal(parameters[size], "parameters", compare.tolerance)
         if compare.equal == "flops":
             require_equal(flops[size], "training_flops", compare.tolerance)
 
 
-def _steps(compare: CompareConfig, flops: float) -> int:
-    """Steps of so many FLOPs that compare.flops pays for; 0 where it does not decide them."""
-    return max(1, round(compare.flops / flops)) if compare.flops else 0
+def _steps(compare: CompareConfig, flops: float, before: Mapping[str, float], steps: int) -> int:
+    """Steps of so many FLOPs that compare.flops pays for or, without that, those of the first strategy of `before`,
+    strategy -> its FLOPs; `steps` for the first."""
+    target = compare.flops or next(iter(before.values()), 0)
+    return max(1, round(target / flops)) if target else steps
 
 
 def equal_shares(
@@ -78,19 +85,21 @@ def equal_shares(
 
     Raises InputError if it is not, or parameters are not.
     """
-    compare, shares, targets = section(config, "compare"), {}, {}
+    compare, shares, targets, paid = section(config, "compare"), {}, {}, {}
     for (size, strategy), part in parts.items():
-        model, data, steps = section(part, "model"), section(part, "data"), part.training.steps
-        grid = serialization.bind(section(part, "serialization"), vocab.codebooks)
+        data, shards, training, order = (section(part, name) for name in PARTS)
+        model, steps, grid = model_of(part, order, vocab), training.steps, serialization.bind(order, vocab.codebooks)
         stream = list(itertools.islice(training_views(grid, data, documents_N2), 2 * DOCUMENTS))
         rows = data.batch_size
         if compare.equal == "tokens":
-            unit = part.training.accumulate * sharding.make_mesh(section(part, "sharding")).shape["data"]
+            unit = part.training.accumulate * sharding.make_mesh(shards).shape["data"]
             target = targets.setdefault(size, frames_per_step(stream, data, rows))
             rows = rows_for(target, stream, data, unit)
             steps = max(1, round(steps * target / frames_per_step(stream, data, rows)))
-        flops = cost.training_flops_per_step(model, vocab, rows, data.sequence_length)
-        steps = _steps(compare, flops) or steps
+        flops = cost.training_flops_per_step(model, vocab, rows, data.sequence_length, training.depth_fraction)
+        if compare.equal == "flops":
+            steps = _steps(compare, flops, paid.get(size, {}), steps)
+            paid.setdefault(size, {})[strategy] = flops * steps
         shares[size, strategy] = {
             "parameters": checkpoints.count_parameters(model, vocab),
             "rows_per_step": rows,

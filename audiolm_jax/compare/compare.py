@@ -30,6 +30,7 @@ from audiolm_jax.compare.cells import Cell
 from audiolm_jax.compare.stages import Stages, timetable
 from audiolm_jax.config import section
 from audiolm_jax.data import corpora, tokens
+from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.data.prepare import utterances
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
@@ -70,8 +71,7 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"data.template={data.template} must name {{text}}: a comparison hears what its models speak")
     evaluate.load_judge(evaluation)  # its file may be missing
     codec = codecs.load(**config.codec)
-    described = {name: getattr(codec, name) for name in ("codebooks", "codebook_size")}
-    vocab = runs.spec_of(config, {**described, "codec_fingerprint": codec.fingerprint, "fingerprint": ""}).vocab
+    vocab = make_vocab({name: getattr(codec, name) for name in ("codebooks", "codebook_size")}, data)
     budget.check(config, cells.variants(config, vocab.codebooks), vocab)
     if corpus.name == "synthetic":
         splits = [split for split in corpora.SPLITS if getattr(corpus, split)]
@@ -100,8 +100,11 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
     locks.share({"data": folder / "data"}, lambda _: prepare_data(comparison))
 
     metadata = tokens.info(comparison.data / "tokens")
-    spec, rate = runs.spec_of(config, metadata), metadata["frame_rate"]
-    parts = cells.variants(config, spec.vocab.codebooks)
+    parts = cells.variants(config, make_vocab(metadata, section(config, "data")).codebooks)
+    spec, rate = (
+        runs.spec_of(next(iter(parts.values())), metadata),
+        metadata["frame_rate"],
+    )  # all but the order is shared
     source = tokens.open_split(comparison.data / "tokens", "train", spec.codec.fingerprint)
     shares = budget.equal_shares(config, parts, spec.vocab, rate, budget.documents(source, spec.data, spec.vocab))
     schedule = cells.schedule(config, parts, shares)

@@ -18,7 +18,7 @@ length and of the text are kept apart. What is computed follows from the order:
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,7 @@ from flax import nnx
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 from audiolm_jax.evaluation.config import METHODS
-from audiolm_jax.model import sharding, versions
-from audiolm_jax.model.losses import target_logprobs
+from audiolm_jax.model import losses, sharding, versions
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import requests
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
@@ -271,20 +270,23 @@ def _pad(rows: Sequence[Row], length: int, size: int) -> dict[str, np.ndarray]:
 def _score(graph: nnx.GraphDef, state: nnx.State, batch: dict[str, jax.Array], vocab: Vocab) -> jax.Array:
     """Nats of each row by class of prediction, [B, Q + 3]."""
     model = nnx.merge(graph, state)
-    heads_BLS = batch["heads_BLS"]
     encoded = (batch["states_BEW"], batch["valid_BE"]) if "states_BEW" in batch else None
     inputs = (batch[name] for name in ("tokens_BLS", "positions_BL", "segments_BL", "ahead_BL"))
     hidden_BLD = model(*inputs, encoded=encoded)
-    out = target_logprobs(hidden_BLD, model.output_DV(), batch["targets_BLS"], heads_BLS, vocab, model.rules)
-    nats_BLS = -batch["weights_BLS"] * (out["logprob_BLS"] - out["end_BLS"])  # 0 where the target is the end
-    end_B = -jnp.sum(batch["weights_BLS"] * out["end_BLS"], axis=(1, 2))
-    book_BLS = jnp.where(heads_BLS == vocab.head_code_or_end, 0, heads_BLS - HEAD_CODE)
-    is_code_BLS = heads_BLS >= HEAD_CODE
+    parts = losses.scored(model, hidden_BLD, batch, vocab)
 
-    def total(member_BLS: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(member_BLS, nats_BLS, 0), axis=(1, 2))
+    def total(of: Callable[[losses.Scored], jax.Array]) -> jax.Array:
+        return sum(jnp.sum(of(part), axis=(1, 2)) for part in parts)
 
-    codes_QB = [total(is_code_BLS & (book_BLS == q)) for q in range(vocab.codebooks)]
-    others = [end_B, total(heads_BLS == HEAD_LENGTH), total(heads_BLS == HEAD_TEXT)]
+    def nats(part: losses.Scored, member_BLS: jax.Array) -> jax.Array:
+        own_BLS = part.logprob_BLS - part.end_BLS  # 0 where the target is the end
+        return jnp.where(member_BLS, -part.weights_BLS * own_BLS, 0)
+
+    def of_book(part: losses.Scored, q: int) -> jax.Array:
+        return (part.heads_BLS == HEAD_CODE + q) | ((part.heads_BLS == vocab.head_code_or_end) & (q == 0))
+
+    codes_QB = [total(lambda part, q=q: nats(part, of_book(part, q))) for q in range(vocab.codebooks)]
+    others = [total(lambda part: -part.weights_BLS * part.end_BLS)]
+    others += [total(lambda part, h=h: nats(part, part.heads_BLS == h)) for h in (HEAD_LENGTH, HEAD_TEXT)]
     nats_BC = jnp.stack(codes_QB + others, axis=1)
     return jax.sharding.reshard(nats_BC, jax.sharding.PartitionSpec(None, None))

@@ -34,7 +34,7 @@ from audiolm_jax.errors import InputError, listed, shortened
 from audiolm_jax.model import sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec, from_json
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.serialization.vocab import Vocab
 
 if TYPE_CHECKING:  # imported where it is used: a safetensors file needs none of it, and it takes as long as numpy
@@ -44,6 +44,7 @@ FOLDER = "checkpoints"
 DAMAGED = "it may be damaged, or of a newer version"
 SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "ffn", "cross_width", "state_widths", "max_positions")
 SIZES += ("cross_heads", "cross_kv_heads", "cross_head_width")
+DEPTH_SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "ffn", "schedule")
 FREE_AFTER = 2 << 20  # bytes that must stay free on the disk after a checkpoint
 
 
@@ -169,9 +170,12 @@ def check_sizes(spec: Spec, tree: Any, where: str) -> None:
     """Raises InputError for a size in a description that is larger than the number of all parameters: before anything
     is made of it."""
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-    for part, names in (("model", SIZES), ("vocab", [field.name for field in dataclasses.fields(Vocab)])):
+    parts = {"model": (spec.model, SIZES), "vocab": (spec.vocab, [field.name for field in dataclasses.fields(Vocab)])}
+    if spec.model.depth is not None:
+        parts["depth"] = (spec.model.depth, DEPTH_SIZES)
+    for part, (values, names) in parts.items():
         for name in names:
-            value = getattr(getattr(spec, part), name)
+            value = getattr(values, name)
             if max(value if isinstance(value, tuple) else (value,), default=0) > count:
                 raise InputError(
                     f"{where}: the description of the model has {part}.{name}={shortened(str(value), 40)}, but there "
@@ -181,7 +185,7 @@ def check_sizes(spec: Spec, tree: Any, where: str) -> None:
 
 def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
     """The model as shapes with shardings. A mesh is entered."""
-    return jax.eval_shape(lambda: Transformer(config, vocab.size, nnx.Rngs(0), rules))
+    return jax.eval_shape(lambda: language_model(config, vocab, nnx.Rngs(0), rules))
 
 
 def count_parameters(config: ModelConfig, vocab: Vocab) -> int:

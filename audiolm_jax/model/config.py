@@ -1,4 +1,4 @@
-"""Sections `model`, `sharding` and `lora` of the configuration, and the sharding rules that `sharding.preset` names.
+"""Sections `model`, `depth`, `sharding` and `lora` of the configuration, and the rules that `sharding.preset` names.
 
 JAX is imported by functions alone: a configuration is checked without it.
 """
@@ -81,6 +81,95 @@ def platform() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class DepthConfig:
+    """The depth network, which predicts the codes of a frame one after the other (strategy depth).
+
+    Moshi's is join=add, weights=per_codebook, positions=none, projection=per_codebook, final_norm=False; CSM's and that
+    of Qwen3-TTS join=prefix, weights=shared, positions=rotary, embeddings=backbone, the latter with projection_bias.
+    """
+
+    layers: int = key(2, "Layers.", at_least=1)
+    width: int = key(128, "Width of its residual stream (d).", at_least=1)
+    heads: int = key(4, "Query heads.", at_least=1)
+    kv_heads: int = key(4, "Key/value heads, a divisor of depth.heads.", at_least=1)
+    head_width: int = key(32, "Channels of one head; even with rotary positions.", at_least=1)
+    ffn: int = key(256, "Width of the feed-forward part.", at_least=1)
+    norm: str = key("rmsnorm", "As model.norm.", among=("rmsnorm", "layernorm"))
+    norm_eps: float = key(1e-6, "As model.norm_eps.", above=0)
+    mlp: str = key("gated", "As model.mlp.", among=("gated", "plain", "exact"))
+    bias: str = key("none", "As model.bias.", among=("none", "qkv", "all"))
+    qk_norm: bool = key(False, "As model.qk_norm.")
+    positions: str = key(
+        "learned",
+        "What tells the codebooks of a frame apart, beside their weights.",
+        among=("none", "rotary", "learned"),
+    )
+    rope_base: float = key(10000.0, "As model.rope_base.", above=1)
+    rope_scaling: tuple[float, ...] = key((), "As model.rope_scaling.", above=0)
+    join: str = key(
+        "add",
+        "How it reads the transformer: its state is added to the embedding of the code before (add), or stands before "
+        "those as a position of its own (prefix).",
+        among=("add", "prefix"),
+    )
+    weights: str = key(
+        "shared", "One set of matrices for all codebooks, or one for each.", among=("shared", "per_codebook")
+    )
+    schedule: tuple[int, ...] = key(
+        (),
+        "per_codebook: the set of matrices of each codebook but the first, such as (0, 1, 1); (): one for each.",
+        at_least=0,
+    )
+    embeddings: str = key(
+        "own", "The table of the code before: one of its own width, or the transformer's.", among=("own", "backbone")
+    )
+    projection: str = key(
+        "shared",
+        "The matrix from the width of the transformer to its own: one, one per codebook (add), or none (equal widths).",
+        among=("shared", "per_codebook", "none"),
+    )
+    projection_bias: bool = key(False, "A bias on that matrix.")
+    final_norm: bool = key(True, "Normalise before its output matrices.")
+
+    def __post_init__(self) -> None:
+        validate(self, "depth")
+        if self.heads % self.kv_heads:
+            raise InputError(f"depth.kv_heads={self.kv_heads} must divide depth.heads={self.heads}")
+        if self.head_width % 2 and self.positions == "rotary":
+            raise InputError(f"depth.head_width={self.head_width} must be even (rotary positions pair channels)")
+        if self.projection == "per_codebook" and (self.join == "prefix" or self.embeddings == "backbone"):
+            raise InputError(
+                "depth.projection=per_codebook needs depth.join=add and depth.embeddings=own, as every codebook then "
+                "reads the state of the transformer by itself"
+            )
+        if self.weights == "per_codebook" and self.join == "prefix":
+            raise InputError("depth.weights=per_codebook needs depth.join=add, where every codebook has one position")
+        if self.schedule and self.weights == "shared":
+            raise InputError(f"depth.schedule={self.schedule} needs depth.weights=per_codebook; leave it empty")
+        if self.projection_bias and self.projection == "none":
+            raise InputError("depth.projection_bias needs a projection; depth.projection is none")
+
+    @property
+    def block(self) -> "ModelConfig":
+        """The sizes of its layers. The positions are added by the network itself."""
+        names = (
+            "layers",
+            "width",
+            "heads",
+            "kv_heads",
+            "head_width",
+            "ffn",
+            "norm",
+            "norm_eps",
+            "mlp",
+            "bias",
+            "qk_norm",
+        )
+        positions = "rotary" if self.positions == "rotary" else "sinusoidal"
+        return ModelConfig(positions=positions, **{name: getattr(self, name) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The transformer."""
 
@@ -143,6 +232,7 @@ class ModelConfig:
         among=("auto", "float32", "bfloat16"),
     )
     remat: bool = key(False, "Recompute activations in the backward pass instead of keeping them.")
+    depth: DepthConfig | None = dataclasses.field(default=None, metadata={"section": "depth"})  # of strategies with one
 
     def __post_init__(self) -> None:
         validate(self, "model")
@@ -157,6 +247,10 @@ class ModelConfig:
             )
         self._check_scaling()
         self._check_cross()
+        if self.depth is not None and self.depth.projection == "none" and self.depth.width != self.width:
+            raise InputError(
+                f"depth.projection=none needs equal widths; depth.width={self.depth.width}, model.width={self.width}"
+            )
 
     def _check_scaling(self) -> None:
         said = f"model.rope_scaling={self.rope_scaling}"
@@ -201,14 +295,18 @@ class ModelConfig:
 
         return jnp.dtype("float32") if platform() == "cpu" else self.compute_dtype
 
-    def sharded_sizes(self, vocab_size: int) -> dict[str, tuple[str, int]]:
+    def sharded_sizes(self, vocab_size: int) -> list[tuple[str, str, int]]:
         """The sizes that mesh axes must divide, for `sharding.check_sizes`."""
         names = {"embed": "width", "heads": "kv_heads", "ffn": "ffn"}
-        sizes = {logical: (f"model.{name}", getattr(self, name)) for logical, name in names.items()}
-        if self.cross_width and self.cross_kv_heads:
-            shared = math.gcd(self.kv_heads, self.cross_kv_heads)
-            sizes["heads"] = ("the largest divisor of model.kv_heads and model.cross_kv_heads", shared)
-        return sizes | {"vocab": ("the number of rows of the vocabulary", table_rows(vocab_size))}
+        parts = {"model": self} if self.depth is None else {"model": self, "depth": self.depth}
+        sizes = [
+            (axis, f"{part}.{name}", getattr(config, name))
+            for part, config in parts.items()
+            for axis, name in names.items()
+        ]
+        if self.cross_width:
+            sizes.append(("heads", "model.cross_kv_heads", self.cross_sizes[1]))
+        return [*sizes, ("vocab", "the number of rows of the vocabulary", table_rows(vocab_size))]
 
 
 def table_rows(vocab_size: int) -> int:

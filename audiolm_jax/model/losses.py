@@ -7,6 +7,8 @@ once per position, and every prediction takes that of its head. Logits are float
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
 from audiolm_jax.model.sharding import PRESETS, Rules
+from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
 
 # Largest number of float32 logits in memory at once, per device.
@@ -184,14 +187,80 @@ def _chunked(hidden_BLD, targets_BLS, heads_BLS, blocks, vocab: Vocab, rules: Ru
     )
 
 
-def loss_and_sums(
+class Scored(NamedTuple):
+    """Predictions and what `target_logprobs` gives for them, all [B, L, S] for any L and S."""
+
+    targets_BLS: jax.Array
+    heads_BLS: jax.Array
+    weights_BLS: jax.Array
+    logprob_BLS: jax.Array
+    end_BLS: jax.Array
+    lse_BLS: jax.Array
+    share: float | jax.Array = 1.0  # every prediction stands for so many
+
+
+def score(
+    hidden_BLD: jax.Array, out_DV: jax.Array, batch: dict[str, jax.Array], vocab: Vocab, rules: Rules = PRESETS["data"]
+) -> Scored:
+    """All predictions of a batch, from the hidden states of their positions."""
+    names = ("targets_BLS", "heads_BLS", "weights_BLS")
+    given = {name: jax.sharding.reshard(batch[name], rules.spec("batch", "length", None)) for name in names}
+    out = target_logprobs(hidden_BLD, out_DV, given["targets_BLS"], given["heads_BLS"], vocab, rules)
+    return Scored(**given, **out)
+
+
+def scored(
+    model: Transformer,
     hidden_BLD: jax.Array,
-    out_DV: jax.Array,
     batch: dict[str, jax.Array],
     vocab: Vocab,
-    rules: Rules = PRESETS["data"],
-    z_loss: float = 0.0,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    key: jax.Array | None = None,
+    fraction: float = 1.0,
+) -> list[Scored]:
+    """All predictions of a batch by a model: of all streams at once or, with a depth network, of the first one and of
+    the others.
+
+    fraction: of the positions of every row, drawn without replacement with `key`, that the depth network scores; each
+    stands for 1 / fraction of them, so that sums keep their expectation.
+    """
+    rules = model.rules
+    if model.depth is None:
+        return [score(hidden_BLD, model.output_DV(), batch, vocab, rules)]
+    from audiolm_jax.model.depth import logprobs  # late: most models have no depth network
+
+    names = ("targets_BLS", "heads_BLS", "weights_BLS")
+    first = {name: batch[name][..., :1] for name in names}
+    heads_BL1 = first["heads_BLS"]
+    ends_BL1 = heads_BL1 == vocab.head_code_or_end
+    first["heads_BLS"] = jnp.where(ends_BL1, vocab.first.head_code_or_end, heads_BL1)
+    parts = [score(hidden_BLD, model.output_DV(), first, vocab.first, rules)._replace(heads_BLS=heads_BL1)]
+    names = ("targets_BLS", "heads_BLS", "weights_BLS")
+    rows = [
+        jax.sharding.reshard(x, rules.spec("batch", "length", None)) for x in (hidden_BLD, *(batch[n] for n in names))
+    ]
+    share = 1.0
+    if fraction < 1:
+        rows, share = _drawn(rows, key, fraction, rules)
+    hidden_BMD, targets_BMS, heads_BMS, weights_BMS = rows
+    out = logprobs(model, hidden_BMD, targets_BMS, heads_BMS, vocab)
+    out["end_BLS"] = jnp.zeros_like(out["lse_BLS"])
+    rest = (x[..., 1:] for x in (targets_BMS, heads_BMS, weights_BMS))
+    return [*parts, Scored(*rest, **out, share=share)]
+
+
+def _drawn(rows: list[jax.Array], key: jax.Array, fraction: float, rules: Rules) -> tuple[list[jax.Array], float]:
+    """A fraction of the positions of arrays [B, L, X], the same of all, and how many each stands for."""
+    batch, length = rows[0].shape[:2]
+    parts = rules.parts("length", jax.sharding.get_abstract_mesh())
+    count = -(-math.ceil(fraction * length) // parts) * parts
+    noise_BL = jax.random.uniform(key, (batch, length), out_sharding=rules.spec("batch", None))
+    at_BM = jnp.argsort(noise_BL, axis=1)[:, :count]
+    whole = [jax.sharding.reshard(x, rules.spec("batch", None, None)) for x in rows]
+    taken = [jnp.take_along_axis(x, at_BM[..., None], axis=1) for x in whole]
+    return [jax.sharding.reshard(x, rules.spec("batch", "length", None)) for x in taken], length / count
+
+
+def loss_and_sums(parts: Sequence[Scored], vocab: Vocab, z_loss: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Unnormalised loss sum(weights * nll) + z_loss * sum(weights * lse^2), and the sums behind the metrics.
 
     Divide by `sums["weight"]` for the loss (separate, so that gradient accumulation weighs every prediction alike).
@@ -200,27 +269,28 @@ def loss_and_sums(
     under `end`, the rest under its codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311,
     section 5).
     """
-    targets, heads, weights = (
-        jax.sharding.reshard(batch[name], rules.spec("batch", "length", None))
-        for name in ("targets_BLS", "heads_BLS", "weights_BLS")
-    )
-    out = target_logprobs(hidden_BLD, out_DV, targets, heads, vocab, rules)
-    total = -jnp.sum(weights * out["logprob_BLS"])
+    totals, sums = zip(*(_loss_and_sums(part, vocab, z_loss) for part in parts), strict=True)
+    return sum(totals), jax.lax.stop_gradient(jax.tree.map(lambda *x: sum(x), *sums))
+
+
+def _loss_and_sums(part: Scored, vocab: Vocab, z_loss: float) -> tuple[jax.Array, dict[str, jax.Array]]:
+    targets, heads, weights, logprob, end, lse, share = part
+    total = -jnp.sum(weights * logprob)
     if z_loss:
-        total += z_loss * jnp.sum(weights * jnp.square(out["lse_BLS"]))
+        total += z_loss * jnp.sum(weights * jnp.square(lse))
     either = heads == vocab.head_code_or_end
     is_end = either & (targets == END_AUDIO)
-    scored = weights > 0
     kind = jnp.where(either, HEAD_CODE, heads) - HEAD_TEXT  # text, length, codebooks: 0, 1, 2..
-    own = jnp.where(either, out["logprob_BLS"] - out["end_BLS"], out["logprob_BLS"])
     classes = jnp.arange(HEAD_LENGTH + vocab.codebooks, dtype=jnp.int32)
-    member = (kind[..., None] == classes) & (scored & ~is_end)[..., None]
+    counted = weights > 0
+    member = (kind[..., None] == classes) & (counted & ~is_end)[..., None]
+    own = jnp.where(either, logprob - end, logprob)
     nll = -jnp.sum(jnp.where(member, own[..., None], 0), axis=(0, 1, 2))
     count = jnp.sum(member, axis=(0, 1, 2), dtype=jnp.float32)
-    end_nll = -jnp.sum(jnp.where(scored, out["end_BLS"], 0))
-    end_count = jnp.sum(scored & either, dtype=jnp.float32)
+    end_nll = -jnp.sum(jnp.where(counted, end, 0))
+    end_count = jnp.sum(counted & either, dtype=jnp.float32)
     sums = {"weight": jnp.sum(weights), "nll_X": jnp.append(nll, end_nll), "count_X": jnp.append(count, end_count)}
-    return total, jax.lax.stop_gradient(sums)
+    return share * total, jax.tree.map(lambda x: share * x, sums)
 
 
 def class_names(vocab: Vocab) -> list[str]:

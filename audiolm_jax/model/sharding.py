@@ -54,12 +54,12 @@ def on_one_cpu() -> bool:
     return jax.sharding.get_abstract_mesh().size == 1 and platform() == "cpu"
 
 
-def check_sizes(mesh: Mesh, rules: Rules, sizes: dict[str, tuple[str, int]]) -> None:
+def check_sizes(mesh: Mesh, rules: Rules, sizes: list[tuple[str, str, int]]) -> None:
     """Raises InputError, before anything is compiled, for a size that its mesh axes do not divide.
 
-    sizes: logical axis -> (what to call it, size), such as {"heads": ("model.kv_heads", 4)}.
+    sizes: logical axis, what to call it, size, such as ("heads", "model.kv_heads", 4).
     """
-    for logical, (name, size) in sizes.items():
+    for logical, name, size in sizes:
         axes, parts = rules.axes(logical), rules.parts(logical, mesh)
         if size % parts:
             raise InputError(
@@ -124,9 +124,9 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: Rules, leading:
 
     def global_array(name: str, x: np.ndarray) -> jax.Array:
         rows, positions = x.shape[leading : leading + 2]
-        sizes = {"batch": ("rows of a microbatch", rows * count), "length": ("data.sequence_length", positions)}
+        sizes = [("batch", "rows of a microbatch", rows * count), ("length", "data.sequence_length", positions)]
         long = "L" in name.rpartition("_")[2]
-        check_sizes(mesh, rules, sizes if long else {"batch": sizes["batch"]})
+        check_sizes(mesh, rules, sizes if long else sizes[:1])
         sharding = NamedSharding(mesh, P(*(None,) * leading, rules.batch, rules.length if long else None))
         each = rows // len(mine)
 

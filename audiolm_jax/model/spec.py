@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from audiolm_jax import files, serialization
-from audiolm_jax.config import check_names, keys_of
+from audiolm_jax.config import check_names, keys_of, section
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError, shortened
-from audiolm_jax.model.config import LoraConfig, ModelConfig
+from audiolm_jax.model.config import DepthConfig, LoraConfig, ModelConfig
 from audiolm_jax.serialization import Grid, SerializationConfig
 from audiolm_jax.serialization.framing import FRAMINGS
 from audiolm_jax.serialization.vocab import Vocab
@@ -79,6 +81,13 @@ class Spec:
         return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
 
 
+def model_of(config: ConfigDict, order: SerializationConfig, vocab: Vocab) -> ModelConfig:
+    """The model of a configuration: section `model`, with section `depth` if the order needs a depth network."""
+    model = section(config, "model")
+    depth = serialization.bind(order, vocab.codebooks).depth
+    return dataclasses.replace(model, depth=section(config, "depth")) if depth else model
+
+
 PARTS = {
     "model": ModelConfig,
     "vocab": Vocab,
@@ -88,6 +97,7 @@ PARTS = {
     "conditioning": ConditioningSpec,
     "source": Source,
 }
+INNER = {ModelConfig: {"depth": DepthConfig}, Source: {"lora": LoraConfig}}
 
 
 def from_json(values: dict[str, Any], where: Any) -> Spec:
@@ -147,11 +157,10 @@ def _part(name: str, kind: type | None, value: Any) -> Any:
     if kind is None or value is None:
         return value
     value = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
-    if kind is Source:
-        value["lora"] = _part("source.lora", LoraConfig, value.get("lora"))
+    inner = {field: _part(f"{name}.{field}", of, value.pop(field, None)) for field, of in INNER.get(kind, {}).items()}
     check_names(value, kind, name)
     known = {} if kind is Vocab else keys_of(kind, name)  # Vocab checks what an annotation cannot say
-    return kind(**{key: known[key].check(item) if key in known else item for key, item in value.items()})
+    return kind(**{key: known[key].check(item) if key in known else item for key, item in value.items()}, **inner)
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from audiolm_jax.model import attention, layers, sharding, versions
 from audiolm_jax.model.config import ModelConfig, table_rows
 from audiolm_jax.model.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, product, row_axes
 from audiolm_jax.model.sharding import PRESETS, Rules, gather
+from audiolm_jax.serialization.vocab import Vocab
 
 # Per layer {"k": [B, H, slots, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
 Cache = tuple[dict[str, jax.Array], ...]
@@ -111,16 +112,25 @@ class Transformer(nnx.Module):
     """
 
     STACKS = ("layers",)  # attributes that are stacks of blocks, each weight with a leading axis of layers
+    depth = None  # the network of depth.py, if it predicts the streams after the first (`language_model`)
 
-    def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
-        self.config, self.vocab_size, self.rules = config, vocab_size, rules
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        rngs: nnx.Rngs,
+        rules: Rules = PRESETS["data"],
+        outputs: int | None = None,
+    ):
+        """outputs: the ids that are predicted, from 0 up (None: all)."""
+        self.config, self.rules, self.outputs = config, rules, outputs or vocab_size
         rows = table_rows(vocab_size)
         self.embedding_VD = normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
         keys = jax.random.split(rngs.params(), config.layers)
         self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)
         self.norm = Norm(config)
         if not config.tied:
-            shape = (config.width, rows)
+            shape = (config.width, table_rows(self.outputs))
             self.unembedding_DV = normal(rngs, shape, ("embed", "vocab"), rules, 0.5 * config.width**-0.5)
         if config.positions == "learned":
             shape = (config.max_positions, config.width)
@@ -211,13 +221,13 @@ class Transformer(nnx.Module):
         return self.embedding_VD[...].T if self.config.tied else self.unembedding_DV[...]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden `[B, ..., D]` -> logits `[B, ..., vocab_size]` float32, not sharded over the vocabulary."""
+        """hidden `[B, ..., D]` -> logits `[B, ..., outputs]` float32, not sharded over the vocabulary."""
         rows = ("batch", *(None,) * (hidden.ndim - 2))
         weight_DV = gather(self.output_DV(), ("embed", "vocab"), self.rules, hidden.dtype)
         spec = self.rules.spec(*rows, "vocab")
         logits = product("...D,DV->...V", hidden, weight_DV, spec, jnp.dtype("float32"))
         # The logits are gathered, which are few, not the output matrix in every step.
-        return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.vocab_size]
+        return jax.sharding.reshard(logits, self.rules.spec(*rows, None))[..., : self.outputs]
 
     def _blocks(self) -> list[Block]:
         """One Block per layer. Slicing stacked weights inside a decode loop copies all of them: `unstack` first."""
@@ -290,6 +300,18 @@ class Transformer(nnx.Module):
         return self.norm(x_BD), tuple(written)
 
 
+def language_model(config: ModelConfig, vocab: Vocab, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]) -> Transformer:
+    """The transformer of a vocabulary, with a depth network if `config.depth` describes one: its output matrix then
+    ends after the ids that the first stream predicts."""
+    if config.depth is None:
+        return Transformer(config, vocab.size, rngs, rules)
+    from audiolm_jax.model.depth import Depth  # late: most models have none
+
+    model = Transformer(config, vocab.size, rngs, rules, outputs=vocab.first.size)
+    model.depth = Depth(config, vocab, rngs, rules)
+    return model
+
+
 def unstack(model: Transformer) -> Transformer:
     """The same model with one Block per layer instead of stacked weights, for decode loops."""
     if not isinstance(model.layers, Block):
@@ -297,6 +319,8 @@ def unstack(model: Transformer) -> Transformer:
     unstacked = nnx.clone(model)
     for stack in model.STACKS:
         setattr(unstacked, stack, versions.List(_unstacked(getattr(model, stack))))
+    if model.depth is not None:
+        unstacked.depth = model.depth.unstacked()
     return unstacked
 
 

@@ -23,8 +23,8 @@ from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import sharding
 from audiolm_jax.model.config import Rules
-from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.spec import Spec, model_of
+from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.sampling import SamplingConfig, causal, masked, performance, requests
 from audiolm_jax.serialization import cost
 from audiolm_jax.serialization.vocab import TEXT_START
@@ -56,10 +56,10 @@ def describe(config: ConfigDict) -> tuple[Spec, Run]:
     if config.finetune.base:
         raise InputError(f"finetune.base={config.finetune.base}: fine-tuning cannot be planned; leave it empty")
     codec = codecs.about(**config.codec)
-    sections = ("model", "serialization", "data", "training", "optimizer", "sharding")
-    model, order, data, *of_run = (configs.section(config, name) for name in sections)
+    sections = ("serialization", "data", "training", "optimizer", "sharding")
+    order, data, *of_run = (configs.section(config, name) for name in sections)
     vocab = make_vocab({"codebooks": codec.codebooks, "codebook_size": codec.codebook_size}, data)
-    return Spec(model, vocab, order, data=data), Run(*of_run, config.seed, codec.frame_rate)
+    return Spec(model_of(config, order, vocab), vocab, order, data=data), Run(*of_run, config.seed, codec.frame_rate)
 
 
 def train(spec: Spec, run: Run, mesh: Mesh) -> Iterator[Program]:
@@ -70,7 +70,7 @@ def train(spec: Spec, run: Run, mesh: Mesh) -> Iterator[Program]:
     rules, parts, streams = run.sharding.rules, run.training.accumulate, spec.grid.streams
     rows, length = spec.data.batch_size, spec.data.sequence_length
     processes.check_rows(rows, parts, mesh.shape["data"])
-    check(spec, mesh, rules, {"length": ("data.sequence_length", length)})
+    check(spec, mesh, rules, ("length", "data.sequence_length", length))
     static = program(spec.model, spec.vocab, rules, run.optimizer, run.training)
     state = sharding.on_mesh(jax.eval_shape(lambda: init_state(static, jax.random.key(0))), mesh)
     batch_sharding = NamedSharding(mesh, P(None, rules.batch, rules.length))  # that of `sharding.shard_batch`
@@ -89,9 +89,9 @@ def train(spec: Spec, run: Run, mesh: Mesh) -> Iterator[Program]:
     yield Program("train step", traced, 1, rows * length, seconds, rows)
 
 
-def check(spec: Spec, mesh: Mesh, rules: Rules, more: dict[str, tuple[str, int]]) -> None:
+def check(spec: Spec, mesh: Mesh, rules: Rules, more: tuple[str, str, int]) -> None:
     """Raises InputError for sizes of the model, and `more`, that the mesh does not divide."""
-    sharding.check_sizes(mesh, rules, spec.model.sharded_sizes(spec.vocab.size) | more)
+    sharding.check_sizes(mesh, rules, [*spec.model.sharded_sizes(spec.vocab.size), more])
 
 
 def segment_positions(spec: Spec) -> int:
@@ -107,7 +107,7 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
     Raises InputError for rows that the mesh does not divide, or a context that holds no segment.
     """
     rules, grid, vocab, context = run.sharding.rules, spec.grid, spec.vocab, spec.data.sequence_length
-    check(spec, mesh, rules.for_decoding(), {"batch": ("--rows", rows)})
+    check(spec, mesh, rules.for_decoding(), ("batch", "--rows", rows))
     text = (("text", np.full(TEXT, TEXT_START, np.int32)),) if spec.data.template else ()
     no_prompt = np.zeros((0, grid.codebooks), np.int32)
     batch = [requests.Request(text, no_prompt, None, b, sampling) for b in range(rows)]
@@ -120,7 +120,7 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
 
     def build() -> Transformer:
         key = jax.random.key(0)
-        return performance.decoding_form(Transformer(spec.model, vocab.size, nnx.Rngs(params=key), rules))
+        return performance.decoding_form(language_model(spec.model, vocab, nnx.Rngs(params=key), rules))
 
     model = shapes(build)
     common = (grid, vocab, batch)

@@ -52,6 +52,21 @@ class Fixed(NamedTuple):
     encoded_valid_ME: jax.Array | None = None  # states of an encoder that a row attends to
 
 
+class Cells(NamedTuple):
+    """The C cells of a step, of every row."""
+
+    book_BC: jax.Array
+    present_BC: jax.Array
+    may_end_BC: jax.Array
+    forced_end_BC: jax.Array
+    known_BC: jax.Array  # the code, -1 where it is to be drawn
+    gumbel_BCN: jax.Array
+
+    def column(self, c: jax.Array | int) -> "Cells":
+        """Cell number c alone."""
+        return Cells(*(jax.lax.dynamic_slice_in_dim(x, c, 1, axis=1) for x in self))
+
+
 def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
     """The cells of a grid of `frames` rows at position step_B: (here_BFQ bool over 0..frames, end_B bool).
 
@@ -78,17 +93,22 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
         frame_BC = jnp.take_along_axis(frame_BC, book_BC, axis=1)
         present_BC = jnp.any(present_BC, axis=1, keepdims=True)
 
-    candidates_BCN = _candidates(model, grid, vocab, state.hidden_MD, book_BC, fixed.guidance_B)
-    may_end_BC = (book_BC == 0) & (frame_BC >= fixed.end_from_B[:, None])
-    candidates_BCN = candidates_BCN.at[:, :, K].set(jnp.where(may_end_BC, candidates_BCN[:, :, K], -jnp.inf))
-    gumbel_BCN = jax.vmap(lambda key, step: jax.random.gumbel(jax.random.fold_in(key, step), candidates_BCN.shape[1:]))(
-        fixed.keys_B, state.step_B
-    )
-    chosen_BC = choose(candidates_BCN, fixed.rules.at(book_BC), gumbel_BCN)
     row_B1 = jnp.arange(batch)[:, None]
     known_BC = state.codes_BFQ[row_B1, jnp.minimum(frame_BC, frames - 1), book_BC]
-    chosen_BC = jnp.where((known_BC >= 0) & (frame_BC < frames), known_BC, chosen_BC)
-    chosen_BC = jnp.where(forced_end_B[:, None] & (book_BC == 0), K, chosen_BC)
+    # Noise of all cells at once: a row draws the same alone and among others.
+    shape_CN = (book_BC.shape[1], K + 1)
+    gumbel_BCN = jax.vmap(lambda key, step: jax.random.gumbel(jax.random.fold_in(key, step), shape_CN))(
+        fixed.keys_B, state.step_B
+    )
+    here = Cells(
+        book_BC,
+        present_BC,
+        may_end_BC=(book_BC == 0) & (frame_BC >= fixed.end_from_B[:, None]),
+        forced_end_BC=forced_end_B[:, None] & (book_BC == 0),
+        known_BC=jnp.where(frame_BC < frames, known_BC, -1),
+        gumbel_BCN=gumbel_BCN,
+    )
+    chosen_BC = _draw(model, grid, vocab, fixed, here, state.hidden_MD)
 
     is_end_BC = present_BC & (chosen_BC == K)
     frames_B = jnp.where(jnp.any(is_end_BC, axis=1), frame_BC[:, 0], state.frames_B)
@@ -108,23 +128,56 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     return State(codes_BFQ, frames_B, step_B, done_B, state.slot, state.hidden_MD), tokens_MS
 
 
-def _candidates(model, grid, vocab, hidden_MD, book_BC, guidance_B) -> jax.Array:
-    """Logits [B, C, K + 1] of the codes of each cell's codebook and, last, of the end of audio."""
+def _draw(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, here: Cells, hidden_MD: jax.Array) -> jax.Array:
+    """The codes of the cells of a step, K for the end: at once, or the streams after the first by the depth network."""
     # Sampling is replicated: it takes a few numbers per row.
     logits_MV = jax.sharding.reshard(model.logits(hidden_MD), P())
-    codes_MQK = by_codebook(logits_MV, vocab)[:, : grid.causal_levels]
-    batch = len(book_BC)
-    if grid.streams == 1:
-        book_MC = jnp.tile(book_BC, (len(hidden_MD) // batch, 1))
-        codes_MQK = jnp.take_along_axis(codes_MQK, book_MC[:, :, None], axis=1)
-    end_MC1 = jnp.broadcast_to(logits_MV[:, None, ids.END_AUDIO, None], (*codes_MQK.shape[:2], 1))
-    candidates_MCN = jnp.concatenate([codes_MQK, end_MC1], axis=-1)
-    if guidance_B is not None:
-        candidates_MCN = guide(candidates_MCN[:batch], candidates_MCN[batch:], guidance_B[:, None])
-    if vocab.legal_QK.all():
-        return candidates_MCN
-    legal_QN = jnp.pad(vocab.legal_QK, ((0, 0), (0, 1)), constant_values=True)
-    return jnp.where(legal_QN[book_BC], candidates_MCN, -jnp.inf)
+    end_M11 = logits_MV[:, None, ids.END_AUDIO, None]
+    if model.depth is None:
+        codes_MCK = by_codebook(logits_MV, vocab)[:, : grid.causal_levels]
+        if grid.streams == 1:
+            book_MC = jnp.tile(here.book_BC, (len(hidden_MD) // len(here.book_BC), 1))
+            codes_MCK = jnp.take_along_axis(codes_MCK, book_MC[:, :, None], axis=1)
+        return _decide(codes_MCK, end_M11, vocab, fixed, here)
+
+    first_MK = logits_MV[:, vocab.code_start : vocab.code_start + vocab.codebook_sizes[0]]
+    first_MK = jnp.pad(first_MK, ((0, 0), (0, vocab.largest_codebook - first_MK.shape[1])))
+    first = here.column(0)
+    first_B1 = _decide(first_MK[:, None], end_M11, vocab, fixed, first)
+    copies = len(hidden_MD) // len(first_B1)
+    offsets_Q = jnp.asarray(vocab.code_offsets)
+
+    def token_M(cell: Cells, code_B1: jax.Array) -> jax.Array:
+        is_code_B1 = cell.present_BC & (code_B1 < vocab.largest_codebook)
+        return jnp.tile(jnp.where(is_code_B1, offsets_Q[cell.book_BC] + code_B1, ids.PAD)[:, 0], copies)
+
+    def pick(c, logits_MK: jax.Array, chosen_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cell = here.column(c + 1)
+        code_B1 = _decide(jax.sharding.reshard(logits_MK, P())[:, None], end_M11, vocab, fixed, cell)
+        return token_M(cell, code_B1), jax.lax.dynamic_update_slice_in_dim(chosen_BC, code_B1, c + 1, axis=1)
+
+    chosen_BC = jnp.pad(first_B1, ((0, 0), (0, grid.streams - 1)))
+    stream_C = jnp.arange(grid.streams, dtype=jnp.int32)
+    needed = jnp.max(jnp.where(here.present_BC, stream_C, 0))  # cells after the last one of all rows need no pass
+    table_VD = None if model.config.depth.embeddings == "own" else model.embedding_VD[...]
+    return model.depth.draw(hidden_MD, token_M(first, first_B1), needed, pick, chosen_BC, table_VD)
+
+
+def _decide(codes_MCK, end_MC1, vocab: Vocab, fixed: Fixed, here: Cells) -> jax.Array:
+    """Cells from the logits of their codebooks and of the end of audio: the codes [B, C], K for the end."""
+    batch, K = len(here.book_BC), vocab.largest_codebook
+    end_MC1 = jnp.broadcast_to(end_MC1, (*codes_MCK.shape[:2], 1))
+    candidates_BCN = jnp.concatenate([codes_MCK, end_MC1], axis=-1)
+    if fixed.guidance_B is not None:
+        candidates_BCN = guide(candidates_BCN[:batch], candidates_BCN[batch:], fixed.guidance_B[:, None])
+    if not vocab.legal_QK.all():
+        legal_QN = jnp.pad(vocab.legal_QK, ((0, 0), (0, 1)), constant_values=True)
+        candidates_BCN = jnp.where(legal_QN[here.book_BC], candidates_BCN, -jnp.inf)
+    end_BC = jnp.where(here.may_end_BC, candidates_BCN[:, :, K], -jnp.inf)
+    candidates_BCN = candidates_BCN.at[:, :, K].set(end_BC)
+    chosen_BC = choose(candidates_BCN, fixed.rules.at(here.book_BC), here.gumbel_BCN)
+    chosen_BC = jnp.where(here.known_BC >= 0, here.known_BC, chosen_BC)
+    return jnp.where(here.forced_end_BC, K, chosen_BC)
 
 
 def run_chunk(model, grid: Grid, vocab: Vocab, steps: int, fixed: Fixed, state: State, cache) -> tuple[State, tuple]:

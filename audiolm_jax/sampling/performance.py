@@ -73,6 +73,8 @@ def _decoded(model: Transformer) -> Transformer:
         return x.astype(dtype) if x.ndim > 1 else x
 
     model = unstack(model)
+    if model.depth is not None:
+        model.depth = jax.tree.map(cast, model.depth).with_rules(rules)
     blocks = [block for stack in model.STACKS for block in getattr(model, stack)]
     for part in (model, *blocks, *(block.cross for block in blocks if hasattr(block, "cross"))):
         part.rules = rules

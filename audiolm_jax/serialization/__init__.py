@@ -19,6 +19,8 @@ and those of the following that differ from their default:
     draw(rng, T, grid)        the training view of one audio segment: None (the causal pass) or a LevelView: None
     position(t, q, T, grid)   position of a cell of the causal pass in the sequence: the order
 
+Cells that share a position but not a step are predicted one after the other, by a depth network inside the position.
+
 `order` and `position` are elementwise: t and q are ints or integer arrays that broadcast. For the codebooks of the
 causal pass T may be an array too, and t and T traced jax arrays, since sampling computes the cells of a step inside
 jit, where T is not known before the end is drawn: so they are arithmetic and comparisons (a table may be indexed by
@@ -45,6 +47,7 @@ STRATEGIES: dict[str, ModuleType | str] = {
     "coarse_first": "audiolm_jax.serialization.strategies.coarse_first",
     "hierarchical": "audiolm_jax.serialization.strategies.hierarchical",
     "masked": "audiolm_jax.serialization.strategies.masked",
+    "depth": "audiolm_jax.serialization.strategies.depth",
 }
 
 
@@ -54,7 +57,8 @@ class SerializationConfig:
 
     strategy: str = key("delay", "The order on the codec grid.", among=STRATEGIES)
     delays: tuple[int, ...] = key(
-        (), "delay, coarse_first: steps by which each codebook lags, such as (0, 1, 2, 3); (): that."
+        (),
+        "delay, coarse_first, depth: steps by which each codebook lags, such as (0, 1, 2, 3); (): that, of depth none.",
     )
     iterations: tuple[int, ...] = key((), "masked: passes per codebook when sampling; (): 16, 1, 1, ... (SoundStorm).")
     schedule: str = key("cosine", "masked: fraction still hidden after a fraction of the passes, cosine or linear.")
@@ -122,6 +126,11 @@ class Grid:
 
     def draw(self, rng: np.random.Generator, frames: int) -> LevelView | None:
         return self._optional("draw", None, rng, frames)
+
+    @property
+    def depth(self) -> bool:
+        """Whether a depth network predicts the streams of a position after the first, one after the other."""
+        return contract.in_turn(self)
 
     def _optional(self, name: str, default: Any, *args: Any) -> Any:
         """The value of the strategy's function of that name, or its default."""

@@ -3,6 +3,7 @@
 The checks look at a few T and find slips; they are no proof for every T.
 """
 
+import functools
 import itertools
 from typing import NoReturn
 
@@ -14,8 +15,7 @@ FRAMES = (1, 2, 3, 5, 8)  # T of the checked grids
 
 
 def check(grid) -> None:
-    """Raises InputError if the strategy of `grid` breaks the contract, or needs a depth network, which does not exist
-    yet."""
+    """Raises InputError if the strategy of `grid` breaks the contract."""
     options = getattr(grid.strategy, "OPTIONS", ())
     if isinstance(options, str) or not set(options) <= vars(grid.config).keys():
         _refuse(grid, f"OPTIONS is {options!r}; it must be a tuple of names of {', '.join(vars(grid.config))}")
@@ -32,12 +32,26 @@ def check(grid) -> None:
         _check_levels(grid, _integers(grid, "order", *np.mgrid[:T, :Q], T))
         if causal:
             _check_causal(grid, T)
+    if causal < Q and grid.depth:
+        _refuse(grid, f"causal_levels(grid) is {causal}; a depth network predicts all {Q} codebooks")
 
 
 def causal_indices(grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """(t_N, q_N) of every cell of the causal pass, the end of audio (T, 0) last."""
     t_TQ, q_TQ = np.mgrid[:frames, : grid.causal_levels]
     return np.append(t_TQ, frames), np.append(q_TQ, 0)
+
+
+@functools.lru_cache(maxsize=256)
+def in_turn(grid) -> bool:
+    """Whether cells of one position have different steps."""
+    if grid.streams == 1 or not hasattr(grid.strategy, "position"):
+        return False
+    q_Q = np.arange(grid.causal_levels)
+    frames = 2 + int(np.max(grid.position(0 * q_Q, q_Q, 1)))  # enough for every codebook to be at one position
+    t_N, q_N = causal_indices(grid, frames)
+    places = np.stack([grid.position(t_N, q_N, frames), grid.order(t_N, q_N, frames)])
+    return len(np.unique(places, axis=1).T) > len(np.unique(places[0]))
 
 
 def _check_levels(grid, step_TQ: np.ndarray) -> None:
@@ -70,12 +84,12 @@ def _check_causal(grid, T: int) -> None:
         cell = cells[int(np.argmax(differs_N))]
         _refuse(grid, f"the step of cell {cell}, which comes before the end, depends on the number of frames")
 
-    for a, b in itertools.pairwise(np.argsort(position_N, kind="stable")):
+    for a, b in itertools.pairwise(np.lexsort((q_N, position_N))):
         pair = f"cells {cells[a]} and {cells[b]} of {T} frames"
         steps = f"are predicted at steps {step_N[a]} and {step_N[b]}"
-        if position_N[a] == position_N[b] and step_N[a] != step_N[b]:
-            why = "one after the other inside a position takes a depth network, which does not exist yet"
-            _refuse(grid, f"{pair} share position {position_N[a]} but {steps}: {why}")
+        if grid.depth and position_N[a] == position_N[b] and step_N[a] >= step_N[b]:
+            why = "a depth network predicts the codebooks of a position one after the other, the coarsest first"
+            _refuse(grid, f"{pair} share position {position_N[a]} and {steps}: {why}")
         if position_N[a] < position_N[b] and step_N[a] >= step_N[b]:
             _refuse(grid, f"{pair} stand at positions {position_N[a]} and {position_N[b]} but {steps}")
 

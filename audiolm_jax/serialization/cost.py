@@ -3,7 +3,8 @@
 Generating one audio segment is a list of sequential passes of the network. The prompt's pass comes first; it predicts
 position 0 of the causal levels, or the number of frames if there is none. Then one pass for each later position of the
 causal levels, then `iterations` passes over all frames for every other codebook. The keys and values of the prompt are
-computed once.
+computed once. If the order needs a depth network, a position of the causal levels takes up to Q - 1 passes of that
+after its own, the last one for its last cell.
 
 FLOPs (a multiply-add counts as two; norms, softmax, rotations and the embedding's sum are left out, as is usual: Kaplan
 et al., arXiv 2001.08361, section 2.1; PaLM, arXiv 2204.02311, appendix B):
@@ -12,9 +13,15 @@ et al., arXiv 2001.08361, section 2.1; PaLM, arXiv 2204.02311, appendix B):
     training = 3 * forward                                                      (recomputation is not counted)
 
 where `pairs` are the visible (query, key) pairs, so a causal row of L positions has L (L + 1) / 2, less those that a
-sliding window hides: masked attention is no useful work. A prediction of a causal pass, of a length or of a training
-row has logits over the whole vocabulary; a level pass multiplies with the head of its codebook alone, K logits per
-frame. `model` below is a ModelConfig (or anything with its sizes).
+sliding window hides: masked attention is no useful work. The depth network of a position with c cells after the first
+adds
+
+    positions * 2 * block weights  +  pairs * 4 * layers * heads * head_width  +  c * 2 * d * K  +  p * 2 * D * d
+
+in its own sizes: c positions, or c + 1 if the state of the transformer is one of them (join=prefix), and p
+projections, of that state and of embeddings. A prediction of a causal pass, of a length or of a training row
+has logits over the whole vocabulary, with a depth network over text and codebook 0; a level pass multiplies with the
+head of its codebook alone, K logits per frame. `model` below is a ModelConfig (or anything with its sizes).
 """
 
 import dataclasses
@@ -34,9 +41,7 @@ class Pass:
     predictions: int  # positions with logits over the whole vocabulary
     of_level: int = 0  # positions with logits of codebook `level`
     level: int = 0
-
-    def logits(self, vocab: Vocab) -> int:
-        return self.predictions * vocab.size + self.of_level * vocab.codebook_sizes[self.level]
+    cells: int = 0  # of the depth network, per prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Cost:
     frames: int
     steps: int  # of the order, the end of audio included
     passes: int  # sequential passes of the network, the prompt's included
+    depth_passes: int  # those of the depth network between them
     look_ahead: int  # frames after frame 0 that have a cell once frame 0 is complete
     first_passes: int  # passes until frame 0 is complete
     positions: int  # computed in all passes
@@ -72,9 +78,10 @@ def generation(grid: Grid, frames: int, prompt: int, window: int = 0) -> list[Pa
     Raises InputError for a segment of no frames.
     """
     layout.require_frames(frames)
-    passes = [Pass(prompt, causal_pairs(prompt, window), 1)]
-    for positions in range(prompt + 1, prompt + causal_positions(grid, frames)):
-        passes.append(Pass(1, min(positions, window or positions), 1))
+    cells_L = _cells_in_turn(grid, frames)
+    passes = [Pass(prompt, causal_pairs(prompt, window), 1, cells=cells_L[0])]
+    for positions, cells in enumerate(cells_L[1:], start=prompt + 1):
+        passes.append(Pass(1, min(positions, window or positions), 1, cells=cells))
     for level, count in enumerate(grid.iterations, start=grid.causal_levels):
         passes += [Pass(frames, _level_pairs(frames, prompt, window), 0, frames, level)] * count
     return passes
@@ -87,12 +94,21 @@ def training_rows(grid: Grid, frames: int, prompt: int, window: int = 0) -> dict
     rows = {}
     if grid.causal_levels:
         length = prompt + causal_positions(grid, frames)
-        rows["causal"] = Pass(length, causal_pairs(length, window), length)
+        pairs, cells = causal_pairs(length, window), (grid.codebooks - 1) * grid.depth
+        rows["causal"] = Pass(length, pairs, length, cells=cells)
     if grid.causal_levels < grid.codebooks:
         length = prompt + frames
         pairs = causal_pairs(prompt, window) + _level_pairs(frames, prompt, window)
         rows["level"] = Pass(length, pairs, length)
     return rows
+
+
+def _cells_in_turn(grid: Grid, frames: int) -> list[int]:
+    """Passes of the depth network at each position of the causal pass: up to its last stream with a cell."""
+    if not grid.depth:
+        return [0] * max(1, causal_positions(grid, frames))
+    frame_LS, _ = layout.causal_cells(grid, frames)
+    return [int(np.max(np.flatnonzero(frame_S >= 0), initial=0)) for frame_S in frame_LS]
 
 
 def look_ahead(grid: Grid, frames: int) -> int:
@@ -120,6 +136,7 @@ def cost(grid: Grid, frames: int, prompt: int, model, vocab: Vocab, bytes_per_va
         frames=frames,
         steps=steps(grid, frames),
         passes=len(passes),
+        depth_passes=sum(work.cells for work in passes),
         look_ahead=look_ahead(grid, frames),
         first_passes=_first_passes(grid, frames),
         positions=sum(work.positions for work in passes),
@@ -148,19 +165,40 @@ def flops(model, positions: float, pairs: float, logits: float) -> float:
     return 2 * positions * block_weights(model) + attention + 2 * model.width * logits
 
 
+def depth_flops(model, cells: float, logits: float) -> float:
+    """Forward FLOPs of the depth network of one position with so many cells after the first, and logits of codes."""
+    c = model.depth
+    count = cells + (c.join == "prefix")
+    of_state = {"none": 0, "shared": 1, "per_codebook": cells}[c.projection]
+    of_embeddings = cells if c.embeddings == "backbone" and c.projection != "none" else 0
+    attention = 4 * count * (count + 1) / 2 * c.layers * c.heads * c.head_width
+    projections = 2 * model.width * c.width * (of_state + of_embeddings)
+    return 2 * count * block_weights(c.block) + attention + 2 * c.width * logits + projections
+
+
 def forward_flops(model, vocab: Vocab, work: Pass) -> int:
-    """Forward FLOPs of one pass."""
-    return flops(model, work.positions, work.pairs, work.logits(vocab))
+    """Forward FLOPs of one pass, those of the depth network included."""
+    ids = vocab.size if model.depth is None else vocab.first.size
+    logits = work.predictions * ids + work.of_level * vocab.codebook_sizes[work.level]
+    own = flops(model, work.positions, work.pairs, logits)
+    if not work.cells:
+        return own
+    return own + round(work.predictions * depth_flops(model, work.cells, work.cells * vocab.largest_codebook))
 
 
-def training_flops_per_step(model, vocab: Vocab, batch: int, length: int) -> int:
+def training_flops_per_step(model, vocab: Vocab, batch: int, length: int, depth_fraction: float = 1.0) -> int:
     """FLOPs of one training step on `batch` causal rows of `length` positions: forward and twice that backward.
 
     This defines "equal training FLOPs", from sizes alone: padding and packed documents count as if a row were one
     document, every position as if it predicted over the whole vocabulary, level rows as if they were causal, so equal
     batches are equal work. The MFU of a training log counts the legal logits of predictions (`metrics.train_flops`).
+    depth_fraction: of the positions, that the depth network computes.
     """
-    return 3 * batch * forward_flops(model, vocab, Pass(length, causal_pairs(length, model.window), length))
+    one = forward_flops(model, vocab, Pass(length, causal_pairs(length, model.window), length))
+    if model.depth is not None:
+        cells = vocab.codebooks - 1
+        one += round(depth_fraction * length * depth_flops(model, cells, cells * vocab.largest_codebook))
+    return 3 * batch * one
 
 
 def seconds_of_passes(
@@ -173,8 +211,13 @@ def seconds_of_passes(
     per_pair = cache_bytes_per_position(model, bytes_per_value)
 
     def seconds(work: Pass) -> float:
-        heads = vocab.size * (work.predictions > 0) + vocab.codebook_sizes[work.level] * (work.of_level > 0)
-        weights = bytes_per_value * (block_weights(model) + model.width * heads)
+        ids = vocab.size if model.depth is None else vocab.first.size
+        heads = ids * (work.predictions > 0) + vocab.codebook_sizes[work.level] * (work.of_level > 0)
+        read = block_weights(model) + model.width * heads
+        if work.cells:  # every pass of the depth network reads its weights again
+            depth = model.depth
+            read += work.cells * (block_weights(depth.block) + depth.width * vocab.largest_codebook)
+        weights = bytes_per_value * read
         # Every position of a pass reads the same keys, so keys read are those one query sees.
         moved = weights + per_pair * work.pairs / work.positions
         return max(forward_flops(model, vocab, work) / flops_per_second, moved / bytes_per_second)

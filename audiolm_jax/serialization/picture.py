@@ -41,6 +41,8 @@ def svg(grid: Grid, frames: int = 8, title: str = "") -> str:
         body.append(_text(_x(frames) + _CELL / 2, _y(1) + 9, "end", "middle", "label"))
 
     caption = f"{frames} frames × {codebooks} codebooks: {_count(steps, 'step')}"
+    if grid.depth:
+        caption += f" at {_count(cost.causal_positions(grid, frames), 'position')}"
     waits = f"look-ahead before frame 0: {_count(ahead, 'frame') if ahead else 'none'}"
     width = max(_x(frames + 1) + 4, _LEFT + round(6.1 * max(len(caption), len(waits))))
     height = _y(codebooks) + 66

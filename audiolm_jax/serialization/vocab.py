@@ -96,6 +96,12 @@ class Vocab:
     def head_code_or_end(self) -> int:
         return HEAD_CODE + self.codebooks
 
+    @functools.cached_property
+    def first(self) -> "Vocab":
+        """The ids that the first stream predicts if a depth network predicts the others: text, codebook 0, one length
+        (which it never predicts)."""
+        return dataclasses.replace(self, codebooks=1, codebook_size=self.codebook_sizes[0], max_frames=1, extra_ids=0)
+
     def code_ids(self, codes_TQ: np.ndarray) -> np.ndarray:
         """Codes [..., Q] -> ids [..., Q]. Raises InputError if a code is outside its codebook."""
         codes = np.asarray(codes_TQ)

@@ -45,6 +45,18 @@ class TrainingConfig:
         below=1,
     )
     z_loss: float = key(0.0, "Weight of the squared log-normalisers in the loss.", at_least=0)
+    codebook_weights: tuple[float, ...] = key(
+        (),
+        "Weight of each codebook in the loss, such as (31, 1, ...) of CSM and (100, 1, ...) of Moshi; (): 1. Bits are "
+        "never weighted.",
+        above=0,
+    )
+    depth_fraction: float = key(
+        1.0,
+        "Fraction of the positions of a row, drawn anew in every step, on which the depth network is trained.",
+        above=0,
+        at_most=1,
+    )
     log_every: int = key(10, "Steps between lines of metrics.", at_least=1)
     checkpoint_every: int = key(100, "Steps between checkpoints.", at_least=1)
     keep: int = key(1, "Number of latest checkpoints to keep.", at_least=1)

@@ -159,7 +159,8 @@ def train(
                 if step % training.log_every == 0 or step == training.steps:
                     interval = (step - 1) % training.log_every + 1
                     rows, positions = shape[0] * shape[1] * interval, shape[2]
-                    flops = metrics.train_flops(spec.model, spec.vocab, rows, positions, values["sums"]["count_X"])
+                    sizes = spec.model, spec.vocab, rows, positions, values["sums"]["count_X"]
+                    flops = metrics.train_flops(*sizes, training.depth_fraction)
                     recorder.log(step, values, flops, peak, run.frame_rate)
 
             pending = None

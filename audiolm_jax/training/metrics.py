@@ -15,21 +15,31 @@ from audiolm_jax import files
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.losses import class_names
 from audiolm_jax.serialization import cost
-from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.serialization.vocab import HEAD_CODE, Vocab
 
 
-def train_flops(config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray) -> float:
+def train_flops(
+    config: ModelConfig, vocab: Vocab, rows: int, positions: int, count_X: np.ndarray, depth_fraction: float = 1.0
+) -> float:
     """FLOPs of one training step, forward and backward, without recomputation: `cost.flops` times 3.
 
     The numerator of the logged MFU. Of attention half of every square counts, less half of what
     a window hides, of the logits the legal set of every
     prediction. count_X: predictions by class (`losses.class_names`). Padding and packed documents count as if a row
-    were one document, so the number depends on shapes and predictions alone.
+    were one document, so the number depends on shapes and predictions alone. depth_fraction: of the positions, that the
+    depth network computes.
     """
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes, 0]
+    logits_X = np.multiply(count_X, sizes)
     hidden = max(0, positions - config.window) if config.window else 0
     pairs = rows * (positions**2 - hidden**2) / 2
-    return 3 * cost.flops(config, rows * positions, pairs, float(np.dot(count_X, sizes)))
+    if config.depth is None:
+        return 3 * cost.flops(config, rows * positions, pairs, float(logits_X.sum()))
+    finer = slice(HEAD_CODE, HEAD_CODE + vocab.codebooks - 1)  # of the classes; the depth network predicts them
+    own = cost.flops(config, rows * positions, pairs, float(logits_X.sum() - logits_X[finer].sum()))
+    in_depth = rows * positions * cost.depth_flops(config, vocab.codebooks - 1, 0)
+    in_depth += 2 * config.depth.width * logits_X[finer].sum()
+    return 3 * (own + depth_fraction * float(in_depth))
 
 
 class Recorder:

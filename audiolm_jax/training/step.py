@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
-from audiolm_jax.model.transformer import Encoded, Transformer
-from audiolm_jax.serialization.vocab import MASK, Vocab
+from audiolm_jax.model.transformer import Encoded, language_model
+from audiolm_jax.serialization.vocab import HEAD_CODE, MASK, Vocab
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
 from audiolm_jax.training.optimizer import make_optimizer, schedule
 
@@ -89,7 +90,12 @@ def program(
     training: TrainingConfig,
     adapter: Adapter = SCRATCH,
 ) -> Program:
-    """The `Program` of a run. A mesh is entered."""
+    """The `Program` of a run. A mesh is entered. Raises InputError for codebook_weights of other codebooks."""
+    if training.codebook_weights and len(training.codebook_weights) != vocab.codebooks:
+        raise InputError(
+            f"training.codebook_weights={training.codebook_weights} must have {vocab.codebooks} numbers, one for each "
+            "codebook"
+        )
     graph = nnx.split(checkpoints.abstract_model(model, vocab, rules))[0]
     tx, rate = make_optimizer(optimizer, training.steps), schedule(optimizer, training.steps)
     return Program(model, vocab, rules, training, tx, rate, graph, adapter)
@@ -103,7 +109,7 @@ def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainSt
 
     def build(key: jax.Array) -> dict:
         rngs = nnx.Rngs(params=key)
-        return checkpoints.params_of(Transformer(program.model, program.vocab.size, rngs, program.rules))
+        return checkpoints.params_of(language_model(program.model, program.vocab, rngs, program.rules))
 
     params = program.adapter.init(build, weights, key)
     classes = jnp.zeros(len(losses.class_names(program.vocab)))
@@ -117,6 +123,15 @@ def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainSt
     )
 
 
+def _weights(weights_Q: tuple[float, ...], batch: dict[str, jax.Array], vocab: Vocab) -> jax.Array:
+    """The weights of a batch times that of the codebook of each prediction; the end counts as codebook 0."""
+    weights_BLS, heads_BLS = batch["weights_BLS"], batch["heads_BLS"]
+    for q, weight in enumerate(weights_Q):
+        of_book = (heads_BLS == HEAD_CODE + q) | ((heads_BLS == vocab.head_code_or_end) & (q == 0))
+        weights_BLS = jnp.where(of_book, weight, 1) * weights_BLS
+    return weights_BLS
+
+
 def train_step(
     state: TrainState, batch: dict[str, jax.Array], frozen: dict, program: Program
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -127,13 +142,15 @@ def train_step(
     """
     config, vocab, rules, adapter = program.config, program.vocab, program.rules, program.adapter
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    batch = batch | {"weights_BLS": _weights(config.codebook_weights, batch, vocab)}
     weight = jnp.maximum(jnp.sum(batch["weights_BLS"]), 1e-9)
 
     def loss(params: dict, rows: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         model = nnx.merge(program.graph, adapter.merge(params, frozen))
         inputs = (rows[name] for name in ("tokens_BLS", "positions_BL", "segments_BL", "ahead_BL"))
         hidden_BLD = model(*inputs, key, adapter.encoded(frozen, rows, rules))
-        total, sums = losses.loss_and_sums(hidden_BLD, model.output_DV(), rows, vocab, rules, config.z_loss)
+        parts = losses.scored(model, hidden_BLD, rows, vocab, jax.random.fold_in(key, 1), config.depth_fraction)
+        total, sums = losses.loss_and_sums(parts, vocab, config.z_loss)
         tokens = rows["tokens_BLS"]
         coarse = (tokens >= vocab.code_start) & (tokens < vocab.code_start + vocab.codebook_sizes[0])
         frames = jnp.sum(jnp.any(coarse, axis=-1) | (tokens[..., 0] == MASK), dtype=jnp.float32)

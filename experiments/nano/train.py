@@ -71,7 +71,7 @@ def make_step(graph: nnx.GraphDef, vocab, tx: optax.GradientTransformation, fram
         model = nnx.merge(graph, params)
         names = ("tokens_BLS", "positions_BL", "segments_BL", "ahead_BL")
         hidden_BLD = model(*(batch[name] for name in names))
-        nats, sums = losses.loss_and_sums(hidden_BLD, model.output_DV(), batch, vocab)
+        nats, sums = losses.loss_and_sums(losses.scored(model, hidden_BLD, batch, vocab), vocab)
         codes_X = slice(2, 2 + vocab.codebooks)  # of the classes text, length, codebook 0 ..., end of audio
         bits = jnp.sum(sums["nll_X"][codes_X]) / jnp.log(2)
         return nats / sums["weight"], bits / (batch["frames"] / frame_rate)

@@ -23,8 +23,8 @@ from audiolm_jax import codecs, config, serialization
 from audiolm_jax.data import examples
 from audiolm_jax.evaluation import speed
 from audiolm_jax.model import losses, sharding, versions
-from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.spec import Spec, model_of
+from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import SerializationConfig, cost, documents
 from audiolm_jax.serialization.vocab import Vocab
@@ -61,7 +61,7 @@ def gradient_seconds(model: Transformer, vocab: Vocab, rows: dict, repeats: int 
         def loss(params):
             model = nnx.merge(graph, params)
             hidden = model(rows["tokens_BLS"], rows["positions_BL"], rows["segments_BL"], rows["ahead_BL"])
-            return losses.loss_and_sums(hidden, model.output_DV(), rows, vocab, model.rules, 0.0)[0]
+            return losses.loss_and_sums(losses.scored(model, hidden, rows, vocab), vocab)[0]
 
         return jax.grad(loss)(params)
 
@@ -97,21 +97,22 @@ def main() -> None:
     settings = config.load(options.config)
     codec, section = codecs.load(**settings.codec), config.section(settings, "data")
     vocab = Vocab(section.codebooks or codec.codebooks, codec.codebook_size, section.max_frames)
-    sizes, frames = config.section(settings, "model"), round(options.seconds * codec.frame_rate)
+    frames = round(options.seconds * codec.frame_rate)
     batch_rows, length = options.rows or section.batch_size, options.length or section.sequence_length
     for key, value in speed.hardware().items():
         print(f"{key}: {value}")
-    rates = speed.probe(sizes.compute_dtype)
+    rates = speed.probe(config.section(settings, "model").compute_dtype)
     print(f"matrix products: {rates.flops_per_second / 1e9:.0f} GFLOP/s")
     print(f"memory: {rates.bytes_per_second / 1e9:.1f} GB/s")
     columns = ("train audio s/s", "MFU", "decode RTF", "first audio s", "passes", "codes ms", "ms a pass")
     print(f"{'strategy':13s} {' '.join(f'{name:>{max(7, len(name))}s}' for name in columns)}")
     for strategy in options.only:
         order, template = SerializationConfig(strategy=strategy), examples.DataConfig(template="")
+        sizes = model_of(settings, order, vocab)
         spec = Spec(sizes, vocab, order, data=template)
         grid = spec.grid
         with jax.set_mesh(sharding.single_device_mesh()):
-            model = Transformer(sizes, vocab.size, nnx.Rngs(0))
+            model = language_model(sizes, vocab, nnx.Rngs(0))
             rows, held = batch(grid, vocab, batch_rows, length, frames)
             seconds = gradient_seconds(model, vocab, rows)
         flops = cost.training_flops_per_step(sizes, vocab, batch_rows, length)

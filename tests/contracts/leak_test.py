@@ -4,6 +4,7 @@ Real rows go through the real model. Every cell of a test grid holds a code of i
 respect to one row of the embedding table is the gradient with respect to one cell of the input.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -12,15 +13,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.config import DepthConfig, ModelConfig
 from audiolm_jax.model.sharding import Rules
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.transformer import language_model
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents, layout
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 from tests.helpers.layout_reference import visibility_TQTQ
 
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=16, dtype="float32")
+# It reads the table of the transformer, so that every cell has its place in one gradient.
+DEPTH = DepthConfig(layers=2, width=12, heads=2, kv_heads=1, head_width=6, ffn=16, embeddings="backbone")
 FIRST, SECOND = 5, 4  # frames of two documents packed into one row
 BEGIN, POSITIONS = 3, 72
 LONG, FILL = 200, 111  # so long that attention works in blocks of 128, whose border lies inside a document
@@ -30,6 +33,7 @@ CASES = [
     *((3, {"strategy": strategy}) for strategy in STRATEGIES),
     (3, {"strategy": "delay", "delays": (0, 0, 4)}),
     (3, {"strategy": "coarse_first", "delays": (0, 2, 2)}),
+    (3, {"strategy": "depth", "delays": (0, 2, 3)}),
     (3, {"strategy": "masked", "iterations": (3, 2, 1)}),
     (3, {"strategy": "masked", "iterations": (1, 1, 4), "schedule": "linear"}),
     (1, {"strategy": "flat"}),
@@ -57,10 +61,10 @@ def document(first_code, frames, codebooks, first_text):
 
 
 @functools.cache
-def compiled():
+def compiled(depth):
     """A random model and the compiled gradients of its target logits by the rows of its embedding table."""
-
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: Transformer(MODEL, VOCAB[3].size, nnx.Rngs(0), Rules())))
+    config = dataclasses.replace(MODEL, depth=DEPTH if depth else None)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: language_model(config, VOCAB[3], nnx.Rngs(0), Rules())))
     leaves, structure = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
     weights = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
@@ -71,7 +75,15 @@ def compiled():
         def logit(table_VD, at, stream):
             model = nnx.merge(graph, structure.unflatten([*weights[:table], table_VD, *weights[table + 1 :]]))
             hidden_BLD = model(batch["tokens"], batch["positions"], batch["segments"], batch["ahead"])
-            return hidden_BLD[0, at] @ model.output_DV()[:, batch["targets"][0, at, stream]]
+            target = batch["targets"][0, at, stream]
+            first = hidden_BLD[0, at] @ model.output_DV()[:, target]
+            if not depth:
+                return first
+            states_1Cd = model.depth(hidden_BLD[:, at], batch["targets"][:, at, :-1], table_VD)
+            finer = model.depth.logits(states_1Cd)[
+                0, stream - 1, (target - VOCAB[3].code_start) % VOCAB[3].codebook_size
+            ]
+            return jnp.where(stream > 0, finer, first)
 
         # One after the other: with jax.vmap here, XLA of jax 0.10.2 for CPUs mixes up rows beyond the 2048th.
         one = lambda place: jnp.abs(jax.grad(logit)(weights[table], *place)).max(axis=-1)  # noqa: E731
@@ -80,7 +92,7 @@ def compiled():
     return functools.partial(compute, weights)
 
 
-def logit_gradients(row, most=96):
+def logit_gradients(row, most=96, depth=False):
     """A row -> its predictions as (position, stream, [V] gradient by embedding row, the largest over its width).
 
     Rows and predictions are padded to one shape, so that few programs are compiled.
@@ -91,7 +103,7 @@ def logit_gradients(row, most=96):
         values[0, : len(row[key])] = row[key]
     at_N, stream_N = np.nonzero(row["heads"])
     padding = (0, most - len(at_N))
-    gradients_NV = np.asarray(compiled()(batch, np.pad(at_N, padding), np.pad(stream_N, padding)))
+    gradients_NV = np.asarray(compiled(depth)(batch, np.pad(at_N, padding), np.pad(stream_N, padding)))
     return zip(at_N, stream_N, gradients_NV)
 
 
@@ -130,7 +142,7 @@ def test_causal_predictions_see_earlier_steps_and_nothing_else(codebooks, option
     packed, starts = pack(*([filler(grid, vocab)] if filled else []), *rows)
     starts = starts[filled:]
     checked = 0
-    for at, stream, gradients_V in logit_gradients(packed):
+    for at, stream, gradients_V in logit_gradients(packed, depth=grid.depth):
         own = packed["segments"][at] - 1 - filled
         other = 1 - own
         assert not gradients_V[100 : 100 + FILL].any()

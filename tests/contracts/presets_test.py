@@ -11,10 +11,10 @@ from flax import nnx
 from audiolm_jax import codecs, serialization
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import losses, sharding
-from audiolm_jax.model.config import ModelConfig, ShardingConfig, table_rows
+from audiolm_jax.model.config import DepthConfig, ModelConfig, ShardingConfig, table_rows
 from audiolm_jax.model.sharding import PRESETS
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.plan import collectives
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
@@ -23,6 +23,7 @@ from audiolm_jax.serialization.vocab import Vocab
 
 VOCAB = Vocab(codebooks=2, codebook_size=16, max_frames=12)
 MODEL = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, head_width=8, ffn=32)
+DEPTH = DepthConfig(layers=2, width=8, heads=2, kv_heads=2, head_width=8, ffn=16, weights="per_codebook")
 SHARDINGS = {
     "data": ShardingConfig("data"),
     "fsdp": ShardingConfig("fsdp"),
@@ -30,7 +31,7 @@ SHARDINGS = {
     "fsdp_context": ShardingConfig("fsdp_context", context=4),
 }
 ROWS, LENGTH = 8, 64
-# Of a strategy, a training step sees the number of streams and nothing else: those of one number share a program.
+# Of a strategy, a training step sees its streams and whether there is a depth network: those alike share a program.
 STRATEGIES = [pytest.param(s, marks=pytest.mark.slow) if s == "flat" else s for s in serialization.STRATEGIES]
 # The quick run leaves out what the other presets contain.
 SOME = [pytest.param(p, marks=pytest.mark.slow) if p == "data" else p for p in PRESETS]
@@ -67,22 +68,27 @@ def batch(strategy: str) -> dict[str, np.ndarray]:
     return {f"{name}_{'BLS' if name in streams else 'BL'}": np.stack(rows) for name, rows in packed.items()}
 
 
+def with_depth(model: ModelConfig, strategy: str, codebooks: int) -> ModelConfig:
+    grid = serialization.bind(SerializationConfig(strategy), codebooks)
+    return dataclasses.replace(model, depth=DEPTH if grid.depth else None)
+
+
 @functools.cache
-def program(preset: str, streams: int):
+def program(preset: str, streams: int, depth: bool):
     """(mesh, model, compiled loss and gradient) of a preset; "one": a single device."""
     config = SHARDINGS.get(preset, ShardingConfig())
     mesh = sharding.make_mesh(config, None if preset in SHARDINGS else jax.devices()[:1])
 
     def loss(network: Transformer, rows: dict) -> jax.Array:
         hidden = network(rows["tokens_BLS"], rows["positions_BL"], rows["segments_BL"], rows["ahead_BL"])
-        total, sums = losses.loss_and_sums(hidden, network.output_DV(), rows, VOCAB, network.rules, z_loss=0.01)
+        total, sums = losses.loss_and_sums(losses.scored(network, hidden, rows, VOCAB), VOCAB, z_loss=0.01)
         return total / sums["weight"], sums
 
     with jax.set_mesh(mesh):
-        network = jax.jit(lambda key: Transformer(MODEL, VOCAB.size, nnx.Rngs(params=key), config.rules))(
-            jax.random.key(0)
-        )
-        rows = sharding.shard_batch(batch("flat" if streams == 1 else "delay"), mesh, config.rules)
+        strategy = "depth" if depth else "flat" if streams == 1 else "delay"
+        model = with_depth(MODEL, strategy, VOCAB.codebooks)
+        build = jax.jit(lambda key: language_model(model, VOCAB, nnx.Rngs(params=key), config.rules))
+        network, rows = build(jax.random.key(0)), sharding.shard_batch(batch(strategy), mesh, config.rules)
         gradient = jax.jit(jax.value_and_grad(loss, has_aux=True, allow_int=True))
         return mesh, network, gradient.lower(network, rows).compile()
 
@@ -90,7 +96,7 @@ def program(preset: str, streams: int):
 @functools.cache
 def result(preset: str, strategy: str):
     rows = batch(strategy)
-    mesh, network, compute = program(preset, rows["tokens_BLS"].shape[-1])
+    mesh, network, compute = program(preset, rows["tokens_BLS"].shape[-1], strategy == "depth")
     with jax.set_mesh(mesh):
         found = compute(network, sharding.shard_batch(rows, mesh, network.rules))
         for stored, gradient in zip(jax.tree.leaves(network), jax.tree.leaves(found[1]), strict=True):
@@ -164,19 +170,19 @@ def test_fsdp_context_gathers_keys_and_values_and_reduces_their_gradients():
 
 
 @pytest.mark.parametrize(
-    ("preset", "sizes", "message"),
+    ("preset", "size", "message"),
     [
-        ("data", {"batch": ("data.batch_size", 12)}, "data.batch_size=12 cannot be shared by the 8 devices along data"),
-        ("fsdp", {"embed": ("model.width", 20)}, "model.width=20 cannot be shared by the 8 devices along data"),
-        ("fsdp_tensor", {"heads": ("model.kv_heads", 3)}, "model.kv_heads=3 .* by the 2 devices along tensor"),
-        ("fsdp_context", {"length": ("data.sequence_length", 30)}, "=30 .* 4 devices along context .* multiple of 4"),
-        ("fsdp_context", {"embed": ("model.width", 12)}, "8 devices along data and context"),
+        ("data", ("batch", "data.batch_size", 12), "data.batch_size=12 cannot be shared by the 8 devices along data"),
+        ("fsdp", ("embed", "model.width", 20), "model.width=20 cannot be shared by the 8 devices along data"),
+        ("fsdp_tensor", ("heads", "model.kv_heads", 3), "model.kv_heads=3 .* by the 2 devices along tensor"),
+        ("fsdp_context", ("length", "data.sequence_length", 30), "=30 .* 4 devices along context .* multiple of 4"),
+        ("fsdp_context", ("embed", "model.width", 12), "8 devices along data and context"),
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(preset, sizes, message):
+def test_sizes_that_do_not_divide_are_refused(preset, size, message):
     config = SHARDINGS[preset]
     with pytest.raises(InputError, match=message):
-        sharding.check_sizes(sharding.make_mesh(config), config.rules, sizes)
+        sharding.check_sizes(sharding.make_mesh(config), config.rules, [size])
 
 
 CODEC = codecs.load("tiny")
@@ -189,10 +195,9 @@ def codes(preset: str, strategy: str) -> list[np.ndarray]:
     config = SHARDINGS.get(preset, ShardingConfig())
     mesh = sharding.make_mesh(config, None if preset in SHARDINGS else jax.devices()[:1])
     with jax.set_mesh(mesh):
-        model = dataclasses.replace(MODEL, layers=1)
-        network = jax.jit(lambda key: Transformer(model, SPOKEN.size, nnx.Rngs(params=key), config.rules))(
-            jax.random.key(1)
-        )
+        model = with_depth(dataclasses.replace(MODEL, layers=1), strategy, SPOKEN.codebooks)
+        build = jax.jit(lambda key: language_model(model, SPOKEN, nnx.Rngs(params=key), config.rules))
+        network = build(jax.random.key(1))
     spec = Spec(model, SPOKEN, SerializationConfig(strategy))
     sampling = SamplingConfig(chunk=8, max_frames=20)
     generator = Generator(network, spec, CODEC, sampling, mesh=mesh)

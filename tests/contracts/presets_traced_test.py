@@ -28,15 +28,17 @@ def mesh():
         yield
 
 
-@functools.cache  # of a strategy, a training step sees the number of streams and nothing else
-def trace(name: str, streams: int, codebooks: int, preset: str):
+@functools.cache  # of a strategy, a training step sees its streams and whether there is a depth network
+def trace(name: str, streams: int, codebooks: int, preset: str, depth: bool):
     """(state before, state after, metrics) of a train step, as shapes with shardings."""
     config = configs.load(name)
     model = configs.section(config, "model")
     if preset == "fsdp_tensor" and model.kv_heads % TENSOR:
         model = dataclasses.replace(model, heads=model.heads * TENSOR, kv_heads=model.kv_heads * TENSOR)
+    if depth:  # with as many heads as a tensor axis takes, like the configurations
+        model = dataclasses.replace(model, depth=configs.section(config, "depth"))
     vocab = Vocab(codebooks, 1024, config.data.max_frames)
-    settings = dataclasses.replace(configs.section(config, "training"), ema=0.99, accumulate=2)
+    settings = dataclasses.replace(configs.section(config, "training"), ema=0.99, accumulate=2, depth_fraction=0.3)
     optimizing, rules = configs.section(config, "optimizer"), PRESETS[preset]
     parts = program(model, vocab, rules, optimizing, settings)
     state = jax.eval_shape(lambda: init_state(parts, jax.random.key(0)))
@@ -67,7 +69,7 @@ def test_train_step_keeps_its_shardings(name, strategy, preset, mesh):
     config = configs.load(name)
     codebooks = config.data.codebooks or config.codec.codebooks or 8
     grid = serialization.bind(serialization.SerializationConfig(strategy), codebooks)
-    before, after, metrics = trace(name, grid.streams, codebooks, preset)
+    before, after, metrics = trace(name, grid.streams, codebooks, preset, grid.depth)
     assert metrics["loss"].shape == ()
     assert [layout(x) for x in jax.tree.leaves(before)] == [layout(x) for x in jax.tree.leaves(after)]
     axes = {axis for x in jax.tree.leaves(after.params) for part in layout(x)[2] for axis in np.atleast_1d(part)}

@@ -20,6 +20,7 @@ GRIDS = [
     bind(SerializationConfig("delay", delays=(0, 8, 9, 10, 11)), 5),  # Dia: longer than many of the segments
     bind(SerializationConfig("delay", delays=(3, 3, 5)), 3),
     bind(SerializationConfig("coarse_first", delays=(0, 2, 2, 7)), 4),
+    bind(SerializationConfig("depth", delays=(0, 2, 2, 7)), 4),
     bind(SerializationConfig("masked", iterations=(5, 3, 2), schedule="linear"), 3),
 ]
 CAUSAL = [grid for grid in GRIDS if grid.causal_levels]

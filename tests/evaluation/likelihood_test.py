@@ -1,5 +1,6 @@
 """Bits are those of a normalised model: on tiny vocabularies the probabilities of all grids sum to one."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,12 +12,13 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 from audiolm_jax.evaluation.likelihood import Scoring, _score, likelihood, score
 from audiolm_jax.model import versions
-from audiolm_jax.model.config import ModelConfig
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.config import DepthConfig, ModelConfig
+from audiolm_jax.model.transformer import language_model
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, documents
 from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, TEXT_START, Vocab
 
 MODEL = ModelConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=16)
+DEPTH = DepthConfig(layers=1, width=12, heads=2, kv_heads=1, head_width=6, ffn=16, join="prefix", positions="rotary")
 WORDS = ("text", np.arange(TEXT_START, TEXT_START + 5, dtype=np.int32))
 RATE = 12.5
 
@@ -27,6 +29,8 @@ CAUSAL = [
     {"strategy": "delay", "delays": (0, 3)},
     {"strategy": "coarse_first"},
     {"strategy": "hierarchical"},
+    {"strategy": "depth"},
+    {"strategy": "depth", "delays": (0, 3)},
 ]
 MASKED = [
     {"strategy": "masked"},
@@ -39,9 +43,10 @@ def name(options):
     return "-".join(str(value) for value in options.values())
 
 
-def sharp_model(vocab, seed=0):
+def sharp_model(vocab, seed=0, grid=None):
     """A random model whose predictions are far from uniform, so that a missing or doubled factor shows."""
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: Transformer(MODEL, vocab.size, nnx.Rngs(0))))
+    config = dataclasses.replace(MODEL, depth=DEPTH if grid is not None and grid.depth else None)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: language_model(config, vocab, nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
     everywhere = jax.NamedSharding(versions.mesh(), jax.P())
     leaves = [rng.normal(size=leaf.shape).astype(np.float32) for leaf in jax.tree.leaves(shapes)]
@@ -66,7 +71,8 @@ def nats_of(model, grid, vocab, codes, **options):
 def test_the_probabilities_of_all_grids_of_a_length_sum_to_one(options, frames, codebooks, size):
     vocab = Vocab(codebooks, size, max_frames=4)
     grid = bind(SerializationConfig(**options), codebooks)
-    code_nats, _, _ = nats_of(sharp_model(vocab), grid, vocab, list(grids(frames, codebooks, size)), method="exact")
+    model = sharp_model(vocab, grid=grid)
+    code_nats, _, _ = nats_of(model, grid, vocab, list(grids(frames, codebooks, size)), method="exact")
     assert np.ptp(code_nats) > 2
     assert np.exp(-code_nats).sum() == pytest.approx(1, abs=1e-4)
 
@@ -74,7 +80,8 @@ def test_the_probabilities_of_all_grids_of_a_length_sum_to_one(options, frames, 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_codebook_has_the_codes_of_its_own_size(strategy):
     vocab, grid = Vocab(3, (7, 5, 3), max_frames=4), bind(SerializationConfig(strategy), 3)
-    code_nats, _, _ = nats_of(sharp_model(vocab), grid, vocab, list(grids(1, 3, (7, 5, 3))), method="exact")
+    model = sharp_model(vocab, grid=grid)
+    code_nats, _, _ = nats_of(model, grid, vocab, list(grids(1, 3, (7, 5, 3))), method="exact")
     assert len(code_nats) == 7 * 5 * 3
     assert np.exp(-code_nats).sum() == pytest.approx(1, abs=1e-4)
 
@@ -83,8 +90,8 @@ def test_each_codebook_has_the_codes_of_its_own_size(strategy):
 def test_codes_and_ends_of_all_lengths_sum_to_one(options):
     """Every T up to 2, and the mass of everything longer: the codes of 3 frames without their end."""
     vocab = Vocab(2, 2, max_frames=4)
-    grid, model = bind(SerializationConfig(**options), 2), sharp_model(vocab)
-    total = 0.0
+    grid = bind(SerializationConfig(**options), 2)
+    model, total = sharp_model(vocab, grid=grid), 0.0
     for frames in (1, 2):
         code_nats, end_nats, length_nats = nats_of(model, grid, vocab, list(grids(frames, 2, 2)))
         total += np.exp(-code_nats - end_nats).sum()

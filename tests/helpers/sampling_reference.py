@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from audiolm_jax import serialization
-from audiolm_jax.model.config import ModelConfig
-from audiolm_jax.model.transformer import Transformer, unstack
+from audiolm_jax.model.config import DepthConfig, ModelConfig
+from audiolm_jax.model.transformer import language_model, unstack
 from audiolm_jax.sampling import SamplingConfig, causal, requests
 from audiolm_jax.sampling.requests import Request, bucket, steps_of, unconditional
 from audiolm_jax.serialization import SerializationConfig, documents, text
@@ -28,7 +28,11 @@ CAUSAL = [
     ("hierarchical", 2, ()),
     ("flat", 4, ()),
     ("delay", 4, ()),
+    ("depth", 3, ()),
+    ("depth", 4, (0, 1, 1, 3)),
 ]
+SIZES = {"layers": 1, "width": 24, "heads": 2, "kv_heads": 1, "head_width": 8, "ffn": 32}
+DEPTH = DepthConfig(**SIZES)
 
 
 def bind(strategy, Q, delays=(), **options):
@@ -40,12 +44,16 @@ def vocab_of(Q):
 
 
 @functools.cache
-def models(Q):
+def models(Q, depth=None):
     """(stacked, unstacked) with outputs scaled up, so that what is drawn depends on what was seen."""
-    config = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32)
-    model = Transformer(config, vocab_of(Q).size, nnx.Rngs(Q))
+    config = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32, depth=depth)
+    model = language_model(config, vocab_of(Q), nnx.Rngs(Q))
     model.unembedding_DV[...] = 3 * model.unembedding_DV[...]
     model.embedding_VD[...] = 6 * model.embedding_VD[...]
+    if depth is not None:
+        model.depth.output_CdK[...] = 3 * model.depth.output_CdK[...]
+        if depth.embeddings == "own":
+            model.depth.embedding_Rd[...] = 6 * model.depth.embedding_Rd[...]
     return model, unstack(model)
 
 
@@ -56,6 +64,11 @@ def windowed(model, window):
     return model
 
 
+def depth_of(grid):
+    """The depth network of the models that sample on a grid."""
+    return DEPTH if grid.depth else None
+
+
 def request(said="abc", prompt=0, Q=3, frames=None, seed=0, **options):
     """Prompts are seeded codes; at most MOST frames."""
     options = {"chunk": 8, "max_frames": MOST, **options}
@@ -64,34 +77,52 @@ def request(said="abc", prompt=0, Q=3, frames=None, seed=0, **options):
     return Request(document, codes_TQ, frames, seed, SamplingConfig(**options))
 
 
-def run(grid, requests, context=None):
+def run(grid, requests, context=None, depth=None):
     """Codes of each row, [T, Q] with -1 where the causal loop makes nothing."""
-    _, unstacked = models(grid.codebooks)
+    _, unstacked = models(grid.codebooks, depth or depth_of(grid))
     *_, (_, state) = causal.generate(unstacked, grid, vocab_of(grid.codebooks), requests, context)
     assert np.asarray(state.done_B).all()
     return [np.asarray(state.codes_BFQ)[b, :T] for b, T in enumerate(np.asarray(state.frames_B))]
 
 
 @functools.cache
-def forward(Q, streams, length):
-    model, _ = models(Q)
+def forward(Q, streams, length, depth):
+    model, _ = models(Q, depth)
 
     @jax.jit
-    def logits_LV(tokens_LS, ahead_L, count):
+    def hidden_and_logits(tokens_LS, ahead_L, count):
         position_1L = jnp.arange(length)[None]
         segments_1L = (position_1L < count).astype(jnp.int32)
-        return model.logits(model(tokens_LS[None], position_1L, segments_1L, ahead_L[None]))[0]
+        hidden_1LD = model(tokens_LS[None], position_1L, segments_1L, ahead_L[None])
+        return hidden_1LD[0], model.logits(hidden_1LD)[0]
 
-    return logits_LV
+    return hidden_and_logits
 
 
-def teacher_forced(Q, tokens_LS, ahead_L=None):
-    """Logits [L, V] of a whole row in one uncached pass."""
+def passed(Q, tokens_LS, ahead_L=None, depth=None):
+    """Hidden states [L, D] and logits [L, V] of a whole row in one uncached pass."""
     length = bucket(len(tokens_LS), 64)
     pad = length - len(tokens_LS)
     ahead_L = np.zeros(len(tokens_LS), np.int32) if ahead_L is None else ahead_L
     padded = np.pad(tokens_LS, ((0, pad), (0, 0))), np.pad(ahead_L, (0, pad))
-    return np.asarray(forward(Q, tokens_LS.shape[1], length)(*padded, len(tokens_LS)))[: len(tokens_LS)]
+    found = forward(Q, tokens_LS.shape[1], length, depth)(*padded, len(tokens_LS))
+    return [np.asarray(x)[: len(tokens_LS)] for x in found]
+
+
+def teacher_forced(Q, tokens_LS, ahead_L=None):
+    return passed(Q, tokens_LS, ahead_L)[1]
+
+
+@functools.cache
+def in_depth(Q, depth):
+    model, _ = models(Q, depth)
+
+    @jax.jit
+    def logits_CK(hidden_D, tokens_S):
+        table_VD = model.embedding_VD[...]
+        return model.depth.logits(model.depth(hidden_D[None], tokens_S[None, :-1], table_VD))[0]
+
+    return logits_CK
 
 
 def logits_of(vocab, q, logits_V):
@@ -121,22 +152,32 @@ def choose_slowly(logits_N, temperature, top_k, top_p, gumbel_N):
     return int(max(kept, key=lambda n: logits_N[n] + gumbel_N[n]))
 
 
-def reference(grid, wanted):
-    """One row, by the definition of the order, the whole row recomputed without a cache in every step."""
+def reference(grid, wanted, depth=None):
+    """One row, by the definition of the order, the whole row recomputed without a cache in every step, and the depth
+    network for every cell."""
     vocab, Q, option = vocab_of(grid.codebooks), grid.codebooks, wanted.sampling
+    depth = depth or depth_of(grid)
     T = wanted.frames or option.max_frames
     codes_TQ = np.full((T, Q), -1)
     codes_TQ[: len(wanted.prompt_TQ)] = wanted.prompt_TQ
     seen = [wanted.document] + ([] if option.guidance == 1 else [unconditional(wanted).document])
     rows = [documents.prompt_row(document, grid, vocab, True)["tokens"] for document in seen]
+
+    def candidates(hidden_D, logits_V, tokens_S, q):
+        """Logits of the codes of codebook q and of the end."""
+        if q and grid.depth:
+            codes_K = np.asarray(in_depth(Q, depth)(hidden_D, tokens_S))[q - 1]
+            codes_K = np.where(np.arange(K) < vocab.codebook_sizes[q], np.resize(codes_K, K), -np.inf)
+            return np.append(codes_K, -np.inf)
+        return np.append(logits_of(vocab, q, logits_V), logits_V[ids.END_AUDIO])
+
     step = 0
     while True:
-        cells = [(t, q) for q in range(grid.causal_levels) for t in range(T + (q == 0)) if grid.order(t, q, T) == step]
+        t_q = [(t, q) for q in range(grid.causal_levels) for t in range(T + (q == 0))]
+        cells = [(t, q) for t, q in t_q if grid.position(t, q, T) == step]
         if not cells and step >= steps_of(T, grid):
             return codes_TQ[:T]
-        logits_V, *bare_V = (teacher_forced(Q, row)[-1] for row in rows)
-        if bare_V:
-            logits_V = bare_V[0] + option.guidance * (logits_V - bare_V[0])
+        states = [[x[-1] for x in passed(Q, row, depth=depth)] for row in rows]
         gumbel_CN = np.asarray(noise(np.int32(wanted.seed), step, (min(grid.streams, grid.causal_levels), K + 1)))
         tokens_S = np.full(grid.streams, ids.PAD, np.int32)
         for t, q in cells:
@@ -145,7 +186,11 @@ def reference(grid, wanted):
                 tokens_S[stream] = ids.END_AUDIO
                 continue
             if codes_TQ[t, q] < 0:
-                candidates_N = np.append(logits_of(vocab, q, logits_V), logits_V[ids.END_AUDIO])
+                candidates_N, *bare_N = (candidates(*state, tokens_S, q) for state in states)
+                if bare_N:
+                    possible = np.isfinite(candidates_N)
+                    with_N, without_N = candidates_N[possible], bare_N[0][possible]
+                    candidates_N[possible] = without_N + option.guidance * (with_N - without_N)
                 if q or t < max(1, len(wanted.prompt_TQ)) or wanted.frames:
                     candidates_N = candidates_N[:K]
                 limits = (option.per_codebook(name, Q)[q] for name in ("temperature", "top_k", "top_p"))

@@ -106,7 +106,7 @@ def batch() -> dict:
 def test_loss_and_sums_equal_a_naive_loop():
     hidden, out = inputs()
     rows = batch()
-    total, sums = jax.jit(lambda *args: losses.loss_and_sums(*args, VOCAB))(hidden, out, rows)
+    total, sums = jax.jit(lambda *args: losses.loss_and_sums([losses.score(*args, VOCAB)], VOCAB))(hidden, out, rows)
     logprob, end = naive(hidden, out, rows["targets_BLS"], rows["heads_BLS"])
     np.testing.assert_allclose(total, -np.sum(rows["weights_BLS"] * logprob), rtol=1e-5)
     np.testing.assert_allclose(sums["weight"], rows["weights_BLS"].sum(), rtol=1e-6)
@@ -130,8 +130,9 @@ def test_loss_and_sums_equal_a_naive_loop():
 def test_z_loss_adds_the_squared_normaliser():
     hidden, out = inputs()
     rows = batch()
-    plain, _ = losses.loss_and_sums(hidden, out, rows, VOCAB)
-    with_z, _ = losses.loss_and_sums(hidden, out, rows, VOCAB, z_loss=0.1)
+    parts = [losses.score(hidden, out, rows, VOCAB)]
+    plain, _ = losses.loss_and_sums(parts, VOCAB)
+    with_z, _ = losses.loss_and_sums(parts, VOCAB, z_loss=0.1)
     lse = losses.target_logprobs(hidden, out, rows["targets_BLS"], rows["heads_BLS"], VOCAB)["lse_BLS"]
     np.testing.assert_allclose(with_z - plain, 0.1 * np.sum(rows["weights_BLS"] * np.asarray(lse) ** 2), rtol=1e-3)
 

@@ -178,7 +178,7 @@ def test_the_decode_loop_copies_no_cache(config):
 
 def loss(network: Transformer, batch: dict, vocab: Vocab) -> jax.Array:
     hidden = network(batch["tokens_BLS"], batch["positions_BL"], batch["segments_BL"], batch["ahead_BL"])
-    total, sums = losses.loss_and_sums(hidden, network.output_DV(), batch, vocab, network.rules)
+    total, sums = losses.loss_and_sums(losses.scored(network, hidden, batch, vocab), vocab)
     return total / sums["weight"]
 
 

@@ -51,7 +51,7 @@ def compiled(config: ShardingConfig, chips) -> str:
     def loss(params: dict, graph: nnx.GraphDef, rows: dict) -> jax.Array:
         network = nnx.merge(graph, params)
         hidden = network(rows["tokens_BLS"], rows["positions_BL"], rows["segments_BL"], rows["ahead_BL"])
-        return losses.loss_and_sums(hidden, network.output_DV(), rows, VOCAB, network.rules)[0]
+        return losses.loss_and_sums(losses.scored(network, hidden, rows, VOCAB), VOCAB)[0]
 
     with jax.set_mesh(mesh):
         graph, params = nnx.split(jax.eval_shape(lambda: Transformer(MODEL, VOCAB.size, nnx.Rngs(0), config.rules)))

@@ -8,7 +8,7 @@ import pytest
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation.likelihood import likelihood
-from audiolm_jax.serialization import STRATEGIES, Grid, SerializationConfig, bind, cost, documents, layout, picture
+from audiolm_jax.serialization import STRATEGIES, SerializationConfig, bind, cost, documents, layout, picture
 from audiolm_jax.serialization.vocab import Vocab
 from tests.helpers import sampling_reference as sampled
 from tests.helpers.layout_reference import deserialize, visibility_TQTQ
@@ -29,21 +29,10 @@ def define(monkeypatch, **members) -> str:
     return module.__name__
 
 
-@pytest.fixture
-def depth(monkeypatch) -> str:
-    """The order of a depth network: frame after frame (Moshi, CSM), the codebooks of a position one after the other."""
-    return define(
-        monkeypatch,
-        OPTIONS=("delays",),
-        order=lambda t, q, T, grid: (t + delays_Q(grid)[q]) * grid.codebooks + q,
-        position=lambda t, q, T, grid: t + delays_Q(grid)[q],
-    )
-
-
 @pytest.mark.parametrize("delays", [(0, 0, 0), (0, 1, 1), (0, 2, 3)])
 @pytest.mark.parametrize("frames", [1, 2, 7])
-def test_layout_is_by_position_and_visibility_by_order(depth, frames, delays):
-    grid = Grid(SerializationConfig(depth, delays=delays), 3)
+def test_layout_is_by_position_and_visibility_by_order(frames, delays):
+    grid = bind(SerializationConfig("depth", delays=delays), 3)
     same_rows = bind(SerializationConfig("delay", delays=delays), 3)
     for found, expected in zip(layout.causal_cells(grid, frames), layout.causal_cells(same_rows, frames), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -65,14 +54,23 @@ def test_layout_is_by_position_and_visibility_by_order(depth, frames, delays):
     assert f">{step_TQ.max() + 1}</text>" in picture.svg(grid, frames)
 
 
-def test_cells_of_one_position_one_after_the_other_are_refused_until_there_is_a_depth_network(depth):
-    with pytest.raises(
-        InputError,
-        match=r"cells \(0, 0\) and \(0, 1\) of 1 frames share position 0 but are predicted at steps 0 and 1: one after "
-        "the other inside a position takes a depth network",
-    ):
-        bind(SerializationConfig(depth), 3)
-    assert bind(SerializationConfig(depth), 1), "a single codebook needs none"
+def test_cells_of_one_position_are_predicted_one_after_the_other_from_the_coarsest_on(monkeypatch):
+    """Together or in turn, but not some of each, nor from the finest on."""
+    assert bind(SerializationConfig("depth", delays=(0, 20)), 2).depth
+    assert not bind(SerializationConfig("depth"), 1).depth, "a single codebook needs no depth network"
+    for name in ("flat", "parallel", "delay", "coarse_first", "hierarchical", "masked"):
+        assert not bind(SerializationConfig(name), 3).depth
+    for order in (lambda t, q, T, grid: 3 * t + (2 - q), lambda t, q, T, grid: 3 * t + (q > 0)):
+        name = define(monkeypatch, order=order, position=lambda t, q, T, grid: t + 0 * q)
+        with pytest.raises(
+            InputError, match=r"share position 0 and are predicted at steps .*: a depth network predicts"
+        ):
+            bind(SerializationConfig(name), 3)
+    some = {"causal_levels": lambda grid: 2, "iterations": lambda grid: (1,), "draw": lambda *_: None}
+    order = lambda t, q, T, grid: (2 * t + q) * (q < 2) + (q == 2) * (2 * T + 2)  # noqa: E731
+    name = define(monkeypatch, order=order, position=lambda t, q, T, grid: t + 0 * q, **some)
+    with pytest.raises(InputError, match=r"causal_levels\(grid\) is 2; a depth network predicts all 3 codebooks"):
+        bind(SerializationConfig(name), 3)
 
 
 def test_sampling_and_likelihood_go_by_position(monkeypatch):
@@ -98,7 +96,14 @@ BROKEN = [
     ({"order": lambda t, q, T, grid: 0}, r"of shape \(1, 3\) it gives int64 of shape \(\)"),
     ({"order": lambda t, q, T, grid: T - t}, r"codebook 0 of 1 frames does not run forward in time"),
     ({"order": lambda t, q, T, grid: t + q * T}, "depends on the number of frames"),
-    ({"position": lambda t, q, T, grid: t + q}, r"stand at positions 0 and 1 but are predicted at steps 0 and 0"),
+    (
+        {"position": lambda t, q, T, grid: t + q},
+        r"share position 1 and are predicted at steps 1 and 0: a depth network",
+    ),
+    (
+        {"order": lambda t, q, T, grid: t // 2, "position": lambda t, q, T, grid: t},
+        "stand at positions 0 and 1 but are predicted at steps 0 and 0",
+    ),
     ({"causal_levels": lambda grid: 4}, r"causal_levels\(grid\) is 4; it must be 0\.\.3"),
     ({"causal_levels": lambda grid: 1}, r"iterations\(grid\) is \(\); it must be 2 numbers from 1 up"),
     ({"causal_levels": lambda grid: 1, "iterations": lambda grid: (1, 1)}, r"need a function draw\(rng, T, grid\)"),
