@@ -163,16 +163,17 @@ class Depth(nnx.Module):
 
         token: of the first stream. No pass is made for cells that nobody needs. `unstacked` first.
         """
-        prefix = self.config.join == "prefix"
+        prefix, each = self.config.join == "prefix", self.config.projection == "per_codebook"
+        once_Md = None if each else self.project(state_MD)
 
         def cell(c: Any, carry: tuple) -> tuple:
             cache, token_M, drawn = carry
             at = c + prefix
             x_Mpd = self.embed(token_M[:, None], table_VD) + self._learned(at).astype(self.dtype)
             if not prefix:
-                x_Mpd += self.project(state_MD, c if self.config.projection == "per_codebook" else 0)[:, None]
+                x_Mpd += (self.project(state_MD, c) if each else once_Md)[:, None]
             elif isinstance(c, int) and c == 0:  # both positions in one pass
-                x_Mpd = jnp.concatenate([self._state_position(state_MD), x_Mpd], axis=1)
+                x_Mpd = jnp.concatenate([(once_Md + self._learned(0).astype(self.dtype))[:, None], x_Mpd], axis=1)
                 at = 0
             y_Mpd, cache = self._pass(x_Mpd, at, c, cache)
             weight_dK = gather(self.output_CdK[c], ("embed", None), self.rules, self.dtype)
@@ -189,9 +190,6 @@ class Depth(nnx.Module):
             return carry[2]
 
         return jax.lax.cond(cells > 0, one_after_the_other, lambda drawn: drawn, drawn)
-
-    def _state_position(self, state_MD: jax.Array) -> jax.Array:
-        return (self.project(state_MD) + self._learned(0).astype(self.dtype))[:, None]
 
     def _empty(self, rows: int) -> list[dict[str, jax.Array]]:
         """Keys and values of one position of the sequence, per layer [M, n, H, K]."""

@@ -230,7 +230,7 @@ def scored(
 
     names = ("targets_BLS", "heads_BLS", "weights_BLS")
     first = {name: batch[name][..., :1] for name in names}
-    heads_BL1 = first["heads_BLS"]
+    heads_BL1 = jax.sharding.reshard(first["heads_BLS"], rules.spec("batch", "length", None))
     ends_BL1 = heads_BL1 == vocab.head_code_or_end
     first["heads_BLS"] = jnp.where(ends_BL1, vocab.first.head_code_or_end, heads_BL1)
     parts = [score(hidden_BLD, model.output_DV(), first, vocab.first, rules)._replace(heads_BLS=heads_BL1)]

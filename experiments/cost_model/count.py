@@ -7,8 +7,10 @@ how often each program ran; passes, look-ahead and bytes are those of a real gen
 """
 
 import argparse
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -20,13 +22,13 @@ from flax import nnx
 from audiolm_jax import files, serialization
 from audiolm_jax.compare.report import charts
 from audiolm_jax.evaluation import speed
-from audiolm_jax.model import sharding
-from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model import depth, sharding
+from audiolm_jax.model.config import DepthConfig, ModelConfig
 from audiolm_jax.model.kernels import cpu, cpu_loss
-from audiolm_jax.model.transformer import Transformer, unstack
+from audiolm_jax.model.transformer import Transformer, language_model, unstack
 from audiolm_jax.sampling import causal, masked, performance, requests
 from audiolm_jax.serialization import Grid, LevelView, SerializationConfig, cost, documents
-from audiolm_jax.serialization.vocab import TEXT_START, Vocab
+from audiolm_jax.serialization.vocab import HEAD_CODE, TEXT_START, Vocab
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
 from audiolm_jax.training.step import Adapter, init_state, program, train_step
 
@@ -35,13 +37,14 @@ SMALL = ModelConfig(layers=2, width=256, heads=4, kv_heads=2, head_width=64, ffn
 WIDE = ModelConfig(layers=3, width=384, heads=6, kv_heads=6, head_width=64, ffn=1024, mlp="plain")
 CASES = {"small": (64, 4, SMALL), "wide": (96, 2, WIDE)}  # frames, codebooks, sizes
 CODES = 256
+DEPTH = DepthConfig(layers=1, width=96, heads=4, kv_heads=4, head_width=24, ffn=256)
 # Of training steps, which are only counted: the same program, less time spent on machine code.
 QUICK = {"xla_backend_optimization_level": 0}
 STYLE = (
     ".chart{background:#fff;font-family:system-ui,sans-serif}.chart text{fill:#5c5c66;font-size:12px}"
     ".chart .name{fill:#1a1a1e;font-size:11px}.gridline{stroke:#ececea}.axis,.tick{stroke:#5c5c66}"
     ".front{display:none}.mark{fill:var(--c);stroke:var(--c)}.mark.hollow{fill:#fff;stroke-width:2}"
-    ".s0{--c:#2457c5}.s1{--c:#c2540a}.s2{--c:#17734a}.s3{--c:#a12f86}.s4{--c:#0b7a85}.s5{--c:#7d6a00}"
+    ".s0{--c:#2457c5}.s1{--c:#c2540a}.s2{--c:#17734a}.s3{--c:#a12f86}.s4{--c:#0b7a85}.s5{--c:#7d6a00}.s6{--c:#5b5b66}"
 )
 
 
@@ -55,6 +58,7 @@ class Counted:
     cache_bytes: int
     flops: dict[str, float]  # program -> FLOPs of one run
     runs: dict[str, int]  # program -> how often it ran
+    depth_passes: int  # of the depth network, in all steps
     dense: dict[str, cost.Pass]  # program -> what one run of it multiplies, pairs that no one sees included
     seconds: float  # of all runs one after the other, without a look at the codes; the fastest of a few times
 
@@ -89,10 +93,29 @@ def document(vocab: Vocab, frames: int, seed: int = 0) -> documents.Document:
     return (("text", np.full(TEXT, TEXT_START, np.int32)), ("audio", codes_TQ))
 
 
+def with_depth(config: ModelConfig, grid: Grid) -> ModelConfig:
+    """The sizes with a depth network, if the order needs one, of one layer: the compiler counts a loop's body once."""
+    return dataclasses.replace(config, depth=DEPTH if grid.depth else None)
+
+
+@contextlib.contextmanager
+def counting_depth(made: list[int]) -> Iterator[None]:
+    """Every pass of a depth network that is run, of programs traced inside, adds its number of positions to `made`."""
+    original = depth.Depth._pass
+
+    def counted(self, x_Mpd, *args):
+        jax.debug.callback(lambda: made.append(x_Mpd.shape[1]))
+        return original(self, x_Mpd, *args)
+
+    with mock.patch.object(depth.Depth, "_pass", counted):
+        yield
+        jax.effects_barrier()
+
+
 def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Counted:
     """Generates one segment with the programs of sampling/, one pass at a time. `model` is unstacked."""
     request = requests.Request(document(vocab, frames)[:1], np.zeros((0, vocab.codebooks), np.int32), frames)
-    flops, runs, dense, grids, prompt_cache, held, seconds = {}, {}, {}, [], None, 0, 0.0
+    flops, runs, dense, grids, made, prompt_cache, held, seconds = {}, {}, {}, [], [], None, 0, 0.0
 
     prompts = requests.prompts([request], grid, vocab, causal=grid.causal_levels > 0, guided=False)
     P = prompts.tokens_MPS.shape[1]
@@ -113,12 +136,17 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
             donated=("cache",),
             options=performance.compiler_options(),
         )
-        # A step draws from the position before it, then computes its own: logits of one, block of the next.
-        dense["step"] = cost.Pass(1, P + slots + 1, 1)
+        # A step draws from the position before it, then computes its own: logits of one, block of the next. Of the
+        # loop over the cells of a depth network the compiler counts the first cell, which is outside, and one more.
+        dense["step"] = cost.Pass(1, P + slots + 1, 1, cells=2 * grid.depth)
         prompt_cache, begun = fixed.prompt_cache, state
         while not np.asarray(state.done_B).all():
             state, cache = step(model, fixed, state, cache)
             grids.append(np.asarray(state.codes_BFQ)[0])
+        if grid.depth:
+            chunk = jax.jit(causal.run_chunk, static_argnames=("grid", "vocab", "steps"))
+            with counting_depth(made):
+                jax.block_until_ready(chunk(model, grid, vocab, steps, fixed, begun, model.init_cache(1, slots)))
         runs["step"], held = len(grids), _bytes(cache)
 
         def every_step():
@@ -167,6 +195,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
         passes=before + len(grids),
         first_passes=before + first + 1,
         look_ahead=int(touched[-1]),
+        depth_passes=len(made),
         cache_bytes=_bytes(prompt_cache) + held,
         flops=flops,
         runs=runs,
@@ -197,6 +226,13 @@ def training_batch(grid: Grid, vocab: Vocab, frames: int, kind: str, rows: int =
     }
 
 
+def unrolled(model: Transformer) -> Transformer:
+    """The transformer with a Block per layer; a depth network as it is trained."""
+    fast = unstack(model)
+    fast.depth = model.depth
+    return fast
+
+
 def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, kind: str, dense: bool):
     """(counted, predicted) FLOPs of one step of training/train_step, layers unrolled.
 
@@ -207,11 +243,11 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
 
     class Unstacked(Adapter):
         def init(self, build, weights, key):
-            return nnx.split(unstack(Transformer(config, vocab.size, nnx.Rngs(0))))[1]
+            return nnx.split(unrolled(language_model(config, vocab, nnx.Rngs(0))))[1]
 
-    rules = sharding.PRESETS["data"]
+    config, rules = with_depth(config, grid), sharding.PRESETS["data"]
     parts = program(config, vocab, rules, OptimizerConfig(), TrainingConfig(), Unstacked())
-    graph = nnx.split(nnx.eval_shape(lambda: unstack(Transformer(config, vocab.size, nnx.Rngs(0)))))[0]
+    graph = nnx.split(nnx.eval_shape(lambda: unrolled(language_model(config, vocab, nnx.Rngs(0)))))[0]
     parts = dataclasses.replace(parts, graph=graph)
     batch = training_batch(grid, vocab, frames, kind)
     _, rows, length, _ = batch["tokens_BLS"].shape
@@ -223,15 +259,28 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
         flops = compiled(
             step, jax.eval_shape(lambda: init_state(parts, jax.random.key(0))), requests.place(batch), options=QUICK
         )[1]
+        cells = (grid.codebooks - 1) * grid.depth
+        finer = rows * length * cost.depth_flops(config, cells, cells * vocab.largest_codebook) if cells else 0
+        flops -= finer  # its forward pass is computed again on the way back
         if dense:
-            work = cost.Pass(length, length * length, length)
+            work = cost.Pass(length, length * length, length, cells=cells)
             return flops, 3 * rows * cost.forward_flops(config, vocab, work)
+        flops -= 3 * finer
+        if grid.depth:
+            vocab = vocab.first
+            batch["heads_BLS"] = first_heads(batch["heads_BLS"], grid.codebooks)
         weights = 6 * rows * length * cost.block_weights(config)
         attention, ran, each = _attention_blocks(config, batch["ahead_BL"][0])
         flops += config.layers * (ran - 1) * attention
         logits, ran_logits, each_logits = _logit_blocks(config, vocab, batch["heads_BLS"][0])
         flops += (ran_logits - 1) * logits
         return flops, weights + config.layers * ran * each + ran_logits * each_logits
+
+
+def first_heads(heads_BLS: np.ndarray, codebooks: int) -> np.ndarray:
+    """The heads of the first stream, in the vocabulary of `Vocab.first`."""
+    first = heads_BLS[..., :1]
+    return np.where(first == HEAD_CODE + codebooks, HEAD_CODE + 1, first)
 
 
 def _attention_blocks(config: ModelConfig, ahead_BL: np.ndarray) -> tuple[float, int, float]:
@@ -281,15 +330,16 @@ def main(directory: Path) -> None:
         print(f"{rates.flops_per_second / 1e9:.0f} GFLOP/s, {rates.bytes_per_second / 1e9:.1f} GB/s\n")
         print("MFLOP of generating one segment: visible pairs (the cost model's), all pairs multiplied, counted\n")
         print(
-            "| size | T x Q | strategy | passes | until frame 0 | look-ahead | KV kB | visible | all pairs | counted "
-            "| counted / all | roofline ms | measured ms |"
+            "| size | T x Q | strategy | passes | in depth | until frame 0 | look-ahead | KV kB | visible | all pairs "
+            "| counted | counted / all | roofline ms | measured ms |"
         )
-        print("|" + "---|" * 13)
+        print("|" + "---|" * 14)
         points = []
         for size, (frames, codebooks, config) in CASES.items():
             vocab = Vocab(codebooks, CODES, frames)
-            model = unstack(jax.jit(lambda c=config, v=vocab: Transformer(c, v.size, nnx.Rngs(0)))())
             for index, (name, grid) in enumerate(every_grid(codebooks).items()):
+                config = with_depth(config, grid)
+                model = unstack(jax.jit(lambda c=config, v=vocab: language_model(c, v, nnx.Rngs(0)))())
                 found = generation(model, grid, vocab, frames)
                 said = cost.cost(grid, frames, TEXT + 2, config, vocab)
                 roofline = cost.seconds_of_passes(
@@ -302,6 +352,7 @@ def main(directory: Path) -> None:
                 every = found.predicted(config, vocab)
                 pairs = [
                     (said.passes, found.passes),
+                    (said.depth_passes, found.depth_passes),
                     (said.first_passes, found.first_passes),
                     (said.look_ahead, found.look_ahead),
                     (round(said.cache_bytes / 1e3), round(found.cache_bytes / 1e3)),

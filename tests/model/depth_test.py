@@ -1,6 +1,4 @@
-"""The depth network: its variants, alone, in the likelihood and when it is sampled from."""
-
-import dataclasses
+"""The depth network: its variants, alone, in the loss and when it is sampled from."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,7 @@ import pytest
 from flax import nnx
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.model import losses
 from audiolm_jax.model.config import DepthConfig, ModelConfig
 from audiolm_jax.model.transformer import language_model
 from audiolm_jax.serialization.vocab import Vocab
@@ -98,7 +97,7 @@ def test_a_cell_depends_on_the_state_and_the_streams_before_it_alone(name):
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "default"])
 def test_the_loop_samples_from_every_network(name):
     # Default: tests/sampling/causal_test.py.
-    depth = dataclasses.replace(config_of(name))
+    depth = config_of(name)
     grid = sampled.bind("depth", 4, (0, 1, 1, 2))
     requests = [sampled.request("abc", 0, 4, seed=1), sampled.request("", 3, 4, frames=5, seed=2, guidance=2.0)]
     sampled.assert_same(
@@ -128,3 +127,66 @@ def test_choices_that_do_not_fit_the_model_are_refused():
     depth = DepthConfig(**SIZES, weights="per_codebook", schedule=(0, 1))
     with pytest.raises(InputError, match=r"depth.schedule=\(0, 1\) must have 3 numbers"):
         language_model(ModelConfig(depth=depth), UNEVEN, nnx.Rngs(0))
+
+
+LONG = Vocab(8, 64, 40)
+
+
+def parts_of(model, vocab: Vocab, rows: int, length: int):
+    """A batch of random codes in the layout of a causal row, and random states of the transformer."""
+    rng = np.random.default_rng(0)
+    targets_BLS = vocab.code_offsets + rng.integers(0, vocab.codebook_sizes, (rows, length, vocab.codebooks))
+    heads_BLS = np.broadcast_to(3 + np.arange(vocab.codebooks), targets_BLS.shape)
+    heads_BLS = np.where(rng.random(heads_BLS.shape) < 0.2, 0, heads_BLS)
+    batch = {
+        "targets_BLS": np.where(heads_BLS > 0, targets_BLS, 0).astype(np.int32),
+        "heads_BLS": heads_BLS.astype(np.int32),
+        "weights_BLS": rng.random(heads_BLS.shape).astype(np.float32) * (heads_BLS > 0),
+    }
+    hidden_BLD = rng.standard_normal((rows, length, model.config.width)).astype(np.float32)
+    return jax.device_put(hidden_BLD, jax.P()), jax.device_put(batch, jax.P())
+
+
+def test_a_fraction_of_the_positions_gives_the_loss_and_its_gradient_in_the_mean():
+    """Over 200 draws of a quarter: within three standard errors of the whole, for every sum and along the gradient."""
+    model = model_of("default")
+    hidden_BLD, batch = parts_of(model, UNEVEN, 2, 30)
+    graph, params = nnx.split(model)
+
+    def loss(params, key, fraction):
+        parts = losses.scored(nnx.merge(graph, params), hidden_BLD, batch, UNEVEN, key, fraction)
+        total, sums = losses.loss_and_sums(parts, UNEVEN, z_loss=0.1)
+        return total, sums
+
+    whole, gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, None, 1.0), has_aux=True))(params)
+    rng = np.random.default_rng(1)
+    along = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), gradient)
+
+    def numbers(value, gradient):
+        total, sums = value
+        slope = sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(along), strict=True))
+        return jnp.concatenate([jnp.stack([total, slope]), sums["nll_X"], sums["count_X"]])
+
+    one = jax.value_and_grad(lambda p, key: loss(p, key, 0.25), has_aux=True)
+    draws = jax.jit(lambda keys: jax.lax.map(lambda key: numbers(*one(params, key)), keys))
+    found = np.asarray(draws(jax.random.split(jax.random.key(0), 200)))
+    expected = np.asarray(numbers(whole, gradient))
+    error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
+    assert error[0] > 0 and error[1] > 0
+    assert (np.abs(found.mean(axis=0) - expected) <= 3 * error + 1e-4 * np.abs(expected)).all()
+
+
+def test_a_quarter_of_the_positions_takes_less_than_three_tenths_of_the_memory():
+    config = DepthConfig(layers=3, width=64, heads=4, kv_heads=4, head_width=16, ffn=192)
+    model = language_model(ModelConfig(layers=1, width=32, heads=1, kv_heads=1, depth=config), LONG, nnx.Rngs(0))
+    hidden_BLD, batch = parts_of(model, LONG, 4, 256)
+    graph, params = nnx.split(model)
+
+    def temporary(fraction):
+        def loss(params, key):
+            parts = losses.scored(nnx.merge(graph, params), hidden_BLD, batch, LONG, key, fraction)
+            return losses.loss_and_sums(parts[1:], LONG)[0]
+
+        return jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(0.25) < 0.3 * temporary(1.0)

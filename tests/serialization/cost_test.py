@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from audiolm_jax.errors import InputError
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
-from audiolm_jax.model.transformer import Transformer, unstack
+from audiolm_jax.model.transformer import Transformer, language_model, unstack
 from audiolm_jax.serialization import STRATEGIES, LevelView, SerializationConfig, bind, cost, documents, layout
 from audiolm_jax.serialization.vocab import TEXT_START, Vocab
 from experiments.cost_model import count
@@ -32,6 +32,8 @@ ORDERS = [
     (4, {"strategy": "masked"}),
     (3, {"strategy": "masked", "iterations": (4, 2, 1)}),
     (1, {"strategy": "parallel"}),
+    (4, {"strategy": "depth"}),
+    (3, {"strategy": "depth", "delays": (0, 1, 4)}),
 ]
 
 
@@ -55,12 +57,15 @@ def grid_of(codebooks, options):
         ({"strategy": "coarse_first"}, 20 + 1 + 20 + 2, 20 + 1 + 20 + 2, 19),
         ({"strategy": "coarse_first", "delays": (0, 0, 0, 0)}, 41, 41, 19),
         ({"strategy": "hierarchical"}, 21 + 3, 21 + 3, 19),
+        ({"strategy": "depth"}, 20 * 4 + 1, 21, 0),
+        ({"strategy": "depth", "delays": (0, 1, 1, 1)}, 21 * 4, 21, 1),
         ({"strategy": "masked"}, 16 + 3, 1 + 16 + 3, 19),
         ({"strategy": "masked", "iterations": (8, 4, 2, 1)}, 15, 1 + 15, 19),
     ],
 )
 def test_published_counts(options, steps, passes, look_ahead):
-    found = cost.cost(grid_of(4, options), 20, 10, MODEL, VOCAB)
+    grid = grid_of(4, options)
+    found = cost.cost(grid, 20, 10, count.with_depth(MODEL, grid), VOCAB)
     assert (found.steps, found.passes, found.look_ahead) == (steps, passes, look_ahead)
 
 
@@ -68,14 +73,15 @@ def test_published_counts(options, steps, passes, look_ahead):
 @pytest.mark.parametrize(("codebooks", "options"), ORDERS, ids=name)
 def test_look_ahead_and_first_frame_by_replaying_the_order(codebooks, options, frames):
     grid = grid_of(codebooks, options)
-    cells = {(t, q): int(grid.order(t, q, frames)) for t in range(frames) for q in range(codebooks)}
+    step_of = grid.position if grid.depth else grid.order  # all cells of a position take one pass of the transformer
+    cells = {(t, q): int(step_of(t, q, frames)) for t in range(frames) for q in range(codebooks)}
     known, passes = set(), 0 if grid.causal_levels else 1
     for step in itertools.count():
         known |= {cell for cell, when in cells.items() if when == step}
         passes += 1
         if {(0, q) for q in range(codebooks)} <= known:
             break
-    found = cost.cost(grid, frames, 5, MODEL, VOCAB)
+    found = cost.cost(grid, frames, 5, count.with_depth(MODEL, grid), VOCAB)
     assert found.first_passes == passes
     assert found.look_ahead == max(t for t, _ in known)
     assert found.steps >= max(cells.values()) + 1
@@ -132,8 +138,8 @@ def test_totals_add_up():
 
 
 @functools.cache
-def decoder(config, vocab_size):
-    return unstack(jax.jit(lambda: Transformer(config, vocab_size, nnx.Rngs(0)))())
+def decoder(config, vocab):
+    return unstack(jax.jit(lambda: language_model(config, vocab, nnx.Rngs(0)))())
 
 
 COUNTED = ModelConfig(layers=1, width=256, heads=4, kv_heads=2, head_width=64, ffn=704)
@@ -147,14 +153,19 @@ SIZES = [
 @pytest.mark.parametrize(("frames", "codebooks", "config"), SIZES)
 @pytest.mark.parametrize(
     "strategy",  # quick: one with a causal loop, one with passes over all frames
-    [name if name in ("delay", "masked") else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES],
+    [
+        name if name in ("delay", "masked", "depth") else pytest.param(name, marks=pytest.mark.slow)
+        for name in STRATEGIES
+    ],
 )
 def test_generation_costs_what_is_counted_while_it_runs(strategy, frames, codebooks, config):
     """Passes, look-ahead and bytes exactly, the compiler's FLOPs of every program within 5 %."""
     grid, vocab = grid_of(codebooks, {"strategy": strategy}), Vocab(codebooks, 128, 64)
-    found, prompt = count.generation(decoder(config, vocab.size), grid, vocab, frames), count.TEXT + 2
+    config, prompt = count.with_depth(config, grid), count.TEXT + 2
+    found = count.generation(decoder(config, vocab), grid, vocab, frames)
     said = cost.cost(grid, frames, prompt, config, vocab)
     assert (said.passes, said.first_passes, said.look_ahead) == (found.passes, found.first_passes, found.look_ahead)
+    assert said.depth_passes == found.depth_passes == grid.depth * frames * (codebooks - 1)
     assert said.cache_bytes == found.cache_bytes
     for program, work in found.dense.items():
         assert cost.forward_flops(config, vocab, work) == pytest.approx(found.flops[program], rel=0.05), program
@@ -171,7 +182,7 @@ def test_generation_costs_what_is_counted_while_it_runs(strategy, frames, codebo
         for strategy in STRATEGIES
         for kind in cost.training_rows(bind(SerializationConfig(strategy=strategy), 3), 4, 4)
         for dense in (True, False)
-        for quick in [(strategy, dense) == ("masked", True)]
+        for quick in [(strategy, dense) in (("masked", True), ("depth", True))]
     ],
 )
 def test_training_steps_cost_what_the_compiler_counts(strategy, kind, dense):
