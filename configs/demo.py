@@ -1,4 +1,4 @@
-"""The demo: four strategies on spoken digit strings, equal parameters and training FLOPs, one report.
+"""The demo: five strategies on spoken digit strings, equal parameters and training FLOPs, one report.
 
     make demo        # audiolm compare --config demo --workdir runs/demo
 
@@ -12,6 +12,7 @@ from configs import default
 
 def get_config() -> ConfigDict:
     config = default.get_config()
+    config.compare.strategies = ("flat", "delay", "depth", "hierarchical", "masked")
     config.codec.codebooks = 4  # 100 codes a second
     # Digit strings last 0.7 to 2.5 seconds: no row of `flat` is longer than 300 positions.
     config.corpus.update({"speakers": 4, "train": 1800, "valid": 60, "test": 60, "unseen": 0, "max_seconds": 3.8})

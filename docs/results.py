@@ -25,9 +25,10 @@ def table(results: dict) -> str:
         interval = "" if low is None else f" ({low:.0f}–{high:.0f})"
         bits = f"{sign}{found['bits_per_second']:.0f}{interval}"
         cost, speed = found["cost"], found["speed"]
+        passes = f"{cost['measured_passes']}" + (f" + {cost['depth_passes']} small" if cost.get("depth_passes") else "")
         lines.append(
             f"| `{found['name']}` | {bits} | {found['cer']['value']:.0%} | {speed['rtf']:.2f} | "
-            f"{cost['measured_passes']} ({cost['frames']}) | {speed['first_audio_seconds']:.2f} s |"
+            f"{passes} ({cost['frames']}) | {speed['first_audio_seconds']:.2f} s |"
         )
     lines += [
         f"| unigram codes | {baselines['unigram_bits_per_second']:.0f} | | | | |",

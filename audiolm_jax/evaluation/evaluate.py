@@ -296,6 +296,7 @@ def timed(generator: Generator, examples: Sequence[dict], evaluation: Evaluation
             "measured_passes": longest.passes,
             "lookahead_frames": predicted.look_ahead,
             "first_audio_passes": predicted.first_passes,
+            "depth_passes": predicted.depth_passes,
             "positions": predicted.positions,
             "flops": predicted.flops,
             "kv_bytes": predicted.cache_bytes,

@@ -26,7 +26,7 @@ from audiolm_jax.data.batches import training_batches
 from audiolm_jax.errors import InputError, exit_code
 from audiolm_jax.evaluation import likelihood
 from audiolm_jax.model import checkpoints, sharding
-from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.config import DepthConfig, ModelConfig
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.training import loop
@@ -47,13 +47,14 @@ class Setup:
     rows: int = 16
     steps: int = 1500
     letters: str = "".join(sources.SOURCES)  # sources to learn; one named twice is drawn twice as often
+    depth: DepthConfig | None = None
 
     @property
     def model(self) -> ModelConfig:
         heads = self.width // 16
         # A row has thirty positions at most: rotations of thousands of them would tell none of these apart.
         sizes = {"heads": heads, "kv_heads": heads, "head_width": 16, "ffn": 3 * self.width, "rope_base": 30.0}
-        return ModelConfig(layers=self.layers, width=self.width, **sizes)
+        return ModelConfig(layers=self.layers, width=self.width, depth=self.depth, **sizes)
 
     @property
     def data(self) -> examples.DataConfig:
@@ -66,8 +67,12 @@ class Setup:
 
 # A row of these trains one level, and its network must find neighbours by attention, which causal input is shifted for.
 BIDIRECTIONAL = Setup(layers=3, learning_rate=4e-3)
+IN_DEPTH = Setup(depth=DepthConfig(layers=1, width=32, heads=2, kv_heads=2, head_width=16, ffn=96))
 SETUPS = {
     "hierarchical": BIDIRECTIONAL,
+    "depth": IN_DEPTH,
+    "depth_011": IN_DEPTH,
+    "depth_023": IN_DEPTH,
     # What there is to know of (c), (d) and (f), which is eighteen sources, differs with the cells that are hidden.
     "masked": dataclasses.replace(
         BIDIRECTIONAL, layers=4, width=96, rows=32, steps=7000, letters="abe" + 2 * "cd" + 6 * "f"
@@ -86,6 +91,8 @@ OPTIONS = {
     "masked": {"prompt_fraction": 0.3, "iterations": ITERATIONS, "schedule": "linear"},
 }
 ORDERS = {name: SerializationConfig(name, **OPTIONS.get(name, {})) for name in serialization.STRATEGIES}
+# Any delays leave a chain of all cells, which reaches the entropy, also where `delay` with the same ones does not.
+ORDERS |= {f"depth_{a}{b}{c}": SerializationConfig("depth", delays=(a, b, c)) for a, b, c in ((0, 1, 1), (0, 2, 3))}
 # The same network, asked for the likelihood of three passes for codebook 0 and one for each of the others.
 FEW_PASSES = dataclasses.replace(ORDERS["masked"], iterations=(3, 1, 1), schedule="cosine")
 

@@ -110,6 +110,7 @@ class Cost(Object):
     measured_passes: float
     lookahead_frames: float  # frames begun before the first one is complete; all frames if not causal
     first_audio_passes: float  # sequential passes before the first frame is complete
+    depth_passes: float = 0.0  # of the depth network, between the passes of the transformer
     positions: float = 0.0
     flops: float = 0.0
     kv_bytes: float = 0.0

@@ -167,6 +167,9 @@ def speed_table(results: dict) -> Markup:
         value = entry["speed"][key]
         return parts.best(text(value), value == min(other["speed"][key] for other in results["strategies"]))
 
+    def in_depth(entry: dict) -> str:
+        return optional(entry["cost"].get("depth_passes") or None, "{:.5g}".format)
+
     groups = (
         ("Generation", (
             ("RTF", "s per s of audio", lambda entry: measured(entry, "rtf", "{:.3f}".format)),
@@ -174,7 +177,8 @@ def speed_table(results: dict) -> Markup:
         ("Sequential passes", (
             ("Frames", "", lambda entry: f"{entry['cost']['frames']}"),
             ("Predicted", "", lambda entry: f"{entry['cost']['predicted_passes']:.5g}"),
-            ("Measured", "", lambda entry: f"{entry['cost']['measured_passes']:.5g}"))),
+            ("Measured", "", lambda entry: f"{entry['cost']['measured_passes']:.5g}"),
+            ("In depth", "small ones", in_depth))),
         ("First audio", (
             ("Look-ahead", "frames", lambda entry: f"{entry['cost']['lookahead_frames']:.4g}"),
             ("Passes", "predicted", lambda entry: f"{entry['cost']['first_audio_passes']:.4g}"),
