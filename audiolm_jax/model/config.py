@@ -80,6 +80,14 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def _check_scaling(part: str, config: "DepthConfig | ModelConfig") -> None:
+    scaling, said = config.rope_scaling, f"{part}.rope_scaling={config.rope_scaling}"
+    if scaling and config.positions != "rotary":
+        raise InputError(f"{said} needs {part}.positions=rotary, not {config.positions}; leave it at ()")
+    if scaling and (len(scaling) != 4 or scaling[1] >= scaling[2]):
+        raise InputError(f"{said} must be four numbers, factor, low, high and original length, low below high")
+
+
 @dataclasses.dataclass(frozen=True)
 class DepthConfig:
     """The depth network, which predicts the codes of a frame one after the other (strategy depth).
@@ -135,6 +143,7 @@ class DepthConfig:
         validate(self, "depth")
         if self.heads % self.kv_heads:
             raise InputError(f"depth.kv_heads={self.kv_heads} must divide depth.heads={self.heads}")
+        _check_scaling("depth", self)
         if self.head_width % 2 and self.positions == "rotary":
             raise InputError(f"depth.head_width={self.head_width} must be even (rotary positions pair channels)")
         if self.projection == "per_codebook" and (self.join == "prefix" or self.embeddings == "backbone"):
@@ -245,19 +254,12 @@ class ModelConfig:
             raise InputError(
                 f"model.max_positions={self.max_positions} must be {accepted} with model.positions={self.positions}"
             )
-        self._check_scaling()
+        _check_scaling("model", self)
         self._check_cross()
         if self.depth is not None and self.depth.projection == "none" and self.depth.width != self.width:
             raise InputError(
                 f"depth.projection=none needs equal widths; depth.width={self.depth.width}, model.width={self.width}"
             )
-
-    def _check_scaling(self) -> None:
-        said = f"model.rope_scaling={self.rope_scaling}"
-        if self.rope_scaling and self.positions != "rotary":
-            raise InputError(f"{said} needs model.positions=rotary, not {self.positions}; leave it at ()")
-        if self.rope_scaling and (len(self.rope_scaling) != 4 or self.rope_scaling[1] >= self.rope_scaling[2]):
-            raise InputError(f"{said} must be four numbers, factor, low, high and original length, low below high")
 
     def _check_cross(self) -> None:
         for name in ("cross_heads", "cross_kv_heads", "cross_head_width"):

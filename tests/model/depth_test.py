@@ -25,9 +25,15 @@ NETWORKS = {
     },
     "moshi_schedule": {"weights": "per_codebook", "positions": "none", "schedule": (0, 1, 1)},
     "csm": {"join": "prefix", "positions": "rotary", "rope_base": 5e5, "embeddings": "backbone", "norm_eps": 1e-5},
-    "qwen3": {"join": "prefix", "positions": "rotary", "embeddings": "backbone", "projection_bias": True},
+    "qwen3": {
+        "join": "prefix",
+        "positions": "rotary",
+        "embeddings": "backbone",
+        "projection_bias": True,
+        "qk_norm": True,
+    },
     "qwen3_omni": {"join": "prefix", "positions": "rotary", "projection": "none", "width": 32},
-    "layernorm": {"norm": "layernorm", "mlp": "plain", "bias": True, "embeddings": "backbone"},
+    "layernorm": {"norm": "layernorm", "mlp": "plain", "bias": "all", "embeddings": "backbone"},
 }
 UNEVEN = Vocab(4, (5, 3, 4, 2), 40)
 
@@ -114,6 +120,8 @@ def test_the_loop_samples_from_every_network(name):
         ({"weights": "per_codebook", "join": "prefix"}, "depth.weights=per_codebook needs depth.join=add"),
         ({"schedule": (0, 1)}, r"depth.schedule=\(0, 1\) needs depth.weights=per_codebook"),
         ({"projection": "none", "projection_bias": True}, "depth.projection_bias needs a projection"),
+        ({"rope_scaling": (8.0, 1.0, 4.0, 64.0)}, "depth.rope_scaling=.* needs depth.positions=rotary, not learned"),
+        ({"rope_scaling": (8.0,), "positions": "rotary"}, "depth.rope_scaling=.* must be four numbers"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(changes, words):
