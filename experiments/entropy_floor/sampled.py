@@ -32,7 +32,7 @@ LEVEL = 0.001  # probability of any false alarm in one run, over all tests
 # prompt when it predicts the first new cell; on (f) `masked` predicts the length without looking at the prompt; and
 # an order that loses something by itself has no such distribution.
 PROMPTED = {"flat": "abcdef", "parallel": "ac", "delay": "abcdf", "coarse_first": "abcdf", "hierarchical": "abf"}
-PROMPTED["masked"] = "abcd"
+PROMPTED |= {"masked": "abcd", "depth": "abcdf"}
 
 
 class NoCodec:
@@ -63,7 +63,9 @@ def test(order: SerializationConfig, run: Path, vocab, config, bits: dict[str, d
     # No grid is shorter than 2 frames, so a prompt of that many does not say that there are more; one that the length
     # is predicted for must leave room for a frame.
     asked, longest = [], 2 if grid.causal_levels else 1
-    for said, number in sources.draw(rng, COUNT, PROMPTED[order.strategy]):
+    # Without delays depth sees, like `flat`, the whole prompt.
+    letters = PROMPTED["flat" if grid.depth and not any(order.delays) else order.strategy]
+    for said, number in sources.draw(rng, COUNT, letters):
         codes_TQ = sources.outcomes(said).grid(number)
         asked.append((said, int(rng.integers(0, longest + 1)), codes_TQ))
     found += judge("prompted", grid, asked, draw(generator, asked, option, [option.guidance]), bits)
