@@ -207,10 +207,7 @@ class TopLevel:
     """Keys outside of sections."""
 
     seed: int = key(
-        0,
-        "Seed of initial weights, data order and training noise. Corpora have a seed of their own.",
-        at_least=0,
-        at_most=2**32 - 1,
+        0, "Seed of weights, data order and training noise. Corpora have their own.", at_least=0, at_most=2**32 - 1
     )
 
     def __post_init__(self) -> None:
@@ -307,7 +304,8 @@ def override(config: ConfigDict, text: str) -> None:
         parent, _, leaf = path.rpartition(".")
         beside = [name.removeprefix(f"{parent}.") for name in present if parent and name.startswith(f"{parent}.")]
         near = [f"{parent}.{name}" for name in difflib.get_close_matches(leaf, beside, n=2, cutoff=0.6)]
-        near += [name for name in present if name.rpartition(".")[2] == leaf]
+        alike = [name for name in present if name.rpartition(".")[2] == leaf]
+        near += difflib.get_close_matches(path, alike, n=3, cutoff=0)
         near = near or difflib.get_close_matches(path, present, n=2, cutoff=0.6)
         hint = f"did you mean {' or '.join(near[:3])}?" if near else f"the top-level keys are {', '.join(config)}"
         raise InputError(f"--config.{path}: there is no such key; {hint}")

@@ -39,7 +39,7 @@ PUBLISHED_CODECS = ("encodec", "encodec_chunks", "dac", "mimi", "stereo", "seane
 TABLES = ("audiolm_jax.config", "audiolm_jax.codecs")
 
 FILES_BESIDE_THE_FOLDERS = 9
-LINES, PARAMETERS, LOADED = 400, 8, 31
+LINES, PARAMETERS, LOADED = 400, 8, 30
 
 # What still breaks a rule. Each entry is to be deleted together with what it names; none may be added.
 KNOWN_LONG: set[str] = set()

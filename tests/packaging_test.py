@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -157,7 +158,9 @@ def test_pictures_of_the_readme_are_current():
     readme = (ROOT / "README.md").read_text()
     for name in STRATEGIES:
         assert f"| ![](docs/grids/{name}.svg) | `{name}`" in readme
-        assert f"[{name}](docs/clips/{name}.flac)" in readme and (draw.DOCS / "clips" / f"{name}.flac").exists()
+    for entry in json.loads((draw.ABLATION / "results.json").read_text())["strategies"]:
+        clip = f"docs/clips/{entry['name']}.flac"
+        assert f"[{entry['name']}]({clip})" in readme and (ROOT / clip).exists()
 
 
 def test_files_stay_within_their_budget():

@@ -26,11 +26,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import attention
+from audiolm_jax.model import attention, versions
 from audiolm_jax.model.config import DepthConfig, ModelConfig, Rules
-from audiolm_jax.model.layers import Norm, bias, biased, normal, product
+from audiolm_jax.model.layers import Block, Norm, bias, biased, normal, product
 from audiolm_jax.model.sharding import PRESETS, gather
-from audiolm_jax.model.transformer import Block, Transformer
 from audiolm_jax.serialization.vocab import Vocab
 
 # Largest number of float32 activations in memory at once, per device.
@@ -226,8 +225,8 @@ class Depth(nnx.Module):
     def with_rules(self, rules: Rules) -> "Depth":
         """A shallow copy with other sharding rules, here and in its layers."""
         network = jax.tree.map(lambda x: x, self)
-        blocks = [network.layers] if isinstance(network.layers, Block) else network.layers
-        for part in (network, *(b for block in blocks for b in (block if isinstance(block, versions.List) else [block]))):
+        parts = jax.tree.leaves(network.layers, is_leaf=lambda part: isinstance(part, Block))
+        for part in (network, *parts):
             part.rules = rules
         return network
 
@@ -269,13 +268,19 @@ def _matrices(block: Block) -> tuple[list[jax.Array], Callable[[list[jax.Array]]
 
 
 def logprobs(
-    model: Transformer, hidden_BLD: jax.Array, targets_BLS: jax.Array, heads_BLS: jax.Array, vocab: Vocab
+    network: Depth,
+    table_VD: jax.Array,
+    hidden_BLD: jax.Array,
+    targets_BLS: jax.Array,
+    heads_BLS: jax.Array,
+    vocab: Vocab,
 ) -> dict[str, jax.Array]:
     """log p of the targets of every stream but the first, in nats, float32: {"logprob_BLS", "lse_BLS"}, S = C.
 
-    0 where the head is 0. Frames are computed in pieces, which the backward pass computes again.
+    0 where the head is 0. Frames are computed in pieces, which the backward pass computes again. table: the
+    transformer's embedding.
     """
-    network, rules = model.depth, model.rules
+    rules = network.rules
     own = rules.for_decoding()
     inside = Rules(heads=own.heads, ffn=own.ffn)
     kept = {axis for logical in ("heads", "ffn") for axis in own.axes(logical)}
@@ -284,7 +289,7 @@ def logprobs(
         return jax.sharding.reshard(x, P(*(axis if axis in kept else None for axis in jax.typeof(x).sharding.spec)))
 
     weights = jax.tree.map(whole, network).with_rules(inside)
-    table_VD = None if network.config.embeddings == "own" else whole(model.embedding_VD[...])
+    table_VD = None if network.config.embeddings == "own" else whole(table_VD)
     stream = rules.spec("batch", "length", None)
     args = [jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS)]
     mapped = {*rules.axes("batch"), *rules.axes("length")}

@@ -242,7 +242,7 @@ def scored(
     if fraction < 1:
         rows, share = _drawn(rows, key, fraction, rules)
     hidden_BMD, targets_BMS, heads_BMS, weights_BMS = rows
-    out = logprobs(model, hidden_BMD, targets_BMS, heads_BMS, vocab)
+    out = logprobs(model.depth, model.embedding_VD[...], hidden_BMD, targets_BMS, heads_BMS, vocab)
     out["end_BLS"] = jnp.zeros_like(out["lse_BLS"])
     rest = (x[..., 1:] for x in (targets_BMS, heads_BMS, weights_BMS))
     return [*parts, Scored(*rest, **out, share=share)]

@@ -3,7 +3,7 @@
 Axes: B batch, L positions, S streams, V vocabulary, D model width, H key/value heads, G query heads per
 key/value head, K head width, F feed-forward width, N layers, P prompt positions, E states of an encoder. Pre-norm
 blocks, one embedding table whose rows are summed over the streams of a position, one output matrix. `ModelConfig`
-chooses the positions (rotary or others), biases and cross-attention to an encoder's states; layers.py has these parts.
+chooses the positions (rotary or others), biases and cross-attention to an encoder's states; layers.py has the block.
 
 - Training: `Transformer.__call__`, layers stacked on a leading axis and scanned.
 - Decoding: `unstack` once, then `prefill` and `step`. The keys and values of the prompt (rows of any length)
@@ -19,90 +19,12 @@ from flax import nnx
 
 from audiolm_jax.model import attention, layers, sharding, versions
 from audiolm_jax.model.config import ModelConfig, table_rows
-from audiolm_jax.model.layers import Cross, CrossAttention, Norm, activation, bias, biased, normal, product, row_axes
+from audiolm_jax.model.layers import Block, Encoded, Norm, normal, product, row_axes
 from audiolm_jax.model.sharding import PRESETS, Rules, gather
 from audiolm_jax.serialization.vocab import Vocab
 
 # Per layer {"k": [B, H, slots, K], "v": same}, keys already rotated; that of a prompt may hold "cross_k" and "cross_v".
 Cache = tuple[dict[str, jax.Array], ...]
-Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
-
-
-class Block(nnx.Module):
-    """x + attention(norm(x)), then + cross(x) if there is an encoder, then + feed-forward(norm(x)). One fused matrix
-    for queries, keys and values (per key/value head: G queries, the key, the value) and one for gate and up."""
-
-    def __init__(self, config: ModelConfig, rules: Rules, rngs: nnx.Rngs):
-        c = config
-        self.config, self.rules = config, rules
-        group, parts = c.heads // c.kv_heads, 2 if c.mlp == "gated" else 1
-        # The two matrices that write into the residual stream start smaller with depth (GPT-2, section 2.3).
-        depth = (2 * c.layers) ** -0.5
-        self.attention_norm = Norm(c)
-        heads, scale = ("heads", None, None), depth * (c.heads * c.head_width) ** -0.5
-        qkv_shape = (c.width, c.kv_heads, group + 2, c.head_width)
-        self.qkv_DHAK = normal(rngs, qkv_shape, ("embed", *heads), rules, c.width**-0.5)
-        self.out_HGKD = normal(rngs, (c.kv_heads, group, c.head_width, c.width), (*heads, "embed"), rules, scale)
-        self.ffn_norm = Norm(c)
-        self.up_DCF = normal(rngs, (c.width, parts, c.ffn), ("embed", None, "ffn"), rules, c.width**-0.5)
-        self.down_FD = normal(rngs, (c.ffn, c.width), ("ffn", "embed"), rules, depth * c.ffn**-0.5)
-        if c.cross_width:
-            self.cross = CrossAttention(c, rules, rngs)
-        if c.qk_norm:
-            self.q_norm_K, self.k_norm_K = (nnx.Param(jnp.ones((c.head_width,))) for _ in range(2))
-        if c.bias != "none":
-            self.qkv_bias_HAK = bias(qkv_shape[1:], heads, rules)
-        if c.bias == "all":
-            self.out_bias_D = bias((c.width,), (None,), rules)
-            self.up_bias_CF = bias((parts, c.ffn), (None, "ffn"), rules)
-            self.down_bias_D = bias((c.width,), (None,), rules)
-
-    def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x `[B, ..., D]` -> scaled q `[B, ..., H, G, K]`, k and v `[B, ..., H, K]`; rope (if any) rotates q and k."""
-        weight = gather(self.qkv_DHAK[...], ("embed", "heads", None, None), self.rules, x.dtype)
-        y = self.attention_norm(x)
-        spec = self.rules.spec(*row_axes(x.ndim - 1), "heads", None, None)
-        qkv = biased(product("...D,DHAK->...HAK", y, weight, spec), self, "qkv_bias_HAK")
-        qk = layers.heads_normed(qkv[..., :-1, :], self)
-        if rope is not None:
-            cos, sin = (table[..., None, None, :] for table in rope)
-            # Queries and keys turn together: they are neighbours on axis A.
-            qk = attention.rope(qk, cos, sin)
-        return layers.scaled(qk[..., :-1, :], self.config), qk[..., -1, :], qkv[..., -1, :]
-
-    def finish(
-        self, x: jax.Array, heads: jax.Array, key: jax.Array | None = None, cross: Cross | None = None
-    ) -> jax.Array:
-        """Residual x `[B, ..., D]` and attention output `[B, ..., H, G, K]` -> the block's output."""
-        rows = row_axes(x.ndim - 1)
-        stream = self.rules.spec(*rows, None)
-        keys = (None,) * 3 if key is None else jax.random.split(key, 2 if cross is None else 3)
-        weight = gather(self.out_HGKD[...], ("heads", None, None, "embed"), self.rules, x.dtype)
-        read = product("...HGK,HGKD->...D", heads, weight, stream)
-        x += self._drop(biased(read, self, "out_bias_D"), keys[0])
-        if cross is not None:
-            x += self._drop(self.cross(x, cross), keys[2])
-        weight = gather(self.up_DCF[...], ("embed", None, "ffn"), self.rules, x.dtype)
-        h = product("...D,DCF->...CF", self.ffn_norm(x), weight, self.rules.spec(*rows, None, "ffn"))
-        h = activation(biased(h, self, "up_bias_CF"), self.config.mlp)
-        weight = gather(self.down_FD[...], ("ffn", "embed"), self.rules, x.dtype)
-        down = product("...F,FD->...D", h, weight, stream)
-        return x + self._drop(biased(down, self, "down_bias_D"), keys[1])
-
-    def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        if key is None or self.config.dropout == 0:
-            return x
-        keep = 1 - self.config.dropout
-        mask = jax.random.uniform(key, x.shape, out_sharding=jax.typeof(x).sharding) < keep
-        return jnp.where(mask, x / keep, 0)
-
-    def __call__(self, x_BLD, rope, sight, key=None, encoded: Encoded | None = None) -> jax.Array:
-        q, k, v = self.qkv(x_BLD, rope)
-        # Every query meets all keys of its row: they are gathered where positions are shared by devices.
-        keys = self.rules.spec("batch", None, "heads", None)
-        k, v = (jax.sharding.reshard(x, keys) for x in (k, v))
-        cross = None if encoded is None else (self.cross.keys_values(encoded[0]), encoded[1])
-        return self.finish(x_BLD, attention.attend(q, k, v, sight), key, cross)
 
 
 class Transformer(nnx.Module):

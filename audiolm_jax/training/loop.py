@@ -33,7 +33,7 @@ from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.model.sharding import check_sizes, make_mesh, on_mesh, shard_batch
 from audiolm_jax.model.spec import Spec, upgrade
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.training import chips, metrics, processes
+from audiolm_jax.training import metrics, processes
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
 from audiolm_jax.training.step import SCRATCH, Adapter, TrainState, init_state, jitted, program
 
@@ -138,6 +138,8 @@ def train(
             return state
         step_fn = jitted(step_parts, alone)
         stop = received if alone else []  # the signal that ends the run, once all processes have it
+        from audiolm_jax.training import chips  # late: a run that is only described needs no peak
+
         peak = chips.peak_flops(training.peak_tflops)
         recorder = metrics.Recorder(folder, spec.vocab, start, position["seconds"], training.steps, progress)
         with contextlib.closing(recorder):
