@@ -265,7 +265,7 @@ def listen(
     for number, transcript, _, seconds, sound in rows[: evaluation.heard]:
         file = folder / f"{number}.wav"
         if processes.primary():
-            with files.writing(folder):
+            with files.writing(file):
                 folder.mkdir(parents=True, exist_ok=True)
                 with files.replacing(file) as temporary:
                     temporary.write_bytes(base64.b64decode(sound))

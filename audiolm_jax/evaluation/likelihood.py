@@ -29,6 +29,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import intervals
 from audiolm_jax.evaluation.config import METHODS
 from audiolm_jax.model import losses, sharding, versions
+from audiolm_jax.model.spec import require_depth
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import requests
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
@@ -122,8 +123,9 @@ def likelihood(
       frame_rate: of the codec, frames per second.
       encoded: states [tokens, model.cross_width] of the text of each utterance, for a model that attends to them.
 
-    Raises InputError for no utterances, or one without audio.
+    Raises InputError for no utterances, one without audio, and a depth network too many or too few.
     """
+    require_depth(model.config, grid)
     if not utterances:
         raise InputError("there are no utterances to evaluate; there must be at least 1")
     for number, document in enumerate(utterances):

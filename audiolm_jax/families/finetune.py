@@ -61,9 +61,15 @@ def configured(config: ConfigDict) -> ConfigDict:
         )
     base, spec = Path(config.finetune.base), imported(config.finetune.base)
     path = base / spec.codec.path
-    model, order = dataclasses.asdict(spec.model), dataclasses.asdict(spec.serialization)
-    decided = {f"model.{key}": value for key, value in model.items() if key not in FREE}
-    decided |= {f"serialization.{key}": value for key, value in order.items()}
+    parts = {"model": spec.model, "serialization": spec.serialization}
+    if spec.model.depth is not None:
+        parts["depth"] = spec.model.depth
+    decided = {
+        f"{part}.{key}": getattr(values, key)
+        for part, values in parts.items()
+        for key in configs.keys_of(type(values), part)
+        if part != "model" or key not in FREE
+    }
     decided |= {
         "codec.name": spec.codec.name,
         "codec.path": str(path),

@@ -73,12 +73,24 @@ class Spec:
 
     @property
     def grid(self) -> Grid:
-        """The order bound to the codebooks. Raises InputError for options that do not fit."""
-        return serialization.bind(self.serialization, self.vocab.codebooks, self.framing)
+        """The order bound to the codebooks. Raises InputError for options that do not fit, and a depth network too many
+        or too few."""
+        grid = serialization.bind(self.serialization, self.vocab.codebooks, self.framing)
+        require_depth(self.model, grid)
+        return grid
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with which `from_json` gives an equal Spec."""
         return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
+
+
+def require_depth(model: ModelConfig, grid: Grid) -> None:
+    """Raises InputError if the order needs a depth network that the model has not, or the other way round."""
+    if grid.depth != (model.depth is not None):
+        needs, has = ("needs a", "has none") if grid.depth else ("has no use for a", "has one")
+        raise InputError(
+            f"the strategy {grid.config.strategy!r} {needs} depth network (model.depth), and the model {has}"
+        )
 
 
 def model_of(config: ConfigDict, order: SerializationConfig, vocab: Vocab) -> ModelConfig:

@@ -267,20 +267,14 @@ def training_step(config: ModelConfig, grid: Grid, vocab: Vocab, frames: int, ki
             return flops, 3 * rows * cost.forward_flops(config, vocab, work)
         flops -= 3 * finer
         if grid.depth:
-            vocab = vocab.first
-            batch["heads_BLS"] = first_heads(batch["heads_BLS"], grid.codebooks)
+            vocab, first = vocab.first, batch["heads_BLS"][..., :1]
+            batch["heads_BLS"] = np.where(first == HEAD_CODE + grid.codebooks, HEAD_CODE + 1, first)
         weights = 6 * rows * length * cost.block_weights(config)
         attention, ran, each = _attention_blocks(config, batch["ahead_BL"][0])
         flops += config.layers * (ran - 1) * attention
         logits, ran_logits, each_logits = _logit_blocks(config, vocab, batch["heads_BLS"][0])
         flops += (ran_logits - 1) * logits
         return flops, weights + config.layers * ran * each + ran_logits * each_logits
-
-
-def first_heads(heads_BLS: np.ndarray, codebooks: int) -> np.ndarray:
-    """The heads of the first stream, in the vocabulary of `Vocab.first`."""
-    first = heads_BLS[..., :1]
-    return np.where(first == HEAD_CODE + codebooks, HEAD_CODE + 1, first)
 
 
 def _attention_blocks(config: ModelConfig, ahead_BL: np.ndarray) -> tuple[float, int, float]:

@@ -1,16 +1,18 @@
 """What an order can reach on a known source: closed forms, a naive count, and the likelihood of real networks."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from audiolm_jax import serialization
 from audiolm_jax.evaluation.likelihood import Scoring, likelihood
-from audiolm_jax.model.config import ModelConfig
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.config import DepthConfig, ModelConfig
+from audiolm_jax.model.transformer import language_model
 from audiolm_jax.serialization import SerializationConfig, layout, text
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
@@ -23,6 +25,7 @@ ORDERS = [
 ]
 VOCAB = Vocab(sources.CODEBOOKS, sources.CODEBOOK_SIZE, sources.MAX_FRAMES)
 MODEL = ModelConfig(layers=2, width=32, heads=2, kv_heads=1, head_width=16, ffn=32)
+DEPTH = DepthConfig(layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24)
 LENGTH = 64
 FRAMES = sum(length * p for length, p in sources.LENGTHS.items())
 
@@ -126,18 +129,25 @@ def test_reachable_bits_equal_a_naive_count(options):
 
 
 @functools.cache
-def network():
-    """A random one with sharp predictions, and its logits of one row, padded to LENGTH."""
-    model = Transformer(MODEL, VOCAB.size, nnx.Rngs(1))
+def network(depth):
+    """A random one with sharp predictions; its logits of one row, padded to LENGTH, and of the depth network after the
+    last position, given the tokens there."""
+    model = language_model(dataclasses.replace(MODEL, depth=DEPTH if depth else None), VOCAB, nnx.Rngs(1))
     model.unembedding_DV[...] = 4 * model.unembedding_DV[...]
     model.embedding_VD[...] = 6 * model.embedding_VD[...]
+    if depth:
+        model.depth.output_CdK[...] = 4 * model.depth.output_CdK[...]
+        model.depth.embedding_Rd[...] = 6 * model.depth.embedding_Rd[...]
 
     @jax.jit
-    def logits_LV(tokens_LS, ahead_L, count):
+    def logits(tokens_LS, ahead_L, count, added_S):
         position_1L = np.arange(LENGTH)[None]
-        return model.logits(model(tokens_LS[None], position_1L, (position_1L < count).astype(int), ahead_L[None]))[0]
+        hidden_1LD = model(tokens_LS[None], position_1L, (position_1L < count).astype(int), ahead_L[None])
+        last_1D = jnp.take(hidden_1LD, count - 1, axis=1)
+        in_depth = model.depth.logits(model.depth(last_1D, added_S[None, :-1]))[0] if depth else None
+        return model.logits(hidden_1LD)[0], in_depth
 
-    return model, logits_LV
+    return model, logits
 
 
 def brute_bits(grid, said, codes_TQ):
@@ -149,10 +159,14 @@ def brute_bits(grid, said, codes_TQ):
     def row(*ids_S):
         return list(ids_S) + [ids.PAD] * (grid.streams - len(ids_S))
 
-    def logits(rows, ahead):
+    def both_logits(rows, ahead, added):
         tokens_LS = np.array(rows + [row()] * (LENGTH - len(rows)), np.int32)
         ahead_L = np.array(ahead + [0] * (LENGTH - len(rows)), np.int32)
-        return np.asarray(network()[1](tokens_LS, ahead_L, len(rows)), np.float64)
+        return network(grid.depth)[1](tokens_LS, ahead_L, len(rows), np.array(added, np.int32))
+
+    def logits(rows, ahead):
+        logits_LV = np.asarray(both_logits(rows, ahead, row())[0], np.float64)
+        return np.pad(logits_LV, ((0, 0), (0, VOCAB.size - logits_LV.shape[1])))  # a depth network has the others
 
     def surprise(logits_V, candidates, target):
         return np.log2(sum(np.exp(logits_V[c] - logits_V[target]) for c in candidates))
@@ -163,12 +177,15 @@ def brute_bits(grid, said, codes_TQ):
     head = [row(ids.BOS), *(row(token) for token in text.encode(said)), row(ids.AUDIO)]
     rows = list(head)
     cells = [(t, q) for q in range(grid.causal_levels) for t in range(T + (q == 0))]
-    last = max((grid.order(t, q, T) for t, q in cells), default=-1)
+    last = max((grid.position(t, q, T) for t, q in cells), default=-1)
     for step in range(last + 1):
         logits_V = logits(rows, [0] * len(rows))[len(rows) - 1]
         added = row()
         for t, q in cells:
-            if grid.order(t, q, T) == step:
+            if grid.position(t, q, T) == step:
+                if q and grid.depth:  # the codes of a position one after the other, each given those before
+                    logits_CK = np.asarray(both_logits(rows, [0] * len(rows), added)[1], np.float64)
+                    logits_V[code_id(q, 0) : code_id(q, K)] = logits_CK[q - 1]
                 candidates = [code_id(q, code) for code in range(K)] + ([ids.END_AUDIO] if q == 0 and t > 0 else [])
                 target = ids.END_AUDIO if t == T else code_id(q, codes_TQ[t, q])
                 bits += surprise(logits_V, candidates, target)
@@ -200,7 +217,7 @@ def test_likelihood_equals_brute_force(options, said):
     grid, listed = grid_of(options), sources.outcomes(said)
     numbers = np.random.default_rng(0).choice(len(listed.frames_N), 3, replace=False)
     documents = [(("text", text.encode(said)), ("audio", listed.grid(n))) for n in numbers]
-    found = likelihood(network()[0], grid, VOCAB, documents, 1.0, Scoring("exact"))
+    found = likelihood(network(grid.depth)[0], grid, VOCAB, documents, 1.0, Scoring("exact"))
     bits_U = found.code_bits_UQ.sum(axis=1) + found.end_bits_U + found.length_bits_U
     expected = [brute_bits(grid, said, listed.grid(n)) for n in numbers]
     assert np.ptp(bits_U) > 1

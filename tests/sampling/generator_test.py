@@ -1,5 +1,6 @@
 """The surface: streaming, prompts, errors, checkpoints, with the tiny codec and small random models."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,9 +13,9 @@ from audiolm_jax.audio import resample
 from audiolm_jax.data import examples
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, sharding
-from audiolm_jax.model.config import ModelConfig
+from audiolm_jax.model.config import DepthConfig, ModelConfig
 from audiolm_jax.model.spec import CodecSpec, Spec
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.sampling import SamplingConfig, causal, performance
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import STRATEGIES, SerializationConfig, cost, documents
@@ -22,21 +23,23 @@ from audiolm_jax.serialization.vocab import Vocab
 
 VOCAB = Vocab(4, 16, 60)
 MODEL = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32)
+DEPTH = DepthConfig(layers=1, width=16, heads=2, kv_heads=1, head_width=8, ffn=24)
 CODEC = codecs.load("tiny")
 HOP = CODEC.hop
 
 
 @functools.cache
-def model():
-    return Transformer(MODEL, VOCAB.size, nnx.Rngs(0))
+def model(depth=False):
+    return language_model(dataclasses.replace(MODEL, depth=DEPTH if depth else None), VOCAB, nnx.Rngs(0))
 
 
 @functools.cache
 def generator(strategy="delay", **options):
     iterations = {"iterations": (3, 2, 1, 1)} if strategy == "masked" else {}
-    spec = Spec(MODEL, VOCAB, SerializationConfig(strategy=strategy, **iterations))
+    own = model(strategy == "depth")
+    spec = Spec(own.config, VOCAB, SerializationConfig(strategy=strategy, **iterations))
     sampling = SamplingConfig(**{"chunk": 12, "max_frames": 30, **options})
-    return Generator(model(), spec, CODEC, sampling, context=200)
+    return Generator(own, spec, CODEC, sampling, context=200)
 
 
 def codes(frames, seed=0):
@@ -92,7 +95,7 @@ def test_passes_are_those_of_the_cost_model(strategy):
     [request] = own.requests(["three one"], frames=6)
     [result] = own.run([request])
     prompt = len(documents.prompt_row(request.document, own.grid, VOCAB, causal=False)["tokens"])
-    assert result.passes == cost.cost(own.grid, 6, prompt, MODEL, VOCAB).passes
+    assert result.passes == cost.cost(own.grid, 6, prompt, own.model.config, VOCAB).passes
 
 
 def test_defect_11_a_prompt_is_kept_counted_and_decoded_once():
