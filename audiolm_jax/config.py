@@ -61,7 +61,8 @@ PACKAGE = Path(__file__).resolve().parent
 
 _BOUNDS = {"at_least": (">=", operator.ge), "above": (">", operator.gt)}
 _BOUNDS |= {"at_most": ("<=", operator.le), "below": ("<", operator.lt)}
-_NOUNS = {bool: "True or False", int: "an integer", float: "a number", str: "text", Mapping: "a mapping"}
+_NOUNS = {tuple[int, ...]: "a tuple of integers"}
+_NOUNS |= {bool: "True or False", int: "an integer", float: "a number", str: "text", Mapping: "a mapping"}
 
 
 def key(
@@ -72,10 +73,9 @@ def key(
     filled: bool = False,
     **bounds: float,
 ) -> Any:
-    """A field of a section. bounds: at_least, above, at_most, below.
+    """A field of a section. bounds: at_least, above, at_most, below; they and `among` hold for every item of a tuple.
 
-    Bounds and `among` hold for every item of a tuple. `among` as a mapping is a table of modules, and a user's module
-    is accepted too (`plugin`). filled: the tuple may not be empty.
+    `among` as a mapping is a table of modules; a user's module is accepted too (`plugin`). filled: no empty tuple.
     """
     rules = {"meaning": meaning, "bounds": bounds, "among": among, "filled": filled}
     values = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}

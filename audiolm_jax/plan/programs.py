@@ -144,7 +144,7 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
         frames_B = np.full(rows, frames, np.int32)
         codes_BFQ = np.full((rows, requests.bucket(frames, requests.FRAMES), grid.codebooks), -1, np.int32)
         positions = models * codes_BFQ.shape[1] * sum(grid.iterations)
-        passes = masked.schedule(batch, frames_B, grid)
+        passes = masked.schedule(batch, frames_B, grid, vocab)
         frames_B, passes, codes_BFQ = shapes(lambda: requests.place((frames_B, passes, codes_BFQ)))
         traced = masked.run_levels.trace(model, vocab, fixed._replace(frames_B=frames_B), passes, codes_BFQ)
         yield Program("masked passes", traced, 1, positions, seconds, rows)

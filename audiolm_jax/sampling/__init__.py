@@ -3,7 +3,7 @@
 The state of both loops is the grid itself, `codes_BTQ`, with -1 in the cells that are still to be sampled. Cells of a
 prompt, of any length, are never resampled; the order of the strategy says which cells come next.
 
-    rules.py        temperature, top-k, top-p, guidance: pure functions of logits
+    rules.py        guidance, repetition, temperature, top-k, top-p, min-p: pure functions of logits
     rows.py         options of `generate` -> rows: types, lists, recordings as prompts
     requests.py     requests -> fixed-shape arrays: prompts, grids, limits, keys, rules
     causal.py       every strategy with a causal pass: flat, parallel, delay, coarse_first, level 0 of hierarchical
@@ -16,6 +16,7 @@ prompt, of any length, are never resampled; the order of the strategy says which
 """
 
 import dataclasses
+import reprlib
 
 from audiolm_jax.config import key, validate
 from audiolm_jax.errors import InputError
@@ -26,7 +27,7 @@ DECODE_FRAMES = 8
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How codes are drawn. `temperature`, `top_k` and `top_p` hold one number, or one per codebook."""
+    """How codes are drawn. Tuples hold one item, or one per codebook; rules.py says in what order they apply."""
 
     temperature: tuple[float, ...] = key(
         (1.0,), "Temperature of the softmax; 0 takes the most likely code.", at_least=0, filled=True
@@ -44,6 +45,43 @@ class SamplingConfig:
     )
     max_frames: int = key(
         0, "Frames of the longest segment, prompt included; 0: data.max_frames of the training.", at_least=0
+    )
+    min_frames: int = key(
+        0, "Frames after the prompt before the model may end; for lengths that it predicts.", at_least=0
+    )
+    min_p: tuple[float, ...] = key(
+        (0.0,),
+        "Keep the codes at least this many times as likely as the most likely one; 0: all.",
+        at_least=0,
+        at_most=1,
+        filled=True,
+    )
+    suppressed: tuple[tuple[int, ...], ...] = key(
+        ((),), "Codes that are never drawn, a tuple of them per codebook; ((5, 7),): those of all.", filled=True
+    )
+    repetition_penalty: tuple[float, ...] = key(
+        (1.0,),
+        "Positive logits of codes that the codebook had before are divided by it, negative ones multiplied; 1: off.",
+        above=0,
+        filled=True,
+    )
+    repetition_window: tuple[int, ...] = key(
+        (0,), "Frames that the repetition penalty looks back over; 0: all.", at_least=0, filled=True
+    )
+    repetition_prompt: bool = key(
+        True,
+        "Whether the penalty counts codes of the prompt. Transformers counts those of a prompt of ids, not of "
+        "embeddings.",
+    )
+    ras_window: tuple[int, ...] = key(
+        (0,),
+        "Repetition-aware sampling: a code whose share in so many frames before, the prompt's included, is above "
+        "ras_ratio is drawn again from the plain softmax; 0: off.",
+        at_least=0,
+        filled=True,
+    )
+    ras_ratio: tuple[float, ...] = key(
+        (0.1,), "Share of a code in ras_window up to which it is kept.", at_least=0, at_most=1, filled=True
     )
     seed: int = key(0, "Row b of a request draws from seed + b.")
     chunk: int = key(
@@ -72,8 +110,11 @@ class SamplingConfig:
         validate(self, "sampling")
 
     def per_codebook(self, name: str, codebooks: int) -> tuple:
-        """Option `name` for each of Q codebooks. Raises InputError if it holds neither 1 nor Q numbers."""
+        """Option `name` for each of Q codebooks. Raises InputError if it holds neither 1 nor Q items."""
         values = getattr(self, name)
         if len(values) not in (1, codebooks):
-            raise InputError(f"sampling.{name} is {values}; it must hold 1 number or {codebooks}, one per codebook")
+            item = "tuple of codes" if name == "suppressed" else "number"
+            raise InputError(
+                f"sampling.{name} is {reprlib.repr(values)}; it must hold 1 {item} or {codebooks}, one per codebook"
+            )
         return values * codebooks if len(values) == 1 else values

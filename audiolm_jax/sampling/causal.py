@@ -22,7 +22,7 @@ from audiolm_jax.model.losses import by_codebook
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance, requests
 from audiolm_jax.sampling.background import in_background
-from audiolm_jax.sampling.rules import LogitRules, choose, guide
+from audiolm_jax.sampling.rules import LogitRules, Past, choose, guide, suppress
 from audiolm_jax.serialization import Grid, cost
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
@@ -44,6 +44,7 @@ class Fixed(NamedTuple):
 
     end_from_B: jax.Array  # the first frame that may be the end
     keys_B: jax.Array
+    again_B: jax.Array | None  # keys of draws that replace another
     rules: LogitRules  # [B, Q]
     guidance_B: jax.Array | None
     length_M: jax.Array  # positions of the prompt
@@ -61,10 +62,11 @@ class Cells(NamedTuple):
     forced_end_BC: jax.Array
     known_BC: jax.Array  # the code, -1 where it is to be drawn
     gumbel_BCN: jax.Array
+    past: Past | None  # for rules that look back
 
     def column(self, c: jax.Array | int) -> "Cells":
         """Cell number c alone."""
-        return Cells(*(jax.lax.dynamic_slice_in_dim(x, c, 1, axis=1) for x in self))
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, c, 1, axis=1), self)
 
 
 def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
@@ -97,16 +99,20 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     known_BC = state.codes_BFQ[row_B1, jnp.minimum(frame_BC, frames - 1), book_BC]
     # Noise of all cells at once: a row draws the same alone and among others.
     shape_CN = (book_BC.shape[1], K + 1)
-    gumbel_BCN = jax.vmap(lambda key, step: jax.random.gumbel(jax.random.fold_in(key, step), shape_CN))(
-        fixed.keys_B, state.step_B
-    )
+    noise = jax.vmap(lambda key, step: jax.random.gumbel(jax.random.fold_in(key, step), shape_CN))
+    past = None
+    if fixed.rules.penalty is not None or fixed.rules.redraw is not None:
+        codes_BCF = jnp.take_along_axis(state.codes_BFQ, book_BC[:, None], axis=2).swapaxes(1, 2)
+        again_BCN = None if fixed.rules.redraw is None else noise(fixed.again_B, state.step_B)
+        past = Past(codes_BCF, frame_BC, again_BCN)
     here = Cells(
         book_BC,
         present_BC,
         may_end_BC=(book_BC == 0) & (frame_BC >= fixed.end_from_B[:, None]),
         forced_end_BC=forced_end_B[:, None] & (book_BC == 0),
         known_BC=jnp.where(frame_BC < frames, known_BC, -1),
-        gumbel_BCN=gumbel_BCN,
+        gumbel_BCN=noise(fixed.keys_B, state.step_B),
+        past=past,
     )
     chosen_BC = _draw(model, grid, vocab, fixed, here, state.hidden_MD)
 
@@ -173,9 +179,11 @@ def _decide(codes_MCK, end_MC1, vocab: Vocab, fixed: Fixed, here: Cells) -> jax.
     if not vocab.legal_QK.all():
         legal_QN = jnp.pad(vocab.legal_QK, ((0, 0), (0, 1)), constant_values=True)
         candidates_BCN = jnp.where(legal_QN[here.book_BC], candidates_BCN, -jnp.inf)
+    rules = fixed.rules.at(here.book_BC)
+    candidates_BCN = suppress(candidates_BCN, rules.suppressed)
     end_BC = jnp.where(here.may_end_BC, candidates_BCN[:, :, K], -jnp.inf)
     candidates_BCN = candidates_BCN.at[:, :, K].set(end_BC)
-    chosen_BC = choose(candidates_BCN, fixed.rules.at(here.book_BC), here.gumbel_BCN)
+    chosen_BC = choose(candidates_BCN, rules, here.gumbel_BCN, here.past)
     chosen_BC = jnp.where(here.known_BC >= 0, here.known_BC, chosen_BC)
     return jnp.where(here.forced_end_BC, K, chosen_BC)
 
@@ -257,8 +265,9 @@ def start(
     limit_B, end_from_B = (np.array(values, np.int32) for values in zip(*bounds, strict=True))
     first_B = np.array([requests.prefilled_steps(len(r.prompt_TQ), grid) for r in batch], np.int32)
     codes_BFQ = requests.prompt_grid(batch, requests.bucket(int(limit_B.max()), requests.FRAMES), grid.codebooks)
-    keys_B, rules = requests.keys(batch, requests.CAUSAL), requests.rules(batch, grid.codebooks)
-    placed = requests.place((end_from_B, keys_B, rules, guidance_B, prompts.length_M, prompts.segments_MP > 0))
+    keys_B, rules = requests.keys(batch, requests.CAUSAL), requests.rules(batch, vocab)
+    again_B = None if rules.redraw is None else requests.keys(batch, requests.AGAIN)
+    placed = requests.place((end_from_B, keys_B, again_B, rules, guidance_B, prompts.length_M, prompts.segments_MP > 0))
     before = requests.place((codes_BFQ, limit_B, first_B, np.zeros(len(batch), bool), np.int32(0)))
     valid_ME = None if encoded is None else encoded[1]
     inputs = model, *requests.place(prompts), encoded

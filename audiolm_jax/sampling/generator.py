@@ -15,6 +15,7 @@
 import dataclasses
 import difflib
 import functools
+import reprlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, overload
@@ -112,7 +113,7 @@ class Generator:
     def _about(self) -> dict[str, str]:
         c, codec, vocab = self.model.config, self.codec, self.vocab
         drawn = [
-            f"{field.name} {getattr(self.sampling, field.name)}"
+            f"{field.name} {reprlib.repr(getattr(self.sampling, field.name))}"
             for field in dataclasses.fields(SamplingConfig)
             if getattr(self.sampling, field.name) != field.default
         ]
@@ -206,8 +207,9 @@ class Generator:
         options, one value for all texts or a list with one for each:
           frames or seconds: the length with the prompt. Without them the model predicts the end.
           speakers: for {speaker} in the text template. prompt_texts: transcripts of `audio`.
-          temperature, top_k, top_p (a number, or a tuple with one per codebook), guidance, max_frames, seed, ...: the
-            fields of `SamplingConfig`. sampling: all of them at once. seeds: of the rows; by default seed + row.
+          temperature, top_k, top_p, repetition_penalty, ... (a number, or a tuple with one per codebook), suppressed,
+            guidance, max_frames, seed, ...: the fields of `SamplingConfig`. sampling: all of them at once. seeds: of
+            the rows; by default seed + row.
 
         Raises what `requests` raises.
         """

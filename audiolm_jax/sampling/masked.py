@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from audiolm_jax.model import attention
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import causal, requests
-from audiolm_jax.sampling.rules import LogitRules, choose, guide
+from audiolm_jax.sampling.rules import LogitRules, choose, guide, suppress
 from audiolm_jax.serialization import Grid
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.strategies import masked
@@ -107,7 +107,8 @@ def advance(
     if not vocab.legal_QK.all():
         logits_BFK = jnp.where(jnp.asarray(vocab.legal_QK)[now.level], logits_BFK, -jnp.inf)
 
-    rules = LogitRules(*(x if x is None else x[:, None] for x in now.rules))
+    rules = jax.tree.map(lambda x: x[:, None], now.rules)
+    logits_BFK = suppress(logits_BFK, rules.suppressed)
     drawn_BF = choose(logits_BFK, rules, _gumbel(fixed.keys_B, 2 * now.number, logits_BFK.shape[1:]))
     confidence_BF = jnp.take_along_axis(jax.nn.log_softmax(logits_BFK), drawn_BF[:, :, None], axis=-1)[..., 0]
     confidence_BF += now.noise_B[:, None] * _gumbel(fixed.keys_B, 2 * now.number + 1, (F,))
@@ -160,9 +161,10 @@ def draw_lengths(model, vocab: Vocab, hidden_MD, shortest_B, longest_B, temperat
     return choose(jnp.where(legal_BT, logits_BT, -jnp.inf), LogitRules(temperature_B), gumbel_BT) + 1
 
 
-def schedule(batch: Sequence[requests.Request], frames_B: np.ndarray, grid: Grid) -> Pass:
+def schedule(batch: Sequence[requests.Request], frames_B: np.ndarray, grid: Grid, vocab: Vocab) -> Pass:
     """Every pass over the levels that the causal loop leaves, along a leading axis."""
-    rules = requests.rules(batch, grid.codebooks)
+    # Rules that look back are those of the causal pass (`requests.check`).
+    rules = requests.rules(batch, vocab)._replace(penalty=None, redraw=None)
     prompt_B = np.array([len(request.prompt_TQ) for request in batch])
     one_pass_B = np.array([request.sampling.one_pass_temperature for request in batch], np.float32)
     noise_scale_B = np.array([request.sampling.confidence_noise for request in batch])
@@ -170,7 +172,7 @@ def schedule(batch: Sequence[requests.Request], frames_B: np.ndarray, grid: Grid
     passes = []
     for level, count in enumerate(grid.iterations, start=grid.causal_levels):
         hidden_BN = [masked.hidden_after(int(n), count, grid) for n in frames_B - prompt_B]
-        level_rules = LogitRules(*(x if x is None else x[:, level] for x in rules))
+        level_rules = jax.tree.map(lambda x, level=level: x[:, level], rules)
         for i in range(count):
             cooling_B = 1 - anneal_B * (i / max(count - 1, 1))
             temperature_B = one_pass_B if count == 1 else rules.temperature[:, level] * cooling_B
@@ -217,7 +219,7 @@ def lengths(
 ) -> np.ndarray:
     """[B]: the number of frames of each row, requested or predicted; always more than its prompt has."""
     longest_B = np.array([requests.limits(request, grid, vocab, context)[0] for request in batch], np.int32)
-    shortest_B = np.array([r.frames or len(r.prompt_TQ) + 1 for r in batch], np.int32)
+    shortest_B = np.array([r.frames or len(r.prompt_TQ) + max(1, r.sampling.min_frames) for r in batch], np.int32)
     temperature_B = np.array([request.sampling.length_temperature for request in batch], np.float32)
     if (shortest_B == longest_B).all():
         return longest_B
@@ -249,6 +251,6 @@ def generate(
         codes_BFQ = np.pad(coarse_BFQ[:, :frames], ((0, 0), (0, after), (0, 0)), constant_values=-1)
     if grid.iterations:  # Q = 1 leaves hierarchical no finer level
         fixed = fixed._replace(frames_B=requests.place(np.asarray(frames_B, np.int32)))
-        passes = schedule(batch, frames_B, grid)
+        passes = schedule(batch, frames_B, grid, vocab)
         codes_BFQ = run_levels(model, vocab, fixed, *requests.place((passes, codes_BFQ)))
     return np.asarray(codes_BFQ), frames_B

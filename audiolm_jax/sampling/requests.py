@@ -16,13 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig
-from audiolm_jax.sampling.rules import LogitRules
+from audiolm_jax.sampling.rules import LogitRules, Penalty, Redraw
 from audiolm_jax.serialization import Grid, documents, layout
 from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 
 # The key of a draw is fold_in(key of (stage, seed), step): never one key for two draws.
-CAUSAL, LEVELS, LENGTH = range(3)
+CAUSAL, LEVELS, LENGTH, AGAIN = range(4)
 
 # Smallest buckets of positions, frames and states: a smaller one would save less time than its compilation takes.
 PROMPT, FRAMES, STATES = 32, 64, 16
@@ -73,7 +73,8 @@ def bucket(size: int, smallest: int) -> int:
 
 
 def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> None:
-    """Raises InputError for no room after the prompt, codes out of range, no frames, too many positions.
+    """Raises InputError for no room after the prompt, codes out of range, no frames, too many positions, an option of
+    the sampling that this model cannot honour.
 
     context: the number of positions that the model was trained on; None: unchecked.
     """
@@ -90,8 +91,37 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
     limit = most if request.frames is None else request.frames
     if prompt >= limit:
         raise InputError(f"the prompt has {prompt} frames and the segment {limit}; it must leave room for 1 more")
+    _check_sampling(request.sampling, grid, vocab)
+    _check_positions(request, grid, vocab, context)
+    least = request.sampling.min_frames
+    if least and request.frames is None and (room := limits(request, grid, vocab, context)[0] - prompt) < least:
+        raise InputError(f"sampling.min_frames is {least}; after the prompt there is room for {room}")
+
+
+def _check_sampling(sampling: SamplingConfig, grid: Grid, vocab: Vocab) -> None:
+    if sampling.min_frames and not grid.framing.ends:
+        raise InputError(f"sampling.min_frames is {sampling.min_frames}; this model predicts no end of audio")
+    for q, codes in enumerate(sampling.per_codebook("suppressed", grid.codebooks)):
+        size = vocab.codebook_sizes[q]
+        wrong = [code for code in codes if not 0 <= code < size]
+        if wrong or len(set(codes)) == size:
+            raise InputError(
+                f"sampling.suppressed holds {wrong[0] if wrong else 'every code'} for codebook {q}; its codes are "
+                f"0..{size - 1}, and one of them must remain"
+            )
+    for name, off in (("repetition_penalty", 1), ("ras_window", 0)):
+        values = sampling.per_codebook(name, grid.codebooks)
+        if any(value != off for value in values[grid.causal_levels :]):
+            raise InputError(
+                f"sampling.{name} is {values}; it must be {off} from codebook {grid.causal_levels} on, whose frames "
+                f"{grid.config.strategy} draws together: none is before another"
+            )
+
+
+def _check_positions(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> None:
     if context is None:
         return
+    prompt = len(request.prompt_TQ)
     needed = positions(request, prompt + 1, grid, vocab)
     if needed > context:
         raise InputError(
@@ -131,7 +161,7 @@ def limits(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> t
     if context is not None:
         more = range(prompt + 2, limit + 1)  # one frame after the prompt fits (`check`)
         limit = prompt + 1 + bisect.bisect_right(more, context, key=lambda n: positions(request, n, grid, vocab))
-    return limit, max(1, prompt)
+    return limit, max(1, prompt + request.sampling.min_frames)
 
 
 def steps_of(frames, grid: Grid):
@@ -238,13 +268,32 @@ def guidance(requests: Sequence[Request]) -> np.ndarray | None:
     return None if (guidance_B == 1).all() else guidance_B
 
 
-def rules(requests: Sequence[Request], codebooks: int) -> LogitRules:
+def rules(requests: Sequence[Request], vocab: Vocab) -> LogitRules:
     """The rules [B, Q] of all requests; a filter is None if no row uses it."""
 
+    def each(name: str) -> list[tuple]:
+        return [request.sampling.per_codebook(name, vocab.codebooks) for request in requests]
+
     def table(name: str, dtype: type, off: float) -> np.ndarray | None:
-        values_BQ = np.array([request.sampling.per_codebook(name, codebooks) for request in requests], dtype)
+        values_BQ = np.array(each(name), dtype)
         return None if (values_BQ == off).all() else values_BQ
 
+    suppressed_BQK = np.zeros((len(requests), vocab.codebooks, vocab.largest_codebook), bool)
+    for b, codebooks in enumerate(each("suppressed")):
+        for q, codes in enumerate(codebooks):
+            suppressed_BQK[b, q, list(codes)] = True
+    factor_BQ = table("repetition_penalty", np.float32, 1)
+    start_B = [0 if request.sampling.repetition_prompt else len(request.prompt_TQ) for request in requests]
+    start_BQ = np.tile(np.array(start_B, np.int32)[:, None], vocab.codebooks) if any(start_B) else None
+    window_BQ = table("ras_window", np.int32, 0)
+    # A share as a number of frames, exact: 0.1 of 10 frames is one.
+    most_BQ = np.floor(np.array(each("ras_window")) * np.array(each("ras_ratio")) + 1e-9).astype(np.int32)
     return LogitRules(
-        table("temperature", np.float32, np.nan), table("top_k", np.int32, 0), table("top_p", np.float32, 1)
+        table("temperature", np.float32, np.nan),
+        table("top_k", np.int32, 0),
+        table("top_p", np.float32, 1),
+        table("min_p", np.float32, 0),
+        suppressed_BQK if suppressed_BQK.any() else None,
+        None if factor_BQ is None else Penalty(factor_BQ, table("repetition_window", np.int32, 0), start_BQ),
+        None if window_BQ is None else Redraw(window_BQ, most_BQ),
     )

@@ -165,7 +165,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
         if not grid.causal_levels:
             empty_BFQ = requests.prompt_grid([request], requests.bucket(frames, requests.FRAMES), grid.codebooks)
             codes_BFQ = requests.place(empty_BFQ)
-        schedule = masked.schedule([request], frames_B, grid)
+        schedule = masked.schedule([request], frames_B, grid, vocab)
         every = [requests.place(jax.tree.map(lambda x, n=n: x[n], schedule)) for n in range(len(schedule.number))]
         output_DV = model.output_DV()
         args = (model, vocab, fixed, every[0], codes_BFQ, output_DV)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -138,18 +139,38 @@ def noise(seed, step, shape, stage=requests.CAUSAL):
     return jax.random.gumbel(jax.random.fold_in(key, step), shape)
 
 
-def choose_slowly(logits_N, temperature, top_k, top_p, gumbel_N):
-    """The rules as sorted lists, for one cell."""
-    if temperature == 0:
+LIMITS = "temperature top_k top_p min_p suppressed repetition_penalty repetition_window ras_window ras_ratio".split()
+
+
+def limits_of(option, q, Q):
+    """The options of one codebook."""
+    limits = {name: option.per_codebook(name, Q)[q] for name in LIMITS}
+    return types.SimpleNamespace(**limits, repetition_prompt=option.repetition_prompt)
+
+
+def choose_slowly(logits_N, limits, gumbel_N, before=(), prompt=0, again_N=None):
+    """The rules as sorted lists, for one cell. before: the codes of its codebook in the frames before, of which
+    `prompt` are those of the prompt. again_N: noise of a second draw."""
+    legal_N = logits_N.astype(np.float64)
+    legal_N[list(limits.suppressed)] = -np.inf
+    before, logits_N = list(before), legal_N.copy()
+    first = max(0, len(before) - limits.repetition_window) if limits.repetition_window else 0
+    for code in set(before[first if limits.repetition_prompt else max(first, prompt) :]):
+        logits_N[code] *= limits.repetition_penalty if logits_N[code] < 0 else 1 / limits.repetition_penalty
+    if limits.temperature == 0:
         return int(np.argmax(logits_N))
-    logits_N = logits_N.astype(np.float64) / temperature
+    logits_N /= limits.temperature
     order = np.argsort(-logits_N)
-    kept = order[: top_k or len(order)]
-    if top_p < 1:
+    kept = order[: limits.top_k or len(order)]
+    if limits.top_p < 1:
         probability = np.exp(logits_N[kept] - logits_N[kept].max())
-        before = np.cumsum(probability) / probability.sum() - probability / probability.sum()
-        kept = kept[before < top_p]
-    return int(max(kept, key=lambda n: logits_N[n] + gumbel_N[n]))
+        lower = np.cumsum(probability) / probability.sum() - probability / probability.sum()
+        kept = kept[lower < limits.top_p]
+    kept = [n for n in kept if np.exp(logits_N[n] - logits_N.max()) >= limits.min_p]
+    drawn = int(max(kept, key=lambda n: logits_N[n] + gumbel_N[n]))
+    if limits.ras_window and before[-limits.ras_window :].count(drawn) / limits.ras_window > limits.ras_ratio + 1e-9:
+        return int(np.argmax(legal_N + again_N))
+    return drawn
 
 
 def reference(grid, wanted, depth=None):
@@ -178,7 +199,8 @@ def reference(grid, wanted, depth=None):
         if not cells and step >= steps_of(T, grid):
             return codes_TQ[:T]
         states = [[x[-1] for x in passed(Q, row, depth=depth)] for row in rows]
-        gumbel_CN = np.asarray(noise(np.int32(wanted.seed), step, (min(grid.streams, grid.causal_levels), K + 1)))
+        drawn = np.int32(wanted.seed), step, (min(grid.streams, grid.causal_levels), K + 1)
+        gumbel_CN, again_CN = (np.asarray(noise(*drawn, stage)) for stage in (requests.CAUSAL, requests.AGAIN))
         tokens_S = np.full(grid.streams, ids.PAD, np.int32)
         for t, q in cells:
             stream = q if grid.streams > 1 else 0
@@ -191,10 +213,12 @@ def reference(grid, wanted, depth=None):
                     possible = np.isfinite(candidates_N)
                     with_N, without_N = candidates_N[possible], bare_N[0][possible]
                     candidates_N[possible] = without_N + option.guidance * (with_N - without_N)
-                if q or t < max(1, len(wanted.prompt_TQ)) or wanted.frames:
+                prompt = len(wanted.prompt_TQ)
+                if q or t < max(1, prompt + option.min_frames) or wanted.frames:
                     candidates_N = candidates_N[:K]
-                limits = (option.per_codebook(name, Q)[q] for name in ("temperature", "top_k", "top_p"))
-                code = choose_slowly(candidates_N, *limits, gumbel_CN[stream])
+                first_N, again_N = (x[stream, : len(candidates_N)] for x in (gumbel_CN, again_CN))
+                past = codes_TQ[:t, q], prompt, again_N
+                code = choose_slowly(candidates_N, limits_of(option, q, Q), first_N, *past)
                 if code == K:
                     T, tokens_S[stream] = t, ids.END_AUDIO
                     continue

@@ -113,6 +113,47 @@ def test_rules_differ_between_rows_and_codebooks():
     assert_same(run(grid, requests), [reference(grid, one) for one in requests])
 
 
+@pytest.mark.parametrize(("strategy", "Q", "delays"), [CAUSAL[3], CAUSAL[5], CAUSAL[6], CAUSAL[9]])
+def test_rules_that_look_back_and_other_options_hold_alone_and_among_others(strategy, Q, delays):
+    grid = bind(strategy, Q, delays)
+    causal_alone = (1,) * grid.causal_levels + (0,) * (Q - grid.causal_levels)
+    penalty = tuple(0.3 if here else 1.0 for here in causal_alone)
+    window = tuple(4 * here for here in causal_alone)
+    both = {"repetition_penalty": penalty, "repetition_window": 3, "ras_window": window, "ras_ratio": 0.25}
+    requests = [
+        request("abcd", 2, Q, seed=1, **both, suppressed=((0,), *[(1,)] * (Q - 1)), min_p=0.05, min_frames=3),
+        request("", 4, Q, seed=2, repetition_penalty=penalty, repetition_prompt=False, frames=7),
+        request("abc", 1, Q, seed=3, ras_window=window, ras_ratio=0.3, top_k=1, min_frames=2),
+        request("a", 0, Q, seed=5, temperature=0.0, ras_window=window, ras_ratio=0.0, min_p=0.5),
+    ]
+    found = run(grid, requests)
+    assert_same(found, [reference(grid, one) for one in requests])
+    assert_same(found[:1], run(grid, requests[:1]))
+    assert len(found[0]) >= 5 and len(found[2]) >= 3, "min_frames after the prompt"
+    plain = [dataclasses.replace(one, sampling=SamplingConfig(chunk=8, max_frames=MOST)) for one in requests[:3]]
+    changed = [one.shape != two.shape or (one != two).any() for one, two in zip(found, run(grid, plain), strict=False)]
+    assert sum(changed) >= 2
+    greedy = dataclasses.replace(requests[3], sampling=SamplingConfig(temperature=0, chunk=8, max_frames=MOST))
+    assert_same(found[3:], run(grid, [*plain, greedy])[3:])
+
+
+def test_options_that_are_off_leave_no_trace_in_the_program():
+    grid, vocab, (_, model) = bind("delay", 3), vocab_of(3), models(3)
+
+    def program(**options):
+        fixed, state = causal.start(model, grid, vocab, [request("abc", 2, **options)])
+        return causal.chunk_program().lower(model, grid, vocab, 8, fixed, state, model.init_cache(1, 32)).as_text()
+
+    off = {"min_p": 0, "suppressed": ((), (), ()), "repetition_penalty": 1, "ras_window": (0,), "min_frames": 2}
+    plain = program()
+    assert program(**off, repetition_window=5, repetition_prompt=False, ras_ratio=0.5) == plain
+    used = [{"min_p": 0.1}, {"suppressed": 1}, {"repetition_penalty": 1.1}, {"ras_window": 7}]
+    assert len({plain, *(program(**options) for options in used)}) == 5
+    codes_BCF = "tensor<1x3x64xi32>"
+    assert codes_BCF not in plain and codes_BCF in program(ras_window=7)
+    assert program(repetition_penalty=1.3, repetition_prompt=True) == program(repetition_penalty=(1.05, 1, 1))
+
+
 def test_defect_4_guidance_uses_the_requested_coefficient():
     grid = bind("delay", 3)
     requests = [request("abc", b, frames=6, seed=0, guidance=g) for b, g in enumerate((1.0, 3.0, 0.0))]

@@ -242,6 +242,10 @@ def test_sampling_options_are_those_of_a_sampling_config():
     plain = own.generate("one", frames=9, temperature=0.5, top_k=3, guidance=1.5)
     np.testing.assert_array_equal(whole.codes_TQ, plain.codes_TQ)
     assert (own.generate("one", frames=9).codes_TQ != plain.codes_TQ).any()
+    few = own.generate("one", frames=9, suppressed=(tuple(range(2, 16)),), repetition_penalty=(1.3, 1, 1, 1))
+    assert few.codes_TQ.max() == 1 and "suppressed ((0, 1, 2, 3, 4, 5, ...),)" in repr(
+        generator(suppressed=(tuple(range(15)),))
+    )
     assert own.request("one", temperature=0.5).sampling.temperature == (0.5,)
 
 

@@ -18,6 +18,7 @@ from tests.helpers.sampling_reference import (
     K,
     bind,
     choose_slowly,
+    limits_of,
     logits_of,
     models,
     reference,
@@ -53,11 +54,12 @@ def masked_reference(grid, wanted, T, coarse_T=None):
                 logits_TV = bare_TV + option.guidance * (logits_TV - bare_TV)
             logits_TK = logits_of(vocab, level, logits_TV).astype(np.float64)
             gumbel_TK, rank_T = level_noise(wanted.seed, number, T)
-            limits = [option.per_codebook(name, Q)[level] for name in ("temperature", "top_k", "top_p")]
-            limits[0] *= 1 - option.anneal * i / max(count - 1, 1)
+            limits = limits_of(option, level, Q)
+            limits.temperature *= 1 - option.anneal * i / max(count - 1, 1)
             if count == 1:
-                limits[0] = option.one_pass_temperature
-            drawn_T = np.array([choose_slowly(logits_TK[t], *limits, gumbel_TK[t]) for t in range(T)])
+                limits.temperature = option.one_pass_temperature
+            logits_TK[:, list(limits.suppressed)] = -np.inf
+            drawn_T = np.array([choose_slowly(logits_TK[t], limits, gumbel_TK[t]) for t in range(T)])
             logprob_TK = logits_TK - np.log(np.exp(logits_TK).sum(axis=1, keepdims=True))
             confidence_T = logprob_TK[np.arange(T), drawn_T] + option.confidence_noise * (1 - (i + 1) / count) * rank_T
             left = masked_order.hidden_after(T - prompt, count, grid)[i] if count > 1 else 0
@@ -87,9 +89,10 @@ def test_masked_loop_equals_a_reference_on_training_rows(schedule, iterations):
         request("abc", 0, Q, frames=7, seed=0),
         request("a longer text", 3, Q, frames=12, seed=1, max_frames=20, anneal=0.5, top_p=(0.9,)),
         request("", 2, Q, frames=5, seed=2, temperature=(0.5, *[1.0] * (Q - 1)), one_pass_temperature=1.0),
+        request("a", 1, Q, frames=7, seed=3, min_p=(0.5, *[0.2] * (Q - 1)), suppressed=((0,), (2,), (1, 3), (0,))[:Q]),
     ]
     codes_BFQ, frames_B = levels(grid, requests)
-    assert frames_B.tolist() == [7, 12, 5]
+    assert frames_B.tolist() == [7, 12, 5, 7]
     for b, one in enumerate(requests):
         *_, (_, _, expected) = masked_reference(grid, one, frames_B[b])
         np.testing.assert_array_equal(codes_BFQ[b, : frames_B[b]], expected)
@@ -127,7 +130,7 @@ def trace():
     frames_B = np.array([20, 9])
     _, fixed = masked.start(model, grid, vocab, requests)
     fixed = fixed._replace(frames_B=place(frames_B.astype(np.int32)))
-    passes = masked.schedule(requests, frames_B, grid)
+    passes = masked.schedule(requests, frames_B, grid, vocab)
     step = jax.jit(masked.advance, static_argnames="vocab")
     grids = [prompt_grid(requests, 24, 3)]
     for n in range(len(passes.level)):
@@ -194,6 +197,8 @@ def test_lengths_are_drawn_between_prompt_and_limit():
         assert 1 <= frames_B[0] <= MOST and frames_B[1] in (6, 7) and frames_B[2] == 4
         drawn.add(int(frames_B[0]))
     assert len(drawn) > 3
+    least = [request("abc", p, length_temperature=5.0, min_frames=n) for p, n in ((0, 7), (2, 5), (1, 5))]
+    assert all(masked.lengths(model, grid, vocab, least, hidden_MD) >= [7, 7, 6])
     cold = [dataclasses.replace(one, sampling=SamplingConfig(max_frames=MOST)) for one in requests]
     logits_V = teacher_forced(3, documents.prompt_row(cold[0].document, grid, vocab, False)["tokens"])[-1]
     most_likely = int(np.argmax(logits_V[vocab.length_start :][:MOST])) + 1

@@ -18,6 +18,9 @@ def test_every_field_of_the_sampling_is_a_keyword_for_all_rows_or_for_each():
     one, two = sampling(["a", "b"], temperature=0.5, top_k=(50, 20), guidance=[1.0, np.float32(2)])
     assert one == SamplingConfig((0.5,), (50, 20), (0.9,), 1.0, seed=5)
     assert two == SamplingConfig((0.5,), (50, 20), (0.9,), 2.0, seed=5)
+    one, two = sampling(["a", "b"], suppressed=((3, 4),), min_frames=[0, 2], repetition_penalty=[(1.05, 1), 1.3])
+    assert one.suppressed == two.suppressed == ((3, 4),) and (one.min_frames, two.min_frames) == (0, 2)
+    assert (one.repetition_penalty, two.repetition_penalty) == ((1.05, 1), (1.3,))
     one, two = sampling(["a", "b"], sampling=SamplingConfig(anneal=0.5), temperature=[(1.0, 0.5), 0.25])
     assert (one, two) == (SamplingConfig((1.0, 0.5), anneal=0.5), SamplingConfig((0.25,), anneal=0.5))
     assert rows.row("a", {"temperature": 0.5, "seed": 3}, DEFAULT).sampling.temperature == (0.5,)
@@ -58,6 +61,7 @@ def test_numbers_of_numpy_are_numbers():
         ("a", {"speaker": "x"}, "there is no option speaker; did you mean speakers"),
         ("a", {"temperature": "hot"}, "sampling.temperature"),
         ("a", {"top_p": 0}, "sampling.top_p"),
+        ("a", {"suppressed": (("x",),)}, r"sampling.suppressed=.* must be a tuple of .*, each a tuple of integers"),
         ("a", {"guidance": float("nan")}, "sampling.guidance"),
         (["a", "b", "c"], {"top_k": [1, 2]}, "2 top_k were given for 3 texts.*a tuple is one value"),
     ],
