@@ -43,7 +43,12 @@ def test_every_preset_is_here():
 
 @pytest.fixture
 def mesh():
-    """These tests enter their own."""
+    """These tests enter their own. Their programs are not kept for the next session: of one that XLA read back from the
+    cache, eight CPU devices begin independent collectives in different orders and wait for each other (jax 0.10.2)."""
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 def batch(strategy: str) -> dict[str, np.ndarray]:
