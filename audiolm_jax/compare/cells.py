@@ -58,7 +58,7 @@ def variants(config: ConfigDict, codebooks: int) -> dict[tuple[str, str], Config
             part = config.copy_and_resolve_references()
             part.serialization.update(order)
             part.model.update(changes)
-            section(part, "model"), section(part, "depth")
+            section(part, "model")
             parts[size, strategy] = part
     return parts
 

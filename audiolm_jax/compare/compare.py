@@ -101,10 +101,8 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
 
     metadata = tokens.info(comparison.data / "tokens")
     parts = cells.variants(config, make_vocab(metadata, section(config, "data")).codebooks)
-    spec, rate = (
-        runs.spec_of(next(iter(parts.values())), metadata),
-        metadata["frame_rate"],
-    )  # all but the order is shared
+    spec = runs.spec_of(next(iter(parts.values())), metadata)  # all but order and depth network is shared
+    rate = metadata["frame_rate"]
     source = tokens.open_split(comparison.data / "tokens", "train", spec.codec.fingerprint)
     shares = budget.equal_shares(config, parts, spec.vocab, rate, budget.documents(source, spec.data, spec.vocab))
     schedule = cells.schedule(config, parts, shares)

@@ -34,7 +34,7 @@ from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import requests
 from audiolm_jax.serialization import Grid, LevelView, documents, layout
 from audiolm_jax.serialization.documents import Document, Row
-from audiolm_jax.serialization.vocab import HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
+from audiolm_jax.serialization.vocab import HEAD_LENGTH, HEAD_TEXT, Vocab
 from audiolm_jax.training import processes
 
 SHORTEST = 32  # positions of the smallest bucket of rows
@@ -284,10 +284,10 @@ def _score(graph: nnx.GraphDef, state: nnx.State, batch: dict[str, jax.Array], v
         own_BLS = part.logprob_BLS - part.end_BLS  # 0 where the target is the end
         return jnp.where(member_BLS, -part.weights_BLS * own_BLS, 0)
 
-    def of_book(part: losses.Scored, q: int) -> jax.Array:
-        return (part.heads_BLS == HEAD_CODE + q) | ((part.heads_BLS == vocab.head_code_or_end) & (q == 0))
-
-    codes_QB = [total(lambda part, q=q: nats(part, of_book(part, q))) for q in range(vocab.codebooks)]
+    codes_QB = [
+        total(lambda part, q=q: nats(part, losses.of_codebook(part.heads_BLS, q, vocab)))
+        for q in range(vocab.codebooks)
+    ]
     others = [total(lambda part: -part.weights_BLS * part.end_BLS)]
     others += [total(lambda part, h=h: nats(part, part.heads_BLS == h)) for h in (HEAD_LENGTH, HEAD_TEXT)]
     nats_BC = jnp.stack(codes_QB + others, axis=1)

@@ -234,7 +234,6 @@ def scored(
     ends_BL1 = heads_BL1 == vocab.head_code_or_end
     first["heads_BLS"] = jnp.where(ends_BL1, vocab.first.head_code_or_end, heads_BL1)
     parts = [score(hidden_BLD, model.output_DV(), first, vocab.first, rules)._replace(heads_BLS=heads_BL1)]
-    names = ("targets_BLS", "heads_BLS", "weights_BLS")
     rows = [
         jax.sharding.reshard(x, rules.spec("batch", "length", None)) for x in (hidden_BLD, *(batch[n] for n in names))
     ]
@@ -246,6 +245,11 @@ def scored(
     out["end_BLS"] = jnp.zeros_like(out["lse_BLS"])
     rest = (x[..., 1:] for x in (targets_BMS, heads_BMS, weights_BMS))
     return [*parts, Scored(*rest, **out, share=share)]
+
+
+def of_codebook(heads_BLS: jax.Array, q: int, vocab: Vocab) -> jax.Array:
+    """Which predictions are of codebook q; one that may be the end is of codebook 0."""
+    return (heads_BLS == HEAD_CODE + q) | ((heads_BLS == vocab.head_code_or_end) & (q == 0))
 
 
 def _drawn(rows: list[jax.Array], key: jax.Array, fraction: float, rules: Rules) -> tuple[list[jax.Array], float]:

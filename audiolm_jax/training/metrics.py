@@ -23,11 +23,10 @@ def train_flops(
 ) -> float:
     """FLOPs of one training step, forward and backward, without recomputation: `cost.flops` times 3.
 
-    The numerator of the logged MFU. Of attention half of every square counts, less half of what
-    a window hides, of the logits the legal set of every
-    prediction. count_X: predictions by class (`losses.class_names`). Padding and packed documents count as if a row
-    were one document, so the number depends on shapes and predictions alone. depth_fraction: of the positions, that the
-    depth network computes.
+    The numerator of the logged MFU. Of attention half of every square counts, less half of what a window hides; of the
+    logits the legal set of every prediction. count_X: predictions by class (`losses.class_names`). Padding and packed
+    documents count as if a row were one document, so the number depends on shapes and predictions alone.
+    depth_fraction: of the positions, those that the depth network computes.
     """
     sizes = [vocab.code_start, vocab.max_frames, *vocab.codebook_sizes, 0]
     logits_X = np.multiply(count_X, sizes)

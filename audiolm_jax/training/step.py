@@ -16,7 +16,7 @@ from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.transformer import Encoded, language_model
-from audiolm_jax.serialization.vocab import HEAD_CODE, MASK, Vocab
+from audiolm_jax.serialization.vocab import MASK, Vocab
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
 from audiolm_jax.training.optimizer import make_optimizer, schedule
 
@@ -127,8 +127,7 @@ def _weights(weights_Q: tuple[float, ...], batch: dict[str, jax.Array], vocab: V
     """The weights of a batch times that of the codebook of each prediction; the end counts as codebook 0."""
     weights_BLS, heads_BLS = batch["weights_BLS"], batch["heads_BLS"]
     for q, weight in enumerate(weights_Q):
-        of_book = (heads_BLS == HEAD_CODE + q) | ((heads_BLS == vocab.head_code_or_end) & (q == 0))
-        weights_BLS = jnp.where(of_book, weight, 1) * weights_BLS
+        weights_BLS = jnp.where(losses.of_codebook(heads_BLS, q, vocab), weight, 1) * weights_BLS
     return weights_BLS
 
 
