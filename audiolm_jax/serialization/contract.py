@@ -54,6 +54,15 @@ def in_turn(grid) -> bool:
     return len(np.unique(places, axis=1).T) > len(np.unique(places[0]))
 
 
+def check_delays(grid) -> None:
+    """For `validate` of a strategy whose delays may start anywhere. Raises InputError."""
+    delays = grid.config.delays
+    if delays and (len(delays) != grid.codebooks or min(delays) < 0 or list(delays) != sorted(delays)):
+        raise InputError(
+            f"serialization.delays is {delays}; it must be {grid.codebooks} non-decreasing numbers from 0 up"
+        )
+
+
 def _check_levels(grid, step_TQ: np.ndarray) -> None:
     for level, passes in enumerate(grid.iterations, start=grid.causal_levels):
         first, coarser = step_TQ[:, level].min(), step_TQ[:, :level].max(initial=-1)

@@ -12,7 +12,7 @@ so delays that start above 0 are shifted to start there.
 
 import numpy as np
 
-from audiolm_jax.errors import InputError
+from audiolm_jax.serialization import contract
 
 OPTIONS = ("delays",)
 
@@ -23,11 +23,7 @@ def delays_Q(grid) -> np.ndarray:
 
 
 def validate(grid):
-    delays = grid.config.delays
-    if delays and (len(delays) != grid.codebooks or min(delays) < 0 or list(delays) != sorted(delays)):
-        raise InputError(
-            f"serialization.delays is {delays}; it must be {grid.codebooks} non-decreasing numbers from 0 up"
-        )
+    contract.check_delays(grid)
 
 
 def order(t, q, T, grid):

@@ -14,17 +14,13 @@ in each. Delays, by default none, are non-decreasing; only differences matter.
 
 import numpy as np
 
-from audiolm_jax.errors import InputError
+from audiolm_jax.serialization import contract
 
 OPTIONS = ("delays",)
 
 
 def validate(grid):
-    delays = grid.config.delays
-    if delays and (len(delays) != grid.codebooks or min(delays) < 0 or list(delays) != sorted(delays)):
-        raise InputError(
-            f"serialization.delays is {delays}; it must be {grid.codebooks} non-decreasing numbers from 0 up"
-        )
+    contract.check_delays(grid)
 
 
 def order(t, q, T, grid):
