@@ -83,6 +83,7 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
             f"a prompt of codes has shape {request.prompt_TQ.shape}; it must be [frames, {grid.codebooks}]"
         )
     vocab.code_ids(request.prompt_TQ)
+    grid.framing.check_codes(request.prompt_TQ)
     if not grid.framing.ends and request.frames is None:
         raise InputError("this model predicts no end of audio: the length is needed, in seconds or frames")
     prompt, most = len(request.prompt_TQ), longest(request, vocab)

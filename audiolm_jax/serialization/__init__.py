@@ -167,6 +167,6 @@ def bind(config: SerializationConfig, codebooks: int, framing: str = "markers") 
             )
     if hasattr(grid.strategy, "validate"):
         grid.strategy.validate(grid)
-    contract.check(grid)
     grid.framing.validate(grid)
+    contract.check(grid)
     return grid

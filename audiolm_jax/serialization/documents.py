@@ -111,6 +111,7 @@ def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) ->
                 raise InputError(f"codes of shape {values.shape} were given; they must be [frames, {grid.codebooks}]")
             if not 1 <= len(values) <= vocab.max_frames:
                 raise InputError(f"an audio segment has {len(values)} frames; it must have 1..{vocab.max_frames}")
+            grid.framing.check_codes(values)
     grid.framing.check(kinds)
 
 
@@ -215,13 +216,13 @@ def _segments(document: Document, grid: Grid, vocab: Vocab, text_weight: float, 
     grid.framing.begin(build)
     for kind, values in document:
         if kind == "text":
-            build.then(values, ids.HEAD_TEXT, text_weight)
+            grid.framing.text(build, values, text_weight)
         elif kind == "states":
             build.see_states(values)
         else:
             grid.framing.open(build, vocab, text_weight)
             if causal:
-                heads_LS = layout.causal_heads(grid, len(values), vocab)
+                heads_LS = grid.framing.heads(layout.causal_heads(grid, len(values), vocab), values, vocab)
                 build.then(layout.serialize(values, grid, vocab), heads_LS, 1.0)
             else:
                 build.see(vocab.code_ids(values), ahead=np.arange(len(values))[::-1])

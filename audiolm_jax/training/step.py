@@ -124,10 +124,12 @@ def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainSt
 
 
 def _weights(weights_Q: tuple[float, ...], batch: dict[str, jax.Array], vocab: Vocab) -> jax.Array:
-    """The weights of a batch times that of the codebook of each prediction; the end counts as codebook 0."""
+    """The weights of a batch times that of the codebook of each prediction; the end counts as codebook 0, a frame that
+    is the end as its codebooks."""
     weights_BLS, heads_BLS = batch["weights_BLS"], batch["heads_BLS"]
     for q, weight in enumerate(weights_Q):
-        weights_BLS = jnp.where(losses.of_codebook(heads_BLS, q, vocab), weight, 1) * weights_BLS
+        own_BLS = losses.of_codebook(heads_BLS, q, vocab) | (heads_BLS == vocab.head_of_end + q)
+        weights_BLS = jnp.where(own_BLS, weight, 1) * weights_BLS
     return weights_BLS
 
 
@@ -153,6 +155,7 @@ def train_step(
         tokens = rows["tokens_BLS"]
         coarse = (tokens >= vocab.code_start) & (tokens < vocab.code_start + vocab.codebook_sizes[0])
         frames = jnp.sum(jnp.any(coarse, axis=-1) | (tokens[..., 0] == MASK), dtype=jnp.float32)
+        frames -= jnp.sum(rows["heads_BLS"] == vocab.head_of_end, dtype=jnp.float32)  # frames that are the end
         return total / weight, {"total": total, "frames": frames, **sums}
 
     gradient = jax.grad(loss, has_aux=True)
