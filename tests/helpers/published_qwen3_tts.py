@@ -79,6 +79,7 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
         put(f"talker.text_projection.linear_fc{n}.bias", width)
     layers("talker.model", talker)
     put("talker.codec_head.weight", talker["vocab_size"], D)
+    found["talker.codec_head.weight"][talker["codec_eos_token_id"]] *= 0.2  # so that audio is longer than its text
     for q in range(talker["num_code_groups"] - 1):
         put(f"talker.code_predictor.model.codec_embedding.{q}.weight", predictor["vocab_size"], D)
         put(f"talker.code_predictor.lm_head.{q}.weight", predictor["vocab_size"], d)
