@@ -44,6 +44,8 @@ from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.spec import Source, Spec
 from audiolm_jax.model.transformer import Encoded
 from audiolm_jax.serialization import Grid
+from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization.text import Texts
 from audiolm_jax.serialization.vocab import Vocab
 
 FREE = ("dtype", "remat", "dropout")  # keys of section model that the imported run does not decide
@@ -80,6 +82,8 @@ def configured(config: ConfigDict) -> ConfigDict:
         "data.packing": False,  # a row attends to one text
         "data.text_weight": 0.0,
         "data.template": "{text}",
+        "text.vocabulary": spec.text.vocabulary,
+        "text.path": str(base / spec.text.path) if spec.text.path else "",
     }
     settings, defaults = configs.flat(config), configs.flat(configs.defaults())
     wrong = [
@@ -128,6 +132,11 @@ class Base:
     @property
     def vocab(self) -> Vocab:
         return self.spec.vocab
+
+    @property
+    def text(self) -> Texts:
+        """The text vocabulary of the rows."""
+        return texts.of_model(self.spec.text, self.folder)
 
     def describe(self, spec: Spec) -> Spec:
         """The Spec of the run that starts here, with the codec and text encoder that `prepare` copies."""

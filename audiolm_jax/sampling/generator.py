@@ -34,7 +34,7 @@ from audiolm_jax.sampling.requests import Request, check, limits, prefilled_step
 from audiolm_jax.sampling.result import Result, table
 from audiolm_jax.sampling.rows import Row
 from audiolm_jax.sampling.windows import Windows
-from audiolm_jax.serialization import text
+from audiolm_jax.serialization.text import UTF8, Texts, clean, control
 
 SHOWN = 12  # names of speakers in a message
 
@@ -70,9 +70,11 @@ class Generator:
     of the sequence. windows: for audio longer than the training segments (None: refused).
 
     Attribute speakers: the names that a row may have besides "" (`loading.load` takes them from the Spec); () for any.
+    Attribute text: the text vocabulary, which must be set if that of the Spec is not bytes.
     """
 
     speakers: tuple[str, ...] = ()
+    text: Texts = UTF8
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class Generator:
                 "encoder; a model attends to the states of one, or there is none"
             )
         self.grid, self.vocab, self.codec, self.data_config = spec.grid, vocab, codec, spec.data
+        self._tokenizer = spec.text.fingerprint
         self.conditioning, self.windows = conditioning, windows
         self.extra_frames = self.grid.framing.extra_frames(self.grid)  # generated and dropped
         self.mesh = mesh or sharding.single_device_mesh()
@@ -145,8 +148,8 @@ class Generator:
 
     def _requests(self, wanted: Sequence[Row]) -> list[Request]:
         # Texts go through an encoder together.
-        texts = [text.clean(f"{row.prompt_text} {row.text}") for row in wanted]
-        for one in filter(text.control, texts):
+        texts = [clean(f"{row.prompt_text} {row.text}") for row in wanted]
+        for one in filter(control, texts):
             raise InputError(f"the text {one!r} holds control characters; give words")
         if any(row.melody is not None for row in wanted) and not getattr(self.conditioning, "follows_melodies", False):
             raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
@@ -345,7 +348,12 @@ class Generator:
             )
         if not self.data_config.template:
             raise InputError(f"a text was given, {spoken!r}, but this model was trained without text (data.template)")
-        return (("text", text.encode(examples.prompt_text(self.data_config, spoken, row.speaker))),)
+        if self.text.spec.fingerprint != self._tokenizer:
+            raise InputError(
+                f"the model was trained on pieces of the tokenizer with sha256 {self._tokenizer[:12]}, and none or "
+                "another one is in Generator.text; `audiolm_jax.load` sets it"
+            )
+        return (("text", self.text.encode(examples.prompt_text(self.data_config, spoken, row.speaker))),)
 
     def _prompt(self, prompt: Any) -> np.ndarray:
         Q = self.vocab.codebooks
