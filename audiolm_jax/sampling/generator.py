@@ -70,10 +70,12 @@ class Generator:
     of the sequence. windows: for audio longer than the training segments (None: refused).
 
     Attribute speakers: the names that a row may have besides "" (`loading.load` takes them from the Spec); () for any.
+    Attribute speaker: that of rows and turns that name none.
     Attribute text: the text vocabulary, which must be set if that of the Spec is not bytes.
     """
 
     speakers: tuple[str, ...] = ()
+    speaker: str = ""
     text: Texts = UTF8
 
     def __init__(
@@ -153,6 +155,8 @@ class Generator:
             raise InputError(f"the text {one!r} holds control characters; give words")
         if any(row.melody is not None for row in wanted) and not getattr(self.conditioning, "follows_melodies", False):
             raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
+        if any(len(row.turns) for row in wanted) and self.conditioning is not None:
+            raise InputError("turns were given, but this model has no text in its sequence to hear a dialogue in")
         if self.conditioning is None:
             conditions = [{"document": self._document(text, row)} for text, row in zip(texts, wanted, strict=True)]
         else:
@@ -210,6 +214,7 @@ class Generator:
         options, one value for all texts or a list with one for each:
           frames or seconds: the length with the prompt. Without them the model predicts the end.
           speakers: for {speaker} in the text template. prompt_texts: transcripts of `audio`.
+          turns: the dialogue before, a list of (speaker, text, audio) for each text.
           temperature, top_k, top_p, repetition_penalty, ... (a number, or a tuple with one per codebook), suppressed,
             guidance, max_frames, seed, ...: the fields of `SamplingConfig`. sampling: all of them at once. seeds: of
             the rows; by default seed + row.
@@ -218,6 +223,8 @@ class Generator:
         """
         if isinstance(text, str):
             audio, melody = (None if one is None else [one] for one in (audio, melody))
+            if options.get("turns") is not None:
+                options["turns"] = [options["turns"]]
             return self.generate([text], audio, include_prompt, melody, **options)[0]
         for name, values in (("prompts", audio), ("melodies", melody)):
             if values is not None:
@@ -339,11 +346,18 @@ class Generator:
             if self.data_config.template and row.audio is None:
                 raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
             return ()
-        if self.speakers and row.speaker and row.speaker not in self.speakers:
-            near = difflib.get_close_matches(row.speaker, self.speakers, n=1, cutoff=0.5)
+        said = []
+        for speaker, words, audio in row.turns:
+            said += [self._text(clean(words), speaker), ("audio", self._prompt(audio))]
+        return (*said, self._text(spoken, row.speaker))
+
+    def _text(self, spoken: str, speaker: str) -> tuple[str, np.ndarray]:
+        """The text segment of these words by this speaker."""
+        if self.speakers and speaker and speaker not in self.speakers:
+            near = difflib.get_close_matches(speaker, self.speakers, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(
-                f"no speaker {row.speaker!r} was in the training; {hint}its {len(self.speakers)} names are "
+                f"no speaker {speaker!r} was in the training; {hint}its {len(self.speakers)} names are "
                 f"{', '.join(self.speakers[:SHOWN])}{', ...' if len(self.speakers) > SHOWN else ''}"
             )
         if not self.data_config.template:
@@ -353,7 +367,8 @@ class Generator:
                 f"the model was trained on pieces of the tokenizer with sha256 {self._tokenizer[:12]}, and none or "
                 "another one is in Generator.text; `audiolm_jax.load` sets it"
             )
-        return (("text", self.text.encode(examples.prompt_text(self.data_config, spoken, row.speaker))),)
+        words = examples.prompt_text(self.data_config, spoken, speaker or self.speaker)
+        return "text", self.text.encode(words)
 
     def _prompt(self, prompt: Any) -> np.ndarray:
         Q = self.vocab.codebooks
