@@ -128,6 +128,7 @@ def test_greedy_generation_after_a_dialogue_equals_the_reference(made, generator
             input_ids=torch.tensor([ids]),
             input_values=torch.tensor(heard)[None, None],
             input_values_cutoffs=torch.tensor([[len(heard)]]),
+            attention_mask=torch.ones(1, len(ids)),  # it would take audio for padding, which has the same id
             do_sample=False,
             depth_decoder_do_sample=False,
             max_new_tokens=frames,
