@@ -104,7 +104,7 @@ class Generator:
         self.extra_frames = self.grid.framing.extra_frames(self.grid)  # generated and dropped
         self.mesh = mesh or sharding.single_device_mesh()
         self.sampling, self.context = sampling or SamplingConfig(), context
-        self.model = performance.for_decoding(model, self.mesh)
+        self.model = performance.for_decoding(model, self.mesh, vocab)
         self._cold = True  # nothing is compiled yet
 
     def __repr__(self) -> str:
