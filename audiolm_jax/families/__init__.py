@@ -14,4 +14,7 @@ A published model has `spec`, `generator(sampling)` and `text_encoder` (texts ->
 family of a checkpoint or a run.
 """
 
-FAMILIES = {"musicgen": "audiolm_jax.families.musicgen"}
+FAMILIES = {
+    "musicgen": "audiolm_jax.families.musicgen",
+    "qwen3_tts": "audiolm_jax.families.qwen3_tts",
+}

@@ -278,8 +278,12 @@ def scored(
     names = ("targets_BLS", "heads_BLS", "weights_BLS")
     first = {name: batch[name][..., :1] for name in names}
     heads_BL1 = jax.sharding.reshard(first["heads_BLS"], rules.spec("batch", "length", None))
-    ends_BL1 = heads_BL1 == vocab.head_code_or_end
-    first["heads_BLS"] = jnp.where(ends_BL1, vocab.first.head_code_or_end, heads_BL1)
+    own_BL1 = jnp.where(heads_BL1 == vocab.head_of_end, HEAD_CODE, heads_BL1)
+    first["heads_BLS"] = jnp.where(heads_BL1 == vocab.head_code_or_end, vocab.first.head_code_or_end, own_BL1)
+    moved = vocab.code_start - vocab.first.code_start
+    first["targets_BLS"] = jnp.where(
+        first["targets_BLS"] >= vocab.code_start, first["targets_BLS"] - moved, first["targets_BLS"]
+    )
     parts = [score(hidden_BLD, model.output_DV(), first, vocab.first, rules)._replace(heads_BLS=heads_BL1)]
     rows = [
         jax.sharding.reshard(x, rules.spec("batch", "length", None)) for x in (hidden_BLD, *(batch[n] for n in names))
@@ -291,12 +295,19 @@ def scored(
     out = logprobs(model.depth, model.embedding_VD[...], hidden_BMD, targets_BMS, heads_BMS, vocab)
     out["end_BLS"] = jnp.zeros_like(out["lse_BLS"])
     rest = (x[..., 1:] for x in (targets_BMS, heads_BMS, weights_BMS))
-    return [*parts, Scored(*rest, **out, share=share)]
+    parts.append(Scored(*rest, **out, share=share))
+    # A frame that is the end is about nothing else.
+    return [
+        part._replace(end_BLS=jnp.where(part.heads_BLS >= vocab.head_of_end, part.logprob_BLS, part.end_BLS))
+        for part in parts
+    ]
 
 
 def of_codebook(heads_BLS: jax.Array, q: int, vocab: Vocab) -> jax.Array:
-    """Which predictions are of codebook q; one that may be the end is of codebook 0."""
-    return (heads_BLS == HEAD_CODE + q) | ((heads_BLS == vocab.head_code_or_end) & (q == 0))
+    """Which predictions are of codebook q; one that may be the end is of codebook 0, those of a frame that is the end
+    are of none."""
+    either, last = heads_BLS == vocab.head_code_or_end, heads_BLS == vocab.head_not_end
+    return (heads_BLS == HEAD_CODE + q) | (either & (q == 0)) | (last & (q == vocab.codebooks - 1))
 
 
 def _drawn(rows: list[jax.Array], key: jax.Array, fraction: float, rules: Rules) -> tuple[list[jax.Array], float]:
@@ -317,7 +328,8 @@ def loss_and_sums(parts: Sequence[Scored], vocab: Vocab, z_loss: float = 0.0) ->
     Divide by `sums["weight"]` for the loss (separate, so that gradient accumulation weighs every prediction alike).
     `sums`: weight (scalar), and per class of prediction `nll_X` (nats, unweighted) and `count_X` with X = text, length,
     Q codebooks, end: `[3 + Q]`. A prediction of codebook 0 that could have been the end counts in both: its end part
-    under `end`, the rest under its codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311,
+    under `end`, the rest under its codebook (no count if it was the end). A frame that is the end is one of `end`; that
+    the others are not it counts under their codebooks. The z-loss is PaLM's (arXiv 2204.02311,
     section 5).
     """
     totals, sums = zip(*(_loss_and_sums(part, vocab, z_loss) for part in parts), strict=True)
@@ -330,8 +342,10 @@ def _loss_and_sums(part: Scored, vocab: Vocab, z_loss: float) -> tuple[jax.Array
     if z_loss:
         total += z_loss * jnp.sum(weights * jnp.square(lse))
     either = heads == vocab.head_code_or_end
-    is_end = either & (targets == END_AUDIO)
-    kind = jnp.where(either, HEAD_CODE, heads) - HEAD_TEXT  # text, length, codebooks: 0, 1, 2..
+    is_end = (either & (targets == END_AUDIO)) | (heads >= vocab.head_of_end)
+    kind = jnp.where(either, HEAD_CODE, heads)
+    kind = jnp.where(heads == vocab.head_not_end, HEAD_CODE + vocab.codebooks - 1, kind)
+    kind -= HEAD_TEXT  # text, length, codebooks: 0, 1, 2..
     classes = jnp.arange(HEAD_LENGTH + vocab.codebooks, dtype=jnp.int32)
     counted = weights > 0
     member = (kind[..., None] == classes) & (counted & ~is_end)[..., None]
@@ -339,7 +353,7 @@ def _loss_and_sums(part: Scored, vocab: Vocab, z_loss: float) -> tuple[jax.Array
     nll = -jnp.sum(jnp.where(member, own[..., None], 0), axis=(0, 1, 2))
     count = jnp.sum(member, axis=(0, 1, 2), dtype=jnp.float32)
     end_nll = -jnp.sum(jnp.where(counted, end, 0))
-    end_count = jnp.sum(counted & either, dtype=jnp.float32)
+    end_count = jnp.sum(counted & (either | (heads == vocab.head_of_end)), dtype=jnp.float32)
     sums = {"weight": jnp.sum(weights), "nll_X": jnp.append(nll, end_nll), "count_X": jnp.append(count, end_count)}
     return share * total, jax.tree.map(lambda x: share * x, sums)
 

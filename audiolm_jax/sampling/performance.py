@@ -71,14 +71,15 @@ def decoding_form(model: Transformer, vocab: Vocab) -> Transformer:
 
 def _without_text(model: Transformer, vocab: Vocab) -> Transformer:
     """The model with an output matrix for audio alone, if text is apart; a tied one gets a matrix of its own."""
-    if not vocab.text_apart:
+    predicted = vocab if model.depth is None else vocab.first
+    if not predicted.text_apart:
         return model
     model = nnx.clone(model)
-    kept_DV = losses.without_text(jax.sharding.reshard(model.output_DV(), P()), vocab)
+    kept_DV = losses.without_text(jax.sharding.reshard(model.output_DV(), P()), predicted)
     spec = P(None, *_gathered(model.rules.spec("vocab"), model))
     model.unembedding_DV = nnx.Param(jax.sharding.reshard(kept_DV, spec))
     model.config = dataclasses.replace(model.config, tied=False)
-    model.outputs -= vocab.text_size - vocab.without_text.text_size
+    model.outputs -= predicted.text_size - predicted.without_text.text_size
     return model
 
 
