@@ -14,4 +14,8 @@ A published model has `spec`, `generator(sampling)` and `text_encoder` (texts ->
 family of a checkpoint or a run.
 """
 
-FAMILIES = {"musicgen": "audiolm_jax.families.musicgen", "csm": "audiolm_jax.families.csm"}
+FAMILIES = {
+    "musicgen": "audiolm_jax.families.musicgen",
+    "csm": "audiolm_jax.families.csm",
+    "qwen3_tts": "audiolm_jax.families.qwen3_tts",
+}

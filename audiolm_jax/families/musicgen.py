@@ -39,6 +39,7 @@ from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
+from audiolm_jax.sampling.rows import Row
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.documents import Document
 from audiolm_jax.serialization.framing import FRAMINGS
@@ -162,14 +163,15 @@ class Conditioning:
     melody: chroma.Melody | None = None
 
     @property
-    def follows_melodies(self) -> bool:
-        return self.melody is not None
+    def takes(self) -> tuple[str, ...]:
+        return () if self.melody is None else ("melody",)
 
-    def __call__(self, texts: Sequence[str], melodies: Sequence[Any]) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str], wanted: Sequence[Row]) -> list[dict[str, Any]]:
         states = self.text_encoder(texts)
         if self.melody is None:
             return [{"encoded_EW": text_EW} for text_EW in states]
-        return [_before_audio(self.melody.of(one), text_EW) for one, text_EW in zip(melodies, states, strict=True)]
+        pairs = zip(wanted, states, strict=True)
+        return [_before_audio(self.melody.of(row.melody), text_EW) for row, text_EW in pairs]
 
 
 def _before_audio(melody: chroma.Melody, text_EW: np.ndarray) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Fixed(NamedTuple):
     valid_MP: jax.Array
     prompt_cache: tuple
     encoded_valid_ME: jax.Array | None = None  # states of an encoder that a row attends to
+    beside_MX: jax.Array | None = None  # text beside the steps, of which the last goes on
 
 
 class Cells(NamedTuple):
@@ -85,7 +86,8 @@ def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tu
 
 
 def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: State) -> tuple[State, jax.Array]:
-    """Draws the cells of one step: the state with them but for `hidden_MD`, and the next tokens_MS."""
+    """Draws the cells of one step: the state with them but for `hidden_MD`, and the next tokens_MS, with text
+    beside them."""
     batch, frames, _ = state.codes_BFQ.shape
     K = vocab.largest_codebook
     here_BFQ, forced_end_B = cells(grid, state.step_B, state.frames_B, frames)
@@ -136,7 +138,12 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     silent_S = grid.framing.silent_S(grid.streams, vocab)
     tokens_BC = jnp.where(present_BC, code_ids_BC, silent_S[: code_ids_BC.shape[1]]).astype(jnp.int32)
     tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
-    tokens_MS = jnp.tile(tokens_BS, (len(state.hidden_MD) // batch, 1))
+    copies = len(state.hidden_MD) // batch
+    tokens_MS = jnp.tile(tokens_BS, (copies, 1))
+    if fixed.beside_MX is not None:
+        at_M = jnp.minimum(jnp.tile(state.step_B, copies), fixed.beside_MX.shape[1] - 1)
+        text_M1 = jnp.take_along_axis(fixed.beside_MX, at_M[:, None], axis=1)
+        tokens_MS = jnp.concatenate([tokens_MS, text_M1], axis=1)
     step_B = jnp.where(state.done_B, state.step_B, state.step_B + 1)
     done_B = step_B >= requests.steps_of(frames_B, grid)
     return State(codes_BFQ, frames_B, step_B, done_B, state.slot, state.hidden_MD), tokens_MS
@@ -145,16 +152,16 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
 def _draw(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, here: Cells, hidden_MD: jax.Array) -> jax.Array:
     """The codes of the cells of a step, K for the end: at once, or the streams after the first by the depth network."""
     # Sampling is replicated: it takes a few numbers per row.
-    logits_MV = jax.sharding.reshard(model.logits(hidden_MD), P())
+    logits_MV, predicted = jax.sharding.reshard(model.logits(hidden_MD), P()), vocab.without_text
     end_M11 = logits_MV[:, None, ids.END_AUDIO, None]
     if model.depth is None:
-        codes_MCK = by_codebook(logits_MV, vocab)[:, : grid.causal_levels]
+        codes_MCK = by_codebook(logits_MV, predicted)[:, : grid.causal_levels]
         if grid.streams == 1:
             book_MC = jnp.tile(here.book_BC, (len(hidden_MD) // len(here.book_BC), 1))
             codes_MCK = jnp.take_along_axis(codes_MCK, book_MC[:, :, None], axis=1)
         return _decide(codes_MCK, end_M11, vocab, fixed, here)
 
-    first_MK = logits_MV[:, vocab.first.code_start :][:, : vocab.codebook_sizes[0]]
+    first_MK = logits_MV[:, predicted.first.code_start :][:, : vocab.codebook_sizes[0]]
     first_MK = jnp.pad(first_MK, ((0, 0), (0, vocab.largest_codebook - first_MK.shape[1])))
     first = here.column(0)
     first_B1 = _decide(first_MK[:, None], end_M11, vocab, fixed, first)
@@ -283,13 +290,16 @@ def start(
     again_B = None if rules.redraw is None else requests.keys(batch, requests.AGAIN)
     placed = requests.place((end_from_B, keys_B, again_B, rules, guidance_B, prompts.length_M, prompts.segments_MP > 0))
     before = requests.place((codes_BFQ, limit_B, first_B, np.zeros(len(batch), bool), np.int32(0)))
-    valid_ME = None if encoded is None else encoded[1]
+    after = (
+        None if encoded is None else encoded[1],
+        requests.place(requests.beside(batch, grid, guidance_B is not None)),
+    )
     inputs = model, *requests.place(prompts), encoded
     if meanwhile is not None:
         hidden_MD, prompt_cache = sharding.on_mesh(jax.eval_shape(prefill, *inputs), versions.mesh())
-        meanwhile(Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD))
+        meanwhile(Fixed(*placed, prompt_cache, *after), State(*before, hidden_MD))
     hidden_MD, prompt_cache = prefill(*inputs)
-    return Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD)
+    return Fixed(*placed, prompt_cache, *after), State(*before, hidden_MD)
 
 
 def compile_ahead(

@@ -117,6 +117,11 @@ class Grid:
         return self.strategy.streams(self)
 
     @property
+    def inputs(self) -> int:
+        """Tokens of a position: one of each stream, and those of text beside them (`framing.Beside`)."""
+        return self.streams + self.framing.texts
+
+    @property
     def causal_levels(self) -> int:
         return self._optional("causal_levels", self.codebooks)
 

@@ -15,6 +15,12 @@
               frame 0, after zeros, lacks code 0; sampling draws from the same sets and stops at zeros in all codebooks
               (transformers 5.23.0 stops at zeros in all but the last one and cuts at zeros in all).
 
+    beside    positions that are given ...  steps ... end
+              Qwen3-TTS (arXiv 2601.15621): every position has one more token, of a text that is given beside the other
+              streams and never predicted. Segments of "given" positions come first, the last of which predicts the
+              first step; "beside" is the text of the steps, whose last token goes on to the end. A document holds one
+              audio segment, after which nothing is predicted.
+
 A framing is an object with the attributes of `Markers`, chosen from `FRAMINGS` by name, and an attribute of a `Grid`.
 `build` is a `documents.Builder`.
 """
@@ -36,6 +42,7 @@ class Markers:
     name = "markers"
     ends = True  # the model predicts where audio ends; otherwise a number of frames is required
     end_is_frame = False  # the end is a frame of code 0 in every codebook, not an id of stream 0
+    texts = 0  # tokens of a position beside those of its streams: 0, or 1 of a text that is given
 
     def validate(self, grid: Any) -> None:
         """Raises InputError if a grid does not fit this framing."""
@@ -90,6 +97,7 @@ class Bare:
     name = "bare"
     ends = False
     end_is_frame = False
+    texts = 0
 
     def validate(self, grid: Any) -> None:
         if grid.streams != grid.codebooks or grid.causal_levels != grid.codebooks:
@@ -143,6 +151,7 @@ class Zeros:
     name = "zeros"
     ends = True
     end_is_frame = True
+    texts = 0
 
     def validate(self, grid: Any) -> None:
         if not grid.depth or len(set(grid.config.delays)) > 1:
@@ -199,5 +208,60 @@ class Zeros:
         pass
 
 
-Framing = Markers | Bare | Zeros
-FRAMINGS: dict[str, Framing] = {framing.name: framing for framing in (Markers(), Bare(), Zeros())}
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """Positions that are given, then audio with text beside every step."""
+
+    name = "beside"
+    ends = True
+    end_is_frame = False
+    texts = 1
+
+    def validate(self, grid: Any) -> None:
+        if grid.causal_levels != grid.codebooks:
+            raise InputError(
+                f"the framing 'beside' has a text token for every position of the causal pass; the strategy "
+                f"{grid.config.strategy!r} has passes of another kind"
+            )
+
+    def check(self, kinds: list[str]) -> None:
+        given = kinds[: kinds.index("beside")] if "beside" in kinds else []
+        if not given or set(given) != {"given"} or kinds[len(given) :] != ["beside", "audio"]:
+            raise InputError(
+                f"a document of {' and '.join(kinds)} was given; of the framing 'beside' it is positions that are "
+                "given, the text beside the audio, and one audio segment"
+            )
+
+    def check_codes(self, codes_TQ: np.ndarray) -> None:
+        pass
+
+    def extra_ids(self, codebooks: int) -> int:
+        return 0
+
+    def extra_frames(self, grid: Any) -> int:
+        return 0
+
+    def silent_S(self, streams: int, vocab: Vocab) -> np.ndarray:
+        return np.full(streams, ids.PAD, np.int32)
+
+    def end(self, vocab: Vocab) -> int:
+        return ids.END_AUDIO
+
+    def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
+        return heads_LS
+
+    def begin(self, build: Any) -> None:
+        pass
+
+    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+        raise NotImplementedError  # `check` takes no text
+
+    def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
+        pass
+
+    def finish(self, build: Any, text_weight: float) -> None:
+        pass
+
+
+Framing = Markers | Bare | Zeros | Beside
+FRAMINGS: dict[str, Framing] = {framing.name: framing for framing in (Markers(), Bare(), Zeros(), Beside())}

@@ -152,7 +152,7 @@ def train_step(
         hidden_BLD = model(*inputs, key, adapter.encoded(frozen, rows, rules))
         parts = losses.scored(model, hidden_BLD, rows, vocab, jax.random.fold_in(key, 1), config.depth_fraction)
         total, sums = losses.loss_and_sums(parts, vocab, config.z_loss)
-        tokens = rows["tokens_BLS"]
+        tokens = rows["tokens_BLS"][..., : rows["targets_BLS"].shape[-1]]  # without text beside them
         coarse = (tokens >= vocab.code_start) & (tokens < vocab.code_start + vocab.codebook_sizes[0])
         frames = jnp.sum(jnp.any(coarse, axis=-1) | (tokens[..., 0] == MASK), dtype=jnp.float32)
         frames -= jnp.sum(rows["heads_BLS"] == vocab.head_of_end, dtype=jnp.float32)  # frames that are the end
