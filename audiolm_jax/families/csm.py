@@ -48,6 +48,7 @@ FRAMING = "zeros"
 WHAT = "CSM"  # begins a message
 TYPES, TUNED, FILES = ("csm",), ("csm",), (text.FILE,)
 CODEC, SPARE, PUBLISHED_CONFIG = "codec", "spare.safetensors", "published.json"  # in a workdir
+KEPT = (PUBLISHED_CONFIG, CODEC, SPARE)
 END_OF_TEXT = "<|end_of_text|>"
 SPEAKER = "0"  # of a turn that names none
 PUBLISHED = SamplingConfig(temperature=(0.9,), top_k=(50,))  # as both implementations generate
@@ -274,7 +275,7 @@ class Published:
         """Build the Generator."""
         context = self.spec.data.sequence_length
         generator = generate.Generator(self.model, self.spec, self.codec, sampling or PUBLISHED, context)
-        generator.text, generator.speaker = self.text, SPEAKER
+        generator.text, generator.speakers = self.text, self.spec.speakers
         return generator
 
 
@@ -337,7 +338,7 @@ def described(backbone: Backbone, model: ModelConfig, codec: Any, tokens: pieces
         )
     vocab = Vocab(Q, K, frames, text_size=tokens.size, text_given=True)
     template = f"{begin}[{{speaker}}]{{text}}{END_OF_TEXT}"
-    data = DataConfig(max_frames=frames, sequence_length=frames, template=template, drop_text=0.0)
+    data = DataConfig(max_frames=frames, sequence_length=frames, template=template, speaker=SPEAKER, drop_text=0.0)
     return Spec(model, vocab, SerializationConfig(strategy="depth"), FRAMING, data, text=tokens.spec)
 
 

@@ -76,12 +76,10 @@ class Generator:
     of the sequence. windows: for audio longer than the training segments (None: refused).
 
     Attribute speakers: the names that a row may have besides "" (`loading.load` takes them from the Spec); () for any.
-    Attribute speaker: that of rows and turns that name none.
     Attribute text: the text vocabulary, which must be set if that of the Spec is not bytes.
     """
 
     speakers: tuple[str, ...] = ()
-    speaker: str = ""
     text: Texts = UTF8
 
     def __init__(
@@ -378,8 +376,7 @@ class Generator:
                 f"the model was trained on pieces of the tokenizer with sha256 {self._tokenizer[:12]}, and none or "
                 "another one is in Generator.text; `audiolm_jax.load` sets it"
             )
-        words = examples.prompt_text(self.data_config, spoken, speaker or self.speaker)
-        return "text", self.text.encode(words)
+        return "text", self.text.encode(examples.prompt_text(self.data_config, spoken, speaker))
 
     def _prompt(self, prompt: Any) -> np.ndarray:
         Q = self.vocab.codebooks

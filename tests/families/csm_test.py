@@ -8,13 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 import audiolm_jax
-from audiolm_jax import files
+from audiolm_jax import config as configs
+from audiolm_jax import files, runs
 from audiolm_jax.cli import main
+from audiolm_jax.data import batches as data
+from audiolm_jax.data import tokens
 from audiolm_jax.errors import InputError
-from audiolm_jax.families import csm
+from audiolm_jax.families import csm, finetune
 from audiolm_jax.model import checkpoints, losses, sharding
 from audiolm_jax.model.config import DepthConfig, ModelConfig, table_rows
 from audiolm_jax.model.transformer import unstack
@@ -313,3 +318,84 @@ def test_requests_that_do_not_fit(generator):
     ):
         with pytest.raises(InputError, match=said):
             generator.request("hello", **options)
+
+
+SAID = {"a": "hello", "b": "who is there", "c": "ha"}
+SMALL = [
+    *("data.sequence_length=96", "data.batch_size=8", "training.log_every=1", "training.checkpoint_every=3"),
+    *("optimizer.learning_rate=1e-2", "optimizer.warmup=0", "optimizer.schedule=constant", "model.remat=False"),
+    *("training.codebook_weights=3,1,1,1", "training.steps=3", "lora.matrices=attention,ffn", "lora.rank=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(made, tmp_path_factory):
+    """base (imported) and data (prepared), through the command line."""
+    root = tmp_path_factory.mktemp("tuned")
+    (root / "recordings").mkdir()
+    for number, (name, words) in enumerate(SAID.items()):
+        soundfile.write(root / "recordings" / f"{name}.wav", sound(number, 30 * HOP), 1200)
+        (root / "recordings" / f"{name}.txt").write_text(words)
+    assert main.main(["import", str(made[1]), str(root / "base")]) == 0
+    corpus = [f"--config.corpus.path={root / 'recordings'}", "--config.corpus.min_seconds=0.1"]
+    split = ["--config.corpus.valid_fraction=0", "--config.corpus.test_fraction=0"]
+    start = ["--config", "finetune_csm", f"--config.finetune.base={root / 'base'}"]
+    assert main.main(["prepare", "--data", str(root / "data"), *start, *corpus, *split]) == 0
+    return root
+
+
+def train(root, workdir, *overrides):
+    config = configs.load("finetune_csm", [f"finetune.base={root / 'base'}", *SMALL, *overrides])
+    runs.train(config, root / "data", workdir, progress=False)
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_fine_tuning_learns_and_goes_back(root, tmp_path, rank):
+    lines = train(root, tmp_path / "run", f"lora.rank={rank}")
+    assert lines[-1]["loss"] < lines[0]["loss"] and "end" in str(lines[0])
+    before, after = (
+        flatten_dict(checkpoints.params_of(checkpoints.restore_params(run)[0]))
+        for run in (root / "base", tmp_path / "run")
+    )
+    changed = {"/".join(path) for path, x in before.items() if not np.array_equal(x, after[path])}
+    matrices = {f"{part}/{name}" for part in csm.LAYERS for name in ("qkv_DHAK", "out_HGKD", "up_DCF", "down_FD")}
+    assert changed == matrices if rank else changed == {"/".join(path) for path in before}
+    made = audiolm_jax.load(tmp_path / "run").generate("hello", frames=5).codes_TQ
+    assert main.main(["export", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    published_csm.reopened(tmp_path / "out")
+    again = audiolm_jax.load(tmp_path / "out").generate("hello", frames=5).codes_TQ
+    np.testing.assert_array_equal(made, again)
+
+
+def test_a_batch_is_what_the_tokens_say(root):
+    config = finetune.configured(configs.load("finetune_csm", [f"finetune.base={root / 'base'}", *SMALL]))
+    base = finetune.open_base(config)
+    source = tokens.open_split(root / "data" / "tokens", "train", base.spec.codec.fingerprint, base.text)
+    section = configs.section(config, "data")
+    batch = next(data.training_batches(source, section, base.spec.grid, base.vocab, 0))
+    known = {example["text"]: example["codes"] for example in map(source.__getitem__, range(len(source)))}
+    assert set(known) == set(SAID.values())
+    rows = [
+        documents.causal_row(
+            (("text", base.text.encode(f"{BEGIN}[0]{words}{END}")), ("audio", codes.astype(np.int32))),
+            base.spec.grid,
+            base.vocab,
+        )
+        for words, codes in known.items()
+    ]
+    for name in ("tokens", "targets", "heads"):
+        pieces = {row[name].tobytes() for row in rows}
+        segments, values = batch["segments_BL"], batch[f"{name}_BLS"]
+        found = {values[b][segments[b] == n].tobytes() for b in range(8) for n in range(1, segments[b].max() + 1)}
+        assert found and found <= pieces
+
+
+def test_a_base_that_does_not_fit_is_named(root, tmp_path):
+    for change, said in (
+        ("data.template={text}x", "data.template is '{text}x' here and"),
+        ("lora.rank=21", r"lora\.rank=21 must be at most 20"),
+        ("training.codebook_weights=1,2", "must have 4 numbers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(root, tmp_path / "run", change)
