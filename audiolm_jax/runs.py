@@ -124,7 +124,7 @@ def validation(
 
     evaluation = dataclasses.replace(configs.section(config, "evaluation"), split="valid")
     examples, rate = evaluate.held_out(directory, evaluation, spec), tokens.info(directory / "tokens")["frame_rate"]
-    encoder = None if base is None else base.conditioning.text_encoder
+    encoder = None if base is None else base.text_encoder
 
     def bits(model: Transformer) -> dict[str, float]:
         scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder)
@@ -152,7 +152,7 @@ def sound(
     split = "valid" if "valid" in splits else "train"
     source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
     sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
-    if base is None:
+    if base is None or base.text_encoder is None:
         generator, name = Generator(model, spec, codec, sampling, context), "speech"
         generator.text = text
         examples = batches.evaluation_examples(source, spec.vocab, PROBED)

@@ -2,7 +2,8 @@
 
 A prediction's `head` (see `serialization/vocab.py`) says which ids are legal; every other id has probability zero. The
 output matrix is read as three blocks (text and structure, codebooks, lengths), each block's log-normaliser is computed
-once per position, and every prediction takes that of its head. Logits are float32, of `chunk` positions at a time.
+once per position, and every prediction takes that of its head. Logits are float32, of `chunk` positions at a time. Of a
+large text vocabulary only the predictions of text are computed (`_text_apart`).
 """
 
 import functools
@@ -16,9 +17,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
+from audiolm_jax.model.config import table_rows
 from audiolm_jax.model.sharding import PRESETS, Rules
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
+from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, HEAD_LENGTH, HEAD_NONE, HEAD_TEXT, Vocab
 
 # Largest number of float32 logits in memory at once, per device.
 CHUNK_LOGITS = 1 << 25
@@ -150,6 +152,8 @@ def target_logprobs(
     `chunk`: positions whose logits are in memory at once (None: by size, or in blocks on one CPU). Targets must be
     legal.
     """
+    if vocab.text_apart:
+        return _text_apart(hidden_BLD, out_DV, targets_BLS, heads_BLS, vocab, rules, chunk)
     blocks = output_blocks(out_DV, vocab, rules)
     stream = rules.spec("batch", "length", None)
     args = [jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS)]
@@ -163,6 +167,47 @@ def target_logprobs(
     if mapped:
         compute = jax.shard_map(compute, in_specs=(stream, stream, stream, P()), out_specs=stream, axis_names=mapped)
     return compute(*args, blocks)
+
+
+def _text_apart(hidden_BLD, out_DV, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules, chunk: int | None):
+    """`target_logprobs` of codes over `vocab.without_text`, and of text where there is any, a block of predictions at a
+    time: their number is not known when this is compiled."""
+    from audiolm_jax.model.kernels import cpu_loss
+
+    rest, stream = vocab.without_text, rules.spec("batch", "length", None)
+    hidden_BLD, targets_BLS, heads_BLS = (jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS))
+    is_text_BLS = heads_BLS == HEAD_TEXT
+    stored_DV = jax.sharding.reshard(out_DV, rules.spec("embed", None))
+    moved_BLS = jnp.where(targets_BLS < vocab.code_start, targets_BLS, targets_BLS - vocab.code_start + rest.code_start)
+    moved_BLS, other_BLS = (jnp.where(is_text_BLS, 0, x) for x in (moved_BLS, heads_BLS))
+    found = target_logprobs(hidden_BLD, without_text(stored_DV, vocab), moved_BLS, other_BLS, rest, rules, chunk)
+
+    def words(hidden_BLD, targets_BLS, is_text_BLS, text_DX):
+        sets_BLS = jnp.where(is_text_BLS, 0, -1)
+        rows = (x.reshape(-1, x.shape[-1]) for x in (hidden_BLD, sets_BLS, targets_BLS))
+        hidden_ND, sets_NS, targets_NS = rows
+        weight_1XD = text_DX.T[None].astype(hidden_ND.dtype)
+        out = cpu_loss.normalisers(hidden_ND, weight_1XD, vocab.legal_text[None], sets_NS, targets_NS)
+        return tuple(x.reshape(targets_BLS.shape) for x in out)
+
+    # Each device takes its own positions, with plain arrays.
+    words = jax.shard_map(words, in_specs=(stream, stream, stream, P()), out_specs=(stream, stream), check_vma=False)
+    text_DX = jax.sharding.reshard(stored_DV[:, : vocab.code_start], P())
+    lse_BLS, target_BLS = words(hidden_BLD, targets_BLS, is_text_BLS, text_DX)
+    return {
+        **found,
+        "logprob_BLS": jnp.where(is_text_BLS, target_BLS - lse_BLS, found["logprob_BLS"]),
+        "lse_BLS": jnp.where(is_text_BLS, lse_BLS, found["lse_BLS"]),
+    }
+
+
+def without_text(out_DV: jax.Array, vocab: Vocab) -> jax.Array:
+    """The columns of an output matrix, as stored, that `vocab.without_text` has."""
+    if not vocab.text_apart:
+        return out_DV
+    kept = [out_DV[:, : vocab.without_text.code_start], out_DV[:, vocab.code_start :]]
+    count = sum(x.shape[1] for x in kept)
+    return jnp.pad(jnp.concatenate(kept, axis=1), ((0, 0), (0, table_rows(count) - count)))
 
 
 def _chunked(hidden_BLD, targets_BLS, heads_BLS, blocks, vocab: Vocab, rules: Rules, chunk: int | None, logits: int):
@@ -205,7 +250,9 @@ def score(
     """All predictions of a batch, from the hidden states of their positions."""
     names = ("targets_BLS", "heads_BLS", "weights_BLS")
     given = {name: jax.sharding.reshard(batch[name], rules.spec("batch", "length", None)) for name in names}
-    out = target_logprobs(hidden_BLD, out_DV, given["targets_BLS"], given["heads_BLS"], vocab, rules)
+    silent_BLS = (given["heads_BLS"] == HEAD_TEXT) & (given["weights_BLS"] == 0)  # text that nothing counts
+    heads_BLS = jnp.where(silent_BLS, HEAD_NONE, given["heads_BLS"])
+    out = target_logprobs(hidden_BLD, out_DV, given["targets_BLS"], heads_BLS, vocab, rules)
     return Scored(**given, **out)
 
 

@@ -122,7 +122,7 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
 
     def build() -> Transformer:
         key = jax.random.key(0)
-        return performance.decoding_form(language_model(spec.model, vocab, nnx.Rngs(params=key), rules))
+        return performance.decoding_form(language_model(spec.model, vocab, nnx.Rngs(params=key), rules), vocab)
 
     model = shapes(build)
     common = (grid, vocab, batch)

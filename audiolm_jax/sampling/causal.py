@@ -152,16 +152,16 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
 def _draw(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, here: Cells, hidden_MD: jax.Array) -> jax.Array:
     """The codes of the cells of a step, K for the end: at once, or the streams after the first by the depth network."""
     # Sampling is replicated: it takes a few numbers per row.
-    logits_MV = jax.sharding.reshard(model.logits(hidden_MD), P())
+    logits_MV, predicted = jax.sharding.reshard(model.logits(hidden_MD), P()), vocab.without_text
     end_M11 = logits_MV[:, None, ids.END_AUDIO, None]
     if model.depth is None:
-        codes_MCK = by_codebook(logits_MV, vocab)[:, : grid.causal_levels]
+        codes_MCK = by_codebook(logits_MV, predicted)[:, : grid.causal_levels]
         if grid.streams == 1:
             book_MC = jnp.tile(here.book_BC, (len(hidden_MD) // len(here.book_BC), 1))
             codes_MCK = jnp.take_along_axis(codes_MCK, book_MC[:, :, None], axis=1)
         return _decide(codes_MCK, end_M11, vocab, fixed, here)
 
-    first_MK = logits_MV[:, vocab.first.code_start :][:, : vocab.codebook_sizes[0]]
+    first_MK = logits_MV[:, predicted.first.code_start :][:, : vocab.codebook_sizes[0]]
     first_MK = jnp.pad(first_MK, ((0, 0), (0, vocab.largest_codebook - first_MK.shape[1])))
     first = here.column(0)
     first_B1 = _decide(first_MK[:, None], end_M11, vocab, fixed, first)

@@ -35,6 +35,8 @@ PAD, BOS, EOS, AUDIO, END_AUDIO, MASK = range(6)
 TEXT_START = 8
 BYTES = 256  # the text vocabulary that text.py knows
 
+TEXT_APART = 4096  # with more text ids the logits of codes are computed without them
+
 HEAD_NONE, HEAD_TEXT, HEAD_LENGTH, HEAD_CODE = range(4)
 
 
@@ -119,6 +121,16 @@ class Vocab:
         return dataclasses.replace(
             self, codebooks=1, codebook_size=self.codebook_sizes[0], max_frames=1, extra_ids=0, **text
         )
+
+    @property
+    def text_apart(self) -> bool:
+        """Whether predictions of text are computed apart, so that those of codes do not pay for them."""
+        return self.text_size > TEXT_APART
+
+    @functools.cached_property
+    def without_text(self) -> "Vocab":
+        """The ids that are predicted beside text: with one id of text if it is apart, else all."""
+        return dataclasses.replace(self, text_size=1) if self.text_apart else self
 
     def code_ids(self, codes_TQ: np.ndarray) -> np.ndarray:
         """Codes [..., Q] -> ids [..., Q]. Raises InputError if a code is outside its codebook."""
