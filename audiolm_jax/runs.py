@@ -127,7 +127,7 @@ def validation(
     encoder = None if base is None else base.text_encoder
 
     def bits(model: Transformer) -> dict[str, float]:
-        scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder)
+        scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder, base and base.prompts)
         return {"valid_bits_per_second": scored.bits_per_second}
 
     return bits
@@ -153,13 +153,14 @@ def sound(
     source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
     sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
     if base is None or base.text_encoder is None:
-        generator, name = Generator(model, spec, codec, sampling, context), "speech"
+        own = base and base.conditioning
+        generator, name = Generator(model, spec, codec, sampling, context, conditioning=own), "speech"
         generator.text = text
         examples = batches.evaluation_examples(source, spec.vocab, PROBED)
         words = [example["text"] if spec.data.template else "" for example in examples]
         halves = [example["codes"][: len(example["codes"]) // 2] for example in examples]
         prompts = [None if word else half for word, half in zip(words, halves, strict=True)]
-        options = {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
+        options = {} if own else {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
     else:
         generator, name = Generator(model, spec, codec, sampling, conditioning=base.conditioning), "music"
         heads = [source.head(index) for index in range(min(PROBED, len(source)))]

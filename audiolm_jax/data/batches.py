@@ -118,7 +118,8 @@ def training_batches(
       InputError: see `fitting`; the vocabulary does not belong to the dataset; rows that cannot be dealt out evenly to
         lanes and microbatches.
     """
-    wanted = make_vocab(source.metadata, config, source.text.size)
+    # Text that stands beside the streams has a table of its own.
+    wanted = make_vocab(source.metadata, config, vocab.text_size if grid.framing.texts else source.text.size)
     extra_ids = grid.framing.extra_ids(wanted.codebooks)
     wanted = dataclasses.replace(wanted, extra_ids=extra_ids, text_given=vocab.text_given)
     if vocab != wanted:
