@@ -3,7 +3,9 @@
 A family is a module in `FAMILIES`, under the name that a run's `Spec.source.family` has, with
 
     TYPES                            the values of "model_type" in config.json that it reads
-    TUNED                            those of TYPES that can be fine-tuned
+    TUNED                            those of TYPES that can be fine-tuned; a family with some has besides
+      KEPT                           what a fine-tuned run copies of an imported one, beside its tokenizer
+      FIXED                          keys of the configuration that it decides, beside model, order and codec
     FILES                            what it needs beside config.json and the weights
     read(folder, dtype, config)      a folder in the Hugging Face layout and its config.json -> a published model
     save(workdir, published)         writes it as the workdir of a run
@@ -17,4 +19,5 @@ family of a checkpoint or a run.
 FAMILIES = {
     "musicgen": "audiolm_jax.families.musicgen",
     "qwen3_tts": "audiolm_jax.families.qwen3_tts",
+    "soda": "audiolm_jax.families.soda",
 }
