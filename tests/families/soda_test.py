@@ -25,10 +25,10 @@ from tests.helpers.published_soda import CODEBOOKS, CODES, reopened
 
 GREEDY = SamplingConfig(temperature=(0.0,), chunk=8)
 SMALL = [
-    *("data.sequence_length=80", "data.batch_size=8", "data.drop_text=0", "data.text_weight=1"),
+    *("data.sequence_length=80", "data.batch_size=8", "data.text_weight=1", "data.drop_long=False"),
     *("optimizer.learning_rate=1e-2", "optimizer.warmup=0", "optimizer.schedule=constant"),
-    *("training.steps=4", "training.log_every=1", "lora.rank=4", "lora.matrices=attention,ffn"),
-    *("corpus.name=folder", "corpus.valid_fraction=0", "corpus.test_fraction=0", "corpus.min_seconds=0.01"),
+    *("training.steps=4", "training.log_every=1", "lora.rank=4"),
+    *("corpus.valid_fraction=0", "corpus.test_fraction=0", "corpus.min_seconds=0.01", "model.remat=False"),
 ]
 
 
@@ -51,7 +51,7 @@ def root(tmp_path_factory):
 
 def configured(root, *overrides):
     start = [f"finetune.base={root / 'base'}", f"corpus.path={root / 'recordings'}"]
-    return configs.load("default", [*start, *SMALL, *overrides])
+    return configs.load("finetune_soda", [*start, *SMALL, *overrides])
 
 
 def their_ids(tokens_L, text, vocab):
@@ -233,9 +233,12 @@ def edited(root, folder, **changes):
     ("changes", "said"),
     [
         ({"model_type": "llama"}, "describes a model of type 'llama'; "),
-        ({"vocab_size": 300}, r"has vocab_size=300, tokenizer.json 370 pieces with codes from 274 on and the codec 32"),
+        (
+            {"vocab_size": 300},
+            r"has vocab_size=300, tokenizer.json 4470 pieces with codes from 4374 on and the codec 32",
+        ),
         ({"num_hidden_layers": 3}, r"model.layers.2.self_attn.q_proj.weight is missing|layers.2.*missing"),
-        ({"hidden_size": 20}, r"model.embed_tokens.weight is \(370, 24\) where \(370, 20\) is needed"),
+        ({"hidden_size": 20}, r"model.embed_tokens.weight is \(4470, 24\) where \(4470, 20\) is needed"),
         (
             {"tie_word_embeddings": True},
             "has a lm_head.weight of its own, but config.json says tie_word_embeddings=true",

@@ -8,6 +8,7 @@ import numpy as np
 
 from audiolm_jax import files
 from audiolm_jax.families import soda
+from audiolm_jax.serialization.vocab import TEXT_APART
 from tests.helpers import published_codecs
 
 CODEBOOKS, CODES, FRAMES = 3, 32, 24
@@ -16,9 +17,9 @@ SIZES = {"hidden_size": 24, "intermediate_size": 22, "num_hidden_layers": 2, "nu
 SIZES |= {"num_key_value_heads": 2, "head_dim": 10, "rms_norm_eps": 1e-5, "max_position_embeddings": 3 * FRAMES}
 
 
-def write_tokenizer(path: Path, marks=(*soda.AROUND_TEXT, "<|audio_start|>", "<|audio_end|>")) -> tuple[int, int]:
-    """Byte-level pieces, BOS and EOS and two that nothing uses, the marks, a character for every code. Returns the
-    number of ids and that of the first code."""
+def write_tokenizer(path: Path, marks=(*soda.AROUND_TEXT, "<|audio_start|>", "<|audio_end|>")) -> int:
+    """Byte-level pieces, BOS and EOS and so many reserved ones that text is apart, the marks, a character for every
+    code. Returns the number of ids."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     made = Tokenizer(models.BPE())
@@ -28,21 +29,21 @@ def write_tokenizer(path: Path, marks=(*soda.AROUND_TEXT, "<|audio_start|>", "<|
         vocab_size=266, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     made.train_from_iterator(WORDS * 3, trainer)
-    made.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_0|>", "<|reserved_1|>", *marks])
-    first = made.get_vocab_size()
+    reserved = [f"<|reserved_special_token_{n}|>" for n in range(TEXT_APART + 6)]
+    made.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", *reserved, *marks])
     made.add_tokens([AddedToken(chr(0xE000 + n), normalized=False) for n in range(CODEBOOKS * CODES)])
     bos = made.token_to_id("<|begin_of_text|>")
     made.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
     )
     made.save(str(path))
-    return made.get_vocab_size(), first
+    return made.get_vocab_size()
 
 
 def write(folder: Path, tied: bool = False, **changes) -> None:
     """A checkpoint. changes: of its config.json."""
     folder.mkdir(parents=True)
-    count, _ = write_tokenizer(folder / "tokenizer.json")
+    count = write_tokenizer(folder / "tokenizer.json")
     small = published_codecs.CONFIGS["mimi"]
     published_codecs.write(folder / "mimi", "mimi", dataclasses.replace(small, num_quantizers=CODEBOOKS + 1))
     fields = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": count, **SIZES}
