@@ -185,7 +185,7 @@ def check_sizes(spec: Spec, tree: Any, where: str) -> None:
 
 def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
     """The model as shapes with shardings. A mesh is entered."""
-    return jax.eval_shape(lambda: language_model(config, vocab, nnx.Rngs(0), rules))
+    return jax.eval_shape(lambda: language_model(config, vocab, None, rules))
 
 
 def count_parameters(config: ModelConfig, vocab: Vocab) -> int:
