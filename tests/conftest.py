@@ -24,8 +24,9 @@ from audiolm_jax.model import sharding  # noqa: E402  (devices must be configure
 
 # Files that take the longest begin first: the last of a worker is waited for. Longest first.
 LONG = (
-    *("contracts/codecs_test.py", "contracts/presets_test.py", "compare/compare_test.py", "training/processes_test.py"),
-    *("training/loop_test.py", "serialization/cost_test.py", "families/finetune_test.py"),
+    *("training/processes_test.py", "contracts/codecs_test.py", "compare/compare_test.py", "training/loop_test.py"),
+    *("contracts/presets_test.py", "contracts/presets_traced_test.py", "families/finetune_test.py"),
+    *("serialization/cost_test.py", "contracts/leak_test.py", "cli/cold_start_test.py"),
 )
 
 
