@@ -44,6 +44,7 @@ SECTIONS = {
     "codec": "audiolm_jax.codecs:CodecConfig",
     "tokens": "audiolm_jax.data.config:TokensConfig",
     "data": "audiolm_jax.data.config:DataConfig",
+    "text": "audiolm_jax.serialization.text:TextConfig",
     "serialization": "audiolm_jax.serialization:SerializationConfig",
     "model": "audiolm_jax.model.config:ModelConfig",
     "depth": "audiolm_jax.model.config:DepthConfig",

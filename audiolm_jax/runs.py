@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, files
@@ -25,6 +26,8 @@ from audiolm_jax.model.sharding import make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec, model_of
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
+from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization.text import Texts
 from audiolm_jax.training import loop, processes
 from audiolm_jax.training.start import Start
 from audiolm_jax.training.step import SCRATCH
@@ -41,11 +44,11 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     return recordings.prepare(configured(config), directory, progress)
 
 
-def spec_of(config: ConfigDict, metadata: dict, base: "Base | None" = None) -> Spec:
-    """The model that `config` describes, on tokens with this `metadata` (`tokens.info`)."""
+def spec_of(config: ConfigDict, metadata: dict, text: Texts, base: "Base | None" = None) -> Spec:
+    """The model that `config` describes, on tokens with this `metadata` (`tokens.info`) and this text vocabulary."""
     codec = CodecSpec(**{**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]})
     order = configs.section(config, "serialization")
-    vocab = make_vocab(metadata, configs.section(config, "data")) if base is None else base.vocab
+    vocab = base.vocab if base else make_vocab(metadata, configs.section(config, "data"), text.size)
     spec = Spec(
         model_of(config, order, vocab),
         vocab,
@@ -53,6 +56,7 @@ def spec_of(config: ConfigDict, metadata: dict, base: "Base | None" = None) -> S
         data=configs.section(config, "data"),
         codec=codec,
         tokens=metadata["fingerprint"],
+        text=text.spec,
     )
     return spec if base is None else base.describe(spec)
 
@@ -84,8 +88,9 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
                 f"{off}, or start from an imported checkpoint (finetune.base)"
             )
     codec = codecs.load(**config.codec)
-    source = tokens.open_split(directory / "tokens", "train", codec.fingerprint)
-    spec = spec_of(config, source.metadata, base)
+    text = texts.of_config(configs.section(config, "text"), directory) if base is None else base.text
+    source = tokens.open_split(directory / "tokens", "train", codec.fingerprint, text)
+    spec = spec_of(config, source.metadata, text, base)
     spec = dataclasses.replace(spec, speakers=speakers(source, spec.data))
     run = loop.Run(
         configs.section(config, "training"),
@@ -99,15 +104,17 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     view = None if base is None else base.view(source, spec.data, grid, config.seed)
     rows = batches.training_batches(source, spec.data, grid, spec.vocab, config.seed, accumulate, columns, view)
     adapter = base or (Start(run.training.init_from, spec) if run.training.init_from else SCRATCH)
-    probe = partial(sound, config, directory, codec, base, spec=spec)
-    evaluate = validation(config, directory, base, spec) if run.training.evaluate_every else None
+    probe = partial(sound, config, directory, codec, base, spec=spec, text=text)
+    evaluate = validation(config, directory, base, spec, text) if run.training.evaluate_every else None
     hooks = loop.Hooks(probe, evaluate)
+    if not jax.process_index():
+        text.keep(workdir)
     with contextlib.closing(rows):
         loop.train(workdir, rows, spec, run, adapter=adapter, hooks=hooks, progress=progress)
 
 
 def validation(
-    config: ConfigDict, directory: Path, base: "Base | None", spec: Spec
+    config: ConfigDict, directory: Path, base: "Base | None", spec: Spec, text: Texts
 ) -> Callable[[Transformer], dict[str, float]]:
     """The function that `training.evaluate_every` calls: model -> its bits per second on the split valid.
 
@@ -117,10 +124,10 @@ def validation(
 
     evaluation = dataclasses.replace(configs.section(config, "evaluation"), split="valid")
     examples, rate = evaluate.held_out(directory, evaluation, spec), tokens.info(directory / "tokens")["frame_rate"]
-    encoder = None if base is None else base.conditioning.text_encoder
+    encoder = None if base is None else base.text_encoder
 
     def bits(model: Transformer) -> dict[str, float]:
-        scored = evaluate.scored(model, spec, examples, rate, evaluation, encoder)
+        scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder)
         return {"valid_bits_per_second": scored.bits_per_second}
 
     return bits
@@ -134,6 +141,7 @@ def sound(
     step: int,
     model: Transformer,
     spec: Spec,
+    text: Texts,
 ) -> dict:
     """A probe of training: audio for the first held-out texts, by the model as it is; name -> (samples, Hz).
 
@@ -144,17 +152,18 @@ def sound(
     split = "valid" if "valid" in splits else "train"
     source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
     sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
-    if base is None:
+    if base is None or base.text_encoder is None:
         generator, name = Generator(model, spec, codec, sampling, context), "speech"
-        examples = batches.evaluation_examples(source, spec.data, spec.vocab, PROBED)
-        texts = [example["text"] if spec.data.template else "" for example in examples]
+        generator.text = text
+        examples = batches.evaluation_examples(source, spec.vocab, PROBED)
+        words = [example["text"] if spec.data.template else "" for example in examples]
         halves = [example["codes"][: len(example["codes"]) // 2] for example in examples]
-        prompts = [None if text else half for text, half in zip(texts, halves, strict=True)]
+        prompts = [None if word else half for word, half in zip(words, halves, strict=True)]
         options = {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
     else:
         generator, name = Generator(model, spec, codec, sampling, conditioning=base.conditioning), "music"
         heads = [source.head(index) for index in range(min(PROBED, len(source)))]
-        texts = [head["text"] for head in heads]
+        words = [head["text"] for head in heads]
         options = {"frames": [min(head["frames"], spec.vocab.max_frames, context) for head in heads]}
-    results = generator.generate(texts, **options)
+    results = generator.generate(words, **options)
     return {f"{name}/{n}": (result.waveform, result.sample_rate) for n, result in enumerate(results)}

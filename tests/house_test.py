@@ -34,7 +34,7 @@ PLACES = {
     "tools": "evaluation compare plan cli alignment serve",
     "composition": "__main__ loading runs",
 }
-PUBLISHED_CODECS = ("encodec", "encodec_chunks", "dac", "mimi", "stereo", "seanet", "layers")
+PUBLISHED_CODECS = ("encodec", "encodec_chunks", "dac", "mimi", "qwen3", "stereo", "seanet", "layers")
 # Modules with a table of others that are imported when they are asked for by name.
 TABLES = ("audiolm_jax.config", "audiolm_jax.codecs")
 

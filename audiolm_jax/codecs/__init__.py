@@ -44,11 +44,11 @@ the batch axis (`[N]`, `[T, Q]`). The tests check for every codec:
 
 - a row of a batch of unequal lengths gives what the row alone gives, and zeros after its end;
 - the streaming steps, in chunks of any size, give together with the end what `encode` and `decode` give (the same
-  codes, the same waveform up to float rounding). A step gives what is complete by then: `default`, `tiny` and `mimi`
-  give a frame for a frame; `encodec` at 24 kHz begins once it has seen seven frames; the others look ahead;
-- `default`, `tiny`, `mimi` are causal: code t depends on samples before (t + 1) * hop only, so right padding never
-  changes earlier frames and the codes of a prefix are a prefix of the codes; sample n of a decoded waveform depends on
-  frames <= n // hop. So is `encodec` at 24 kHz but for its first seven frames;
+  codes, the same waveform up to float rounding). A step gives what is complete by then: `default`, `tiny`, `mimi`
+  and `qwen3` give a frame for a frame; `encodec` at 24 kHz begins once it has seen seven frames; the others look ahead;
+- `default`, `tiny`, `mimi`, `qwen3` are causal: code t depends on samples before (t + 1) * hop only, so right padding
+  never changes earlier frames and the codes of a prefix are a prefix of the codes; sample n of a decoded waveform
+  depends on frames <= n // hop. So is `encodec` at 24 kHz but for its first seven frames;
 - memory does not grow with the length of a signal beyond its input and output;
 - bad input raises `InputError`: NaN or infinite audio, no audio, no frames, codes out of range, too many codebooks,
   missing, truncated or pickled weights.
@@ -69,6 +69,7 @@ CODECS = {
     "encodec_stereo": "audiolm_jax.codecs.stereo",
     "dac": "audiolm_jax.codecs.dac",
     "mimi": "audiolm_jax.codecs.mimi",
+    "qwen3": "audiolm_jax.codecs.qwen3",
 }
 
 
@@ -79,7 +80,7 @@ class CodecConfig:
     name: str = key(
         "default",
         "default (neural, 16 kHz, 25 frames per second); encodec, encodec_stereo (a mono EnCodec for two channels), "
-        "dac and mimi (published); tiny (a toy for tests, without weights).",
+        "dac, mimi and qwen3 (published); tiny (a toy for tests, without weights).",
         among=CODECS,
     )
     path: str | None = key(

@@ -1,4 +1,4 @@
-"""Layers of published codecs: convolutions over time that stream, and an LSTM.
+"""Layers of published codecs: convolutions over time that stream, an LSTM, and a block of attention over a window.
 
 Arrays are `[B, N, C]`, channels last. A layer is called with
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from audiolm_jax.codecs.streaming import Tape
-from audiolm_jax.hub.layers import Conv, parameter
+from audiolm_jax.hub.layers import MLP, Attention, Conv, Norm, parameter, rope, rope_table
 from audiolm_jax.model import versions
 
 
@@ -194,6 +194,55 @@ class LSTM(nnx.Module):
             return (h_BC, c_BC), h_BC
 
         return jax.lax.scan(step, state, x_NBC @ weight_ih + (bias_ih + bias_hh))
+
+
+class Scale(nnx.Module):
+    def __init__(self, width: int):
+        self.scale = parameter((width,), 0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.scale[...]
+
+
+class TransformerLayer(nnx.Module):
+    """A pre-norm block whose branches are scaled, channel by channel (arXiv:2103.17239): causal attention over the last
+    `window` positions, and an MLP."""
+
+    def __init__(self, attention: Attention, mlp: MLP, norms: Sequence[Norm], window: int, rope_base: float):
+        """attention: with groups of query heads. norms: before the attention and before the MLP."""
+        self.window, self.rope_base = window, rope_base
+        self.input_layernorm, self.post_attention_layernorm = norms
+        width = len(norms[0].weight)
+        self.self_attn, self.self_attn_layer_scale = attention, Scale(width)
+        self.mlp, self.mlp_layer_scale = mlp, Scale(width)
+
+    def __call__(self, x_BND: jax.Array, begin: jax.Array, tape: Tape) -> jax.Array:
+        """begin: positions before this chunk."""
+        x_BND = x_BND + self.self_attn_layer_scale(self.attend(self.input_layernorm(x_BND), begin, tape))
+        return x_BND + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x_BND)))
+
+    def attend(self, x_BND: jax.Array, begin: jax.Array, tape: Tape) -> jax.Array:
+        """Attention with rotary positions. The state is keys and values `[B, window - 1, H, K]`."""
+        (batch, count, _), before = x_BND.shape, self.window - 1
+        q, k, v = self.self_attn.project(x_BND)
+        place_N = begin + jnp.arange(count)
+        cos, sin = (table[:, None] for table in rope_table(place_N, k.shape[-1], self.rope_base))
+        q, k = rope(q, cos[:, None], sin[:, None]), rope(k, cos, sin)
+        past = tape.take((jnp.zeros((batch, before, *k.shape[2:]), x_BND.dtype),) * 2)
+        k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
+        tape.leave((k[:, count:], v[:, count:]))
+        place_M = begin - before + jnp.arange(before + count)
+        ago_NM = place_N[:, None] - place_M
+        return self.self_attn.read(q, k, v, (ago_NM >= 0) & (ago_NM < self.window) & (place_M >= 0))
+
+
+def in_order(layers: Sequence[TransformerLayer], x_BND: jax.Array, tape: Tape) -> jax.Array:
+    """One block after the other. The state is the number of positions before this chunk, and that of the blocks."""
+    begin = tape.take(jnp.int32(0))
+    tape.leave(begin + x_BND.shape[1])
+    for layer in layers:
+        x_BND = layer(x_BND, begin, tape)
+    return x_BND
 
 
 def run(layers: Sequence, x_BNC: jax.Array, n_B: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array]:

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, TransposedConv
+from audiolm_jax.codecs.layers import PaddedConv, PaddedTransposedConv, TransformerLayer, TransposedConv, in_order
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.seanet import Decoder, Encoder, SEANetConfig
 from audiolm_jax.codecs.streaming import About, Carry, Codec, Tape, own_mesh
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
-from audiolm_jax.hub.layers import ACTIVATIONS, MLP, Attention, Conv, Norm, parameter, rope, rope_table
-from audiolm_jax.hub.weights import fingerprint
+from audiolm_jax.hub.layers import ACTIVATIONS, MLP, Attention, Conv, Norm
+from audiolm_jax.hub.weights import Weights, fingerprint
 from audiolm_jax.model import versions
 
 SIZES = (32, 16, 8, 1)  # frames per call
+INITIALIZED = r"\.codebook\.initialized$"  # of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,72 +81,35 @@ class MimiConfig(SEANetConfig):
 CHECKPOINTS = {"kyutai/mimi": MimiConfig()}
 
 
-class Scale(nnx.Module):
-    def __init__(self, width: int):
-        self.scale = parameter((width,), 0)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x * self.scale[...]
-
-
-class TransformerLayer(nnx.Module):
-    def __init__(self, c: MimiConfig):
-        self.config = c
-        self.input_layernorm = Norm(c.hidden_size, c.norm_eps)
-        self.self_attn = Attention(c.hidden_size, c.num_attention_heads, c.head_width, c.num_key_value_heads)
-        self.self_attn_layer_scale = Scale(c.hidden_size)
-        self.post_attention_layernorm = Norm(c.hidden_size, c.norm_eps)
-        self.mlp, self.mlp_layer_scale = MLP(c.hidden_size, c.intermediate_size, c.hidden_act), Scale(c.hidden_size)
-
-    def __call__(self, x_BND, begin, tape):
-        x_BND = x_BND + self.self_attn_layer_scale(self.attend(self.input_layernorm(x_BND), begin, tape))
-        return x_BND + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x_BND)))
-
-    def attend(self, x_BND: jax.Array, begin: jax.Array, tape: Tape) -> jax.Array:
-        """Causal attention over the last `sliding_window` positions, with rotary positions.
-
-        begin: positions before this chunk. The state is keys and values `[B, window - 1, H, K]`.
-        """
-        c, (batch, count, _) = self.config, x_BND.shape
-        before = c.sliding_window - 1
-        q, k, v = self.self_attn.project(x_BND)
-        place_N = begin + jnp.arange(count)
-        cos, sin = (table[:, None] for table in rope_table(place_N, c.head_width, c.rope_theta))
-        q, k = rope(q, cos[:, None], sin[:, None]), rope(k, cos, sin)
-        past = tape.take((jnp.zeros((batch, before, *k.shape[2:]), x_BND.dtype),) * 2)
-        k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
-        tape.leave((k[:, count:], v[:, count:]))
-        place_M = begin - before + jnp.arange(before + count)
-        ago_NM = place_N[:, None] - place_M
-        return self.self_attn.read(q, k, v, (ago_NM >= 0) & (ago_NM < c.sliding_window) & (place_M >= 0))
+def transformer_layer(c: MimiConfig) -> TransformerLayer:
+    attention = Attention(c.hidden_size, c.num_attention_heads, c.head_width, c.num_key_value_heads)
+    norms = [Norm(c.hidden_size, c.norm_eps) for _ in range(2)]
+    mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_act)
+    return TransformerLayer(attention, mlp, norms, c.sliding_window, c.rope_theta)
 
 
 class Transformer(nnx.Module):
     def __init__(self, c: MimiConfig):
-        self.layers = versions.List([TransformerLayer(c) for _ in range(c.num_hidden_layers)])
+        self.layers = versions.List([transformer_layer(c) for _ in range(c.num_hidden_layers)])
 
     def __call__(self, x_BND, n_B, tape: Tape):
-        begin = tape.take(jnp.int32(0))
-        tape.leave(begin + x_BND.shape[1])
-        for layer in self.layers:
-            x_BND = layer(x_BND, begin, tape)
-        return x_BND, n_B
+        return in_order(self.layers, x_BND, tape), n_B
 
 
 class Projections(nnx.Module):
     """Input and output projections of one residual chain of the quantiser."""
 
-    def __init__(self, c: MimiConfig):
-        self.input_proj = Conv(c.hidden_size, c.codebook_dim, 1, bias=False)
-        self.output_proj = Conv(c.codebook_dim, c.hidden_size, 1, bias=False)
+    def __init__(self, width: int, codebook_dim: int):
+        self.input_proj = Conv(width, codebook_dim, 1, bias=False)
+        self.output_proj = Conv(codebook_dim, width, 1, bias=False)
 
 
 class SplitQuantizer(nnx.Module):
     """The projections of the two chains; their codebooks are separate stacked arrays."""
 
     def __init__(self, c: MimiConfig):
-        self.semantic_residual_vector_quantizer = Projections(c)
-        self.acoustic_residual_vector_quantizer = Projections(c)
+        self.semantic_residual_vector_quantizer = Projections(c.hidden_size, c.codebook_dim)
+        self.acoustic_residual_vector_quantizer = Projections(c.hidden_size, c.codebook_dim)
 
     def chains(self, books: tuple[jax.Array, jax.Array]) -> list[tuple[Projections, jax.Array]]:
         chains = [self.semantic_residual_vector_quantizer, self.acoustic_residual_vector_quantizer]
@@ -155,12 +119,14 @@ class SplitQuantizer(nnx.Module):
 class MimiModel(nnx.Module):
     """All but the codebooks."""
 
-    def __init__(self, c: MimiConfig):
+    def __init__(self, c: MimiConfig, decodes: bool = True):
+        """decodes: with the layers after the quantiser, which a codec with another decoder lacks."""
         self.encoder, self.encoder_transformer = Encoder(c), Transformer(c)
         self.downsample = PaddedConv(Conv(c.hidden_size, c.hidden_size, 4, 2, bias=False), mode="replicate")
         self.quantizer = SplitQuantizer(c)
-        self.upsample = PaddedTransposedConv(TransposedConv(c.hidden_size, c.hidden_size, 2, depthwise=True))
-        self.decoder_transformer, self.decoder = Transformer(c), Decoder(c)
+        if decodes:
+            self.upsample = PaddedTransposedConv(TransposedConv(c.hidden_size, c.hidden_size, 2, depthwise=True))
+            self.decoder_transformer, self.decoder = Transformer(c), Decoder(c)
 
 
 def codebook_names(c: MimiConfig) -> list[str]:
@@ -181,29 +147,52 @@ def about(config: MimiConfig, codebooks: int | None = None, digest: str = "") ->
     return About("mimi", digest, config.sampling_rate, config.hop, count, config.codebook_size)
 
 
+def config_of(fields: dict) -> MimiConfig:
+    """The configuration of a published config.json. Raises InputError for what this package cannot use."""
+    return files.config_of(rope_beside(fields), MimiConfig)
+
+
+def rope_beside(fields: dict) -> dict:
+    """The fields of a config.json with `rope_theta` among them, where newer files have it in `rope_parameters`."""
+    rope = files.part(fields, "rope_parameters", "codec.path")
+    return {**fields, **{key: rope[key] for key in ("rope_theta",) if key in rope}}
+
+
+def read_books(weights: Weights, c: MimiConfig) -> jax.Array:
+    """The codebooks `[Q, K, Z]` of a file: sums of what was assigned to a row, over how much that was."""
+    weights.ignore(INITIALIZED)
+    names, size = codebook_names(c), c.codebook_size
+    sums_QKZ = weights.stack([f"{name}.embed_sum" for name in names], (size, c.codebook_dim))
+    usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (size,))
+    return sums_QKZ / jnp.maximum(usage_QK, 1e-5)[..., None]
+
+
 def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `hub.files.read`. Raises InputError."""
     published, weights = files.read(path, "mimi", CHECKPOINTS)
-    rope = files.part(published, "rope_parameters", "codec.path")
-    config = files.config_of({**published, **{k: rope[k] for k in ("rope_theta",) if k in rope}}, MimiConfig)
+    codec = take(published, weights, codebooks)
+    weights.finish()
+    return codec
+
+
+def take(published: dict, weights: Weights, codebooks: int | None = None) -> Codec:
+    """The codec of a config.json and its tensors; `weights` collects their defects. Raises InputError."""
+    config = config_of(published)
     checks.layers(weights, config)
-    weights.ignore(r"\.codebook\.initialized$")
+    weights.ignore(INITIALIZED)
     attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
-        names, size = codebook_names(config), config.codebook_size
-        sums_QKZ = weights.stack([f"{name}.embed_sum" for name in names], (size, config.codebook_dim))
-        usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (size,))
-        weights.finish()
-        books_QKZ = sums_QKZ / jnp.maximum(usage_QK, 1e-5)[..., None]
+        books_QKZ = read_books(weights, config)
         semantic = config.num_semantic_quantizers
         # Sliced here: slicing an argument inside the program would copy 65 MB in every call.
         fixed = model, (books_QKZ[:semantic], books_QKZ[semantic : attributes.codebooks])
-    encoder, decoder = Carry(_encode, fixed, config.hop, 1, SIZES), Carry(_decode, fixed, 1, config.hop, SIZES)
+    encoder, decoder = Carry(encode, fixed, config.hop, 1, SIZES), Carry(_decode, fixed, 1, config.hop, SIZES)
     return Codec(attributes, (encoder,), (decoder,), (config, model, books_QKZ))
 
 
-def _encode(weights, waveform_BNC, n_B, tape):
+def encode(weights, waveform_BNC, n_B, tape):
+    """The run of a `Carry`. weights: a MimiModel and the codebooks of its two chains."""
     model, books = weights
     x, n_B = model.encoder(waveform_BNC, n_B, tape)
     x, n_B = model.encoder_transformer(x, n_B, tape)

@@ -36,12 +36,12 @@ BATCHES = 40  # packed to count the frames of a step
 
 
 def documents(source: TokenSplit, config: DataConfig, vocab: Vocab) -> np.ndarray:
-    """[N, 2] int: text bytes and frames of documents spread evenly over the split, those that fit the vocabulary."""
+    """[N, 2] int: text ids and frames of documents spread evenly over the split, those that fit the vocabulary."""
     lengths = []
     for number in range(min(DOCUMENTS, len(source))):
         head = source.head(number * len(source) // min(DOCUMENTS, len(source)))
         words = examples.prompt_text(config, head["text"], head["speaker"], head["key"])
-        lengths.append((len(words.encode()), head["frames"]))
+        lengths.append((len(source.text.encode(words)), head["frames"]))
     return np.array([(words, frames) for words, frames in lengths if frames <= vocab.max_frames])
 
 

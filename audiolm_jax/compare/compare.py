@@ -37,6 +37,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import evaluate, speed
 from audiolm_jax.model.spec import Spec
 from audiolm_jax.serialization import picture
+from audiolm_jax.serialization import text as texts
 from audiolm_jax.training.loop import claim
 
 
@@ -71,7 +72,8 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"data.template={data.template} must name {{text}}: a comparison hears what its models speak")
     evaluate.load_judge(evaluation)  # its file may be missing
     codec = codecs.load(**config.codec)
-    vocab = make_vocab({name: getattr(codec, name) for name in ("codebooks", "codebook_size")}, data)
+    sizes = {name: getattr(codec, name) for name in ("codebooks", "codebook_size")}
+    vocab = make_vocab(sizes, data, texts.size_of(section(config, "text")))
     budget.check(config, cells.variants(config, vocab.codebooks), vocab)
     if corpus.name == "synthetic":
         splits = [split for split in corpora.SPLITS if getattr(corpus, split)]
@@ -101,9 +103,10 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
 
     metadata = tokens.info(comparison.data / "tokens")
     parts = cells.variants(config, make_vocab(metadata, section(config, "data")).codebooks)
-    spec = runs.spec_of(next(iter(parts.values())), metadata)  # all but order and depth network is shared
+    text = texts.of_config(section(config, "text"), comparison.data)
+    spec = runs.spec_of(next(iter(parts.values())), metadata, text)  # all but order and depth network is shared
     rate = metadata["frame_rate"]
-    source = tokens.open_split(comparison.data / "tokens", "train", spec.codec.fingerprint)
+    source = tokens.open_split(comparison.data / "tokens", "train", spec.codec.fingerprint, text)
     shares = budget.equal_shares(config, parts, spec.vocab, rate, budget.documents(source, spec.data, spec.vocab))
     schedule = cells.schedule(config, parts, shares)
     print(results.budget_table(schedule, shares, config.compare.equal, rate), flush=True)

@@ -38,6 +38,7 @@ from audiolm_jax.data.tokens import TokenSplit
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import Grid, layout
 from audiolm_jax.serialization.documents import Row, training_row
+from audiolm_jax.serialization.text import Texts
 from audiolm_jax.serialization.vocab import Vocab
 
 
@@ -60,7 +61,7 @@ def fitting(source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab) ->
         head = source.head(index)
         words = prompt_text(config, head["text"], head["speaker"], head["key"])
         frames = head["frames"]
-        length = longest_row(len(words.encode()), frames, grid)
+        length = longest_row(len(source.text.encode(words)), frames, grid)
         if length <= config.sequence_length and frames <= vocab.max_frames:
             kept.append(index)
         else:
@@ -117,8 +118,9 @@ def training_batches(
       InputError: see `fitting`; the vocabulary does not belong to the dataset; rows that cannot be dealt out evenly to
         lanes and microbatches.
     """
-    wanted = make_vocab(source.metadata, config)
-    wanted = dataclasses.replace(wanted, extra_ids=grid.framing.extra_ids(wanted.codebooks))
+    wanted = make_vocab(source.metadata, config, source.text.size)
+    extra_ids = grid.framing.extra_ids(wanted.codebooks)
+    wanted = dataclasses.replace(wanted, extra_ids=extra_ids, text_given=vocab.text_given)
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
     unit = accumulate * config.lanes
@@ -128,7 +130,7 @@ def training_batches(
             f"training.accumulate={accumulate} parts each; choose a multiple of {unit}"
         )
     indices = np.arange(len(source)) if view else fitting(source, config, grid, vocab)
-    view = view or _Documents(config, grid, vocab, seed)
+    view = view or _Documents(config, grid, vocab, seed, source.text)
     dataset = grain.MapDataset.source(_Kept(source, indices))
     if config.shuffle:
         dataset = dataset.shuffle(seed=seed)
@@ -227,12 +229,11 @@ class Batches:
             lane.close()
 
 
-def evaluation_examples(source: TokenSplit, config: DataConfig, vocab: Vocab, limit: int = 0) -> list[dict]:
+def evaluation_examples(source: TokenSplit, vocab: Vocab, limit: int = 0) -> list[dict]:
     """Held-out examples, always the same: `limit` of them spread evenly over the split (0: all).
 
-    Each is an example of the token dataset with codes [T, Q] int32 of the leading codebooks, `frames` T and its
-    `document`. Recordings of more than vocab.max_frames frames are left out, for every strategy alike, and counted in
-    the log.
+    Each is an example of the token dataset with codes [T, Q] int32 of the leading codebooks and `frames` T. Recordings
+    of more than vocab.max_frames frames are left out, for every strategy alike, and counted in the log.
     """
     fits = [index for index in range(len(source)) if source.head(index)["frames"] <= vocab.max_frames]
     if len(fits) < len(source):
@@ -246,8 +247,8 @@ def evaluation_examples(source: TokenSplit, config: DataConfig, vocab: Vocab, li
     examples = []
     for number in range(count):
         example = source[fits[number * len(fits) // count]]
-        whole = document(example, config, vocab)
-        examples.append({**example, "codes": whole[-1][1], "frames": len(whole[-1][1]), "document": whole})
+        codes_TQ = example["codes"][:, : vocab.codebooks].astype(np.int32)
+        examples.append({**example, "codes": codes_TQ, "frames": len(codes_TQ)})
     return examples
 
 
@@ -270,13 +271,13 @@ class _Kept:
 class _Documents:
     """A training view of the whole document."""
 
-    def __init__(self, config: DataConfig, grid: Grid, vocab: Vocab, seed: int):
-        self._config, self._grid, self._vocab, self._seed = config, grid, vocab, seed
+    def __init__(self, config: DataConfig, grid: Grid, vocab: Vocab, seed: int, text: Texts):
+        self._config, self._grid, self._vocab, self._seed, self._text = config, grid, vocab, seed, text
         self.lengths = dict.fromkeys(KEYS, config.sequence_length)
 
     def __call__(self, index: int, example: dict) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self._seed, index))
-        whole = document(example, self._config, self._vocab)
+        whole = document(example, self._config, self._vocab, self._text)
         row = training_row(whole, self._grid, self._vocab, rng, self._config.text_weight, self._config.drop_text)
         return with_totals(row, len(example["codes"]), example["number"])
 

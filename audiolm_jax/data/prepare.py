@@ -1,7 +1,7 @@
 """From a configuration to a token data set: what `audiolm prepare` does.
 
 DATA/corpus    the synthetic corpus, if that is what is used
-DATA/tokens    the token data set and rejects.jsonl
+DATA/tokens    the token data set, rejects.jsonl, and pieces-SIZE.json, the pieces trained on the texts to train on
 DATA/corpus.json    the section corpus, which leads back to the recordings
 """
 
@@ -46,4 +46,11 @@ def prepare(config: ConfigDict, directory: Path, progress: bool = True) -> dict:
     path = str(Path(corpus.path).expanduser().resolve()) if corpus.path else ""
     files.write_json(directory / CORPUS, {**dataclasses.asdict(corpora.for_codec(corpus, codec)), "path": path})
     tokens.write(recordings, codec, directory / "tokens", configs.section(config, "tokens"), corpus, progress)
+    text = configs.section(config, "text")
+    if text.size:
+        from audiolm_jax.serialization import pieces  # late: bytes need no tokenizer
+
+        words = sorted(item.text for item in recordings if item.split == "train")
+        locks.share({"pieces": directory / "pieces.lock"}, lambda _: pieces.train(words, directory, text.size))
+        (directory / "pieces.lock").unlink(missing_ok=True)
     return tokens.info(directory / "tokens")

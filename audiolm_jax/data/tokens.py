@@ -37,6 +37,7 @@ from audiolm_jax.data import shards as token_shards
 from audiolm_jax.data.config import TokensConfig
 from audiolm_jax.data.corpora import CorpusConfig, Rejects, Utterance
 from audiolm_jax.errors import InputError
+from audiolm_jax.serialization.text import UTF8, Texts
 
 VERSION = "1.0.0"
 _REMEDY = "choose another folder, or delete this one"
@@ -184,11 +185,12 @@ def locate(directory: str | Path) -> Path:
     return datasets[0]
 
 
-def open_split(directory: str | Path, split: str, fingerprint: str | None = None) -> "TokenSplit":
+def open_split(directory: str | Path, split: str, fingerprint: str | None = None, text: Texts = UTF8) -> "TokenSplit":
     """Random access to the examples of one split.
 
     Args:
       fingerprint: of the codec that the caller uses; None takes tokens of any codec.
+      text: the vocabulary that their texts become ids by.
 
     Raises:
       InputError: no dataset, tokens of another codec, no such split, or shards that are missing or cut off.
@@ -198,17 +200,18 @@ def open_split(directory: str | Path, split: str, fingerprint: str | None = None
         raise _of_another_codec(path, metadata, "a codec", fingerprint)
     if split not in metadata["splits"]:
         raise InputError(f"{path}: there is no split {split!r}; there are {', '.join(metadata['splits'])}")
-    return TokenSplit(path, split)
+    return TokenSplit(path, split, text)
 
 
 class TokenSplit:
-    """`len(split)` examples; `split[i]` is a dict of str, float, words as (text, start, end) and codes_TQ uint16.
+    """`len(split)` examples; `split[i]` is a dict of str, float, words as (text, start, end) and codes_TQ uint16. Their
+    texts become ids by the vocabulary `text`.
 
     Opens its files on first use and after being sent to another process, so that loader processes can have a copy.
     """
 
-    def __init__(self, path: Path, split: str):
-        self.path, self.split = path, split
+    def __init__(self, path: Path, split: str, text: Texts = UTF8):
+        self.path, self.split, self.text = path, split, text
         self.metadata = info(path)
         self._open()
 
@@ -230,7 +233,7 @@ class TokenSplit:
                 self.head(0)
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "split": self.split, "metadata": self.metadata}
+        return {"path": self.path, "split": self.split, "metadata": self.metadata, "text": self.text}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -274,7 +277,8 @@ class TokenSplit:
         return feature
 
     def __repr__(self) -> str:  # part of what a data loader compares when it resumes
-        return f"TokenSplit({self.split!r}, {self.metadata['fingerprint'][:16]})"
+        pieces = "" if self.text is UTF8 else f", {self.text!r}"
+        return f"TokenSplit({self.split!r}, {self.metadata['fingerprint'][:16]}{pieces})"
 
 
 def _identity(utterances, codec, config: TokensConfig, corpus: CorpusConfig) -> dict:

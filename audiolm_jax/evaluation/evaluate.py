@@ -21,6 +21,7 @@ import numpy as np
 
 from audiolm_jax import files, loading
 from audiolm_jax.data import batches, corpora, encode, prepare, tokens
+from audiolm_jax.data.examples import document
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import baselines, intelligibility, intervals, likelihood, speed
@@ -32,6 +33,8 @@ from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
+from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization.text import Texts
 from audiolm_jax.training import processes
 
 HELD_OUT = "valid_bits_per_second"  # in a line of metrics.jsonl
@@ -119,7 +122,7 @@ def unigram(directory: Path, evaluation: EvaluationConfig, spec: Spec) -> dict:
 def held_out(directory: Path, evaluation: EvaluationConfig, spec: Spec, limit: int | None = None) -> list[dict]:
     """Examples of the split to evaluate on, `limit` of them (None: as many as the likelihood scores; 0: all)."""
     source = tokens.open_split(directory / "tokens", evaluation.split, spec.codec.fingerprint)
-    return batches.evaluation_examples(source, spec.data, spec.vocab, evaluation.utterances if limit is None else limit)
+    return batches.evaluation_examples(source, spec.vocab, evaluation.utterances if limit is None else limit)
 
 
 def scored(
@@ -128,15 +131,17 @@ def scored(
     examples: Sequence[dict],
     frame_rate: float,
     evaluation: EvaluationConfig,
+    text: Texts,
     text_encoder: Callable | None = None,
 ) -> likelihood.Likelihood:
     """Likelihood of examples (`held_out`). A mesh is entered.
 
-    text_encoder: texts -> their states, for a model that cross-attends to them and has no text in its rows.
+    text: the model's vocabulary. text_encoder: texts -> their states, for a model that cross-attends to them and has
+    no text in its rows.
     """
-    documents, encoded = [example["document"] for example in examples], None
+    documents, encoded = [document(example, spec.data, spec.vocab, text) for example in examples], None
     if text_encoder is not None:
-        documents = [document[-1:] for document in documents]
+        documents = [one[-1:] for one in documents]
         encoded = text_encoder([example["text"] for example in examples])
     scoring = likelihood.Scoring(evaluation.method, evaluation.draws)
     return likelihood.likelihood(model, spec.grid, spec.vocab, documents, frame_rate, scoring, encoded)
@@ -150,7 +155,7 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         examples = held_out(directory, evaluation, spec)
         encoder = published.of_run(run, model, spec).text_encoder if spec.conditioning.text_encoder else None
         rate = tokens.info(directory / "tokens")["frame_rate"]
-        result = scored(model, spec, examples, rate, evaluation, encoder)
+        result = scored(model, spec, examples, rate, evaluation, texts.of_model(spec.text, run), encoder)
     interval = intervals.ratio(result.code_bits_UQ.sum(axis=1), result.seconds_U)
     return {
         "likelihood": result.tag,

@@ -31,7 +31,7 @@ from audiolm_jax.data.config import DataConfig
 from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import table as tables
-from audiolm_jax.families.table import Entry, into_heads, layernorm, out_of_heads, plain
+from audiolm_jax.families.table import Entry, into_ffn, into_heads, layernorm, out_of_heads, plain
 from audiolm_jax.hub import files as huggingface
 from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ModelConfig, table_rows
@@ -39,6 +39,7 @@ from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
+from audiolm_jax.sampling.rows import Row
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.documents import Document
 from audiolm_jax.serialization.framing import FRAMINGS
@@ -49,6 +50,7 @@ WHAT = "MusicGen"  # begins a message
 MELODY = "musicgen_melody"  # has segments of states before its audio and no cross-attention
 TYPES, TUNED, FILES = ("musicgen", MELODY), ("musicgen",), (t5.TOKENIZER,)
 CODEC, TEXT, PUBLISHED_CONFIG = "codec", "text_encoder", "published.json"  # in a workdir
+KEPT = (PUBLISHED_CONFIG, TEXT, CODEC)
 SECONDS = 30  # what the published models were trained on
 PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generates
 GELU = {"gelu": "exact", "gelu_new": "plain", "gelu_pytorch_tanh": "plain"}
@@ -57,6 +59,7 @@ GELU = {"gelu": "exact", "gelu_new": "plain", "gelu_pytorch_tanh": "plain"}
 def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
     """Every parameter of the decoder with the tensors it is read from and written to."""
     D, F, Q, V = c.width, c.ffn, vocab.codebooks, vocab.codebook_size
+    sizes = (c.heads, c.kv_heads, c.head_width)
     layer, rows = "decoder.model.decoder.layers.{}", table_rows(vocab.size)
     code_ids = vocab.code_start + np.arange(Q * V)
     special_ids = vocab.extra_start + np.arange(Q)
@@ -83,28 +86,22 @@ def table(c: ModelConfig, vocab: Vocab) -> list[Entry]:
     embeddings = [f"decoder.model.decoder.embed_tokens.{q}.weight" for q in range(Q)]
     heads = [f"decoder.lm_heads.{q}.weight" for q in range(Q)]
     entries = [
-        Entry("embedding_VD", embeddings, (V + 1, D), pack_embedding, unpack_embedding),
+        Entry("embedding_VD", embeddings, [(V + 1, D)] * Q, pack_embedding, unpack_embedding),
         *layernorm("layers/attention_norm", f"{layer}.self_attn_layer_norm", D),
-        into_heads("layers/qkv_DHAK", [f"{layer}.self_attn.{part}_proj.weight" for part in "qkv"], c),
-        out_of_heads("layers/out_HGKD", f"{layer}.self_attn.out_proj.weight", c),
+        into_heads("layers/qkv_DHAK", [f"{layer}.self_attn.{x}_proj.weight" for x in "qkv"], "qkv", sizes, D),
+        out_of_heads("layers/out_HGKD", f"{layer}.self_attn.out_proj.weight", sizes, D),
         *layernorm("layers/ffn_norm", f"{layer}.final_layer_norm", D),
-        Entry(
-            "layers/up_DCF",
-            [f"{layer}.fc1.weight"],
-            (F, D),
-            lambda x: x[0].T.reshape(D, 1, F),
-            lambda x: [x.reshape(D, F).T],
-        ),
+        into_ffn("layers/up_DCF", [f"{layer}.fc1.weight"], 1, D, F),
         plain("layers/down_FD", f"{layer}.fc2.weight", D, F),
         *layernorm("norm", "decoder.model.decoder.layer_norm", D),
-        Entry("unembedding_DV", heads, (V, D), pack_heads, unpack_heads),
+        Entry("unembedding_DV", heads, [(V, D)] * Q, pack_heads, unpack_heads),
     ]
     if c.cross_width:
         entries += [
             *layernorm("layers/cross/norm", f"{layer}.encoder_attn_layer_norm", D),
-            into_heads("layers/cross/q_DHGK", [f"{layer}.encoder_attn.q_proj.weight"], c),
-            into_heads("layers/cross/kv_DHCK", [f"{layer}.encoder_attn.{part}_proj.weight" for part in "kv"], c),
-            out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight", c),
+            into_heads("layers/cross/q_DHGK", [f"{layer}.encoder_attn.q_proj.weight"], "q", sizes, D),
+            into_heads("layers/cross/kv_DHCK", [f"{layer}.encoder_attn.{x}_proj.weight" for x in "kv"], "kv", sizes, D),
+            out_of_heads("layers/cross/out_HGKD", f"{layer}.encoder_attn.out_proj.weight", sizes, D),
         ]
     # States are projected unless they have the decoder's width: of the text alone, or of chroma and text.
     states = [("states", "enc_to_dec_proj", c.cross_width)]
@@ -167,14 +164,15 @@ class Conditioning:
     melody: chroma.Melody | None = None
 
     @property
-    def follows_melodies(self) -> bool:
-        return self.melody is not None
+    def takes(self) -> tuple[str, ...]:
+        return () if self.melody is None else ("melody",)
 
-    def __call__(self, texts: Sequence[str], melodies: Sequence[Any]) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str], wanted: Sequence[Row]) -> list[dict[str, Any]]:
         states = self.text_encoder(texts)
         if self.melody is None:
             return [{"encoded_EW": text_EW} for text_EW in states]
-        return [_before_audio(self.melody.of(one), text_EW) for one, text_EW in zip(melodies, states, strict=True)]
+        pairs = zip(wanted, states, strict=True)
+        return [_before_audio(self.melody.of(row.melody), text_EW) for row, text_EW in pairs]
 
 
 def _before_audio(melody: chroma.Melody, text_EW: np.ndarray) -> dict[str, Any]:

@@ -229,6 +229,12 @@ class ModelConfig:
     state_widths: tuple[int, ...] = key(
         (), "Widths of encoders whose states stand at positions (melody and text of MusicGen-melody).", at_least=1
     )
+    text_rows: int = key(
+        0,
+        "Rows of a table of text that is given beside every other input (framing `beside`, Qwen3-TTS); 0: none.",
+        at_least=0,
+    )
+    text_width: int = key(0, "Width of that table, which an MLP as wide projects to the model.", at_least=0)
     dropout: float = key(
         0.0, "Dropout on the output of each attention and feed-forward part, in training.", at_least=0, below=1
     )
@@ -256,6 +262,11 @@ class ModelConfig:
             )
         _check_scaling("model", self)
         self._check_cross()
+        if bool(self.text_rows) != bool(self.text_width):
+            raise InputError(
+                f"model.text_rows={self.text_rows} and model.text_width={self.text_width}: a table of text beside "
+                "other inputs has both, and without one both are 0"
+            )
         if self.depth is not None and self.depth.projection == "none" and self.depth.width != self.width:
             raise InputError(
                 f"depth.projection=none needs equal widths; depth.width={self.depth.width}, model.width={self.width}"
@@ -306,6 +317,8 @@ class ModelConfig:
             for part, config in parts.items()
             for axis, name in names.items()
         ]
+        if self.text_width:
+            sizes.append(("embed", "model.text_width", self.text_width))
         if self.cross_width:
             sizes.append(("heads", "model.cross_kv_heads", self.cross_sizes[1]))
         return [*sizes, ("vocab", "the number of rows of the vocabulary", table_rows(vocab_size))]

@@ -318,10 +318,12 @@ def _in_pieces(network: Depth, table_VD, hidden_BLD, targets_BLS, heads_BLS, voc
 
 def _frames(network: Depth, table_VD, hidden_ND, targets_NS, heads_NS, vocab: Vocab) -> dict[str, jax.Array]:
     logits_NCK = network.logits(network(hidden_ND, targets_NS[:, :-1], table_VD))
-    logits_NCK = jnp.where(vocab.legal_QK[1:], logits_NCK, -jnp.inf)
+    code_K = jnp.arange(vocab.largest_codebook, dtype=jnp.int32)
+    not_end_NCK = (heads_NS[:, 1:, None] == vocab.head_not_end) & (code_K == 0)
+    logits_NCK = jnp.where(vocab.legal_QK[1:] & ~not_end_NCK, logits_NCK, -jnp.inf)
     lse_NC = jax.nn.logsumexp(logits_NCK, axis=-1)
     codes_NC = targets_NS[:, 1:] - vocab.code_offsets[1:]
-    hit_NCK = codes_NC[..., None] == jnp.arange(vocab.largest_codebook, dtype=jnp.int32)
+    hit_NCK = codes_NC[..., None] == code_K
     target_NC = jnp.sum(jnp.where(hit_NCK, logits_NCK, 0), axis=-1)
     predicted_NC = heads_NS[:, 1:] > 0
     return {

@@ -15,6 +15,7 @@ from audiolm_jax.model import attention, sharding
 from audiolm_jax.model.attention import MASKED
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules, gather
+from audiolm_jax.serialization.vocab import TEXT_START
 
 Encoded = tuple[jax.Array, jax.Array]  # states of an encoder [B, E, cross_width], valid_BE
 Cross = tuple[dict[str, jax.Array], jax.Array]  # {"cross_k": [B, H, E, K], "cross_v": same}, valid_BE
@@ -163,6 +164,31 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     angle = positions.astype(jnp.float32)[..., None] * np.exp(np.arange(half, dtype=np.float32) * step)
     rows = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     return jnp.pad(rows, ((0, 0),) * (rows.ndim - 1) + ((0, width % 2),))
+
+
+class TextTable(nnx.Module):
+    """Text ids -> vectors of the model's width: a table of its own width W and an MLP with biases, as wide inside
+    (`text_embedding` and `text_projection` of Qwen3-TTS). Row n is id TEXT_START + n; an id of 0 (PAD) adds nothing."""
+
+    def __init__(self, config: Any, rules: Rules, rngs: nnx.Rngs):
+        rows, W, D = config.text_rows, config.text_width, config.width
+        self.rules, self.dtype = rules, config.compute_dtype
+        self.embedding_VW = normal(rngs, (rows, W), (None, "embed"), rules, W**-0.5)
+        self.up_WF = normal(rngs, (W, W), ("embed", None), rules, W**-0.5)
+        self.down_FD = normal(rngs, (W, D), (None, "embed"), rules, W**-0.5)
+        self.up_bias_F, self.down_bias_D = (bias((width,), (None,), rules) for width in (W, D))
+
+    def __call__(self, text: jax.Array) -> jax.Array:
+        """text `[B, ...]` -> `[B, ..., D]`."""
+        rows = row_axes(text.ndim)
+        text = jax.sharding.reshard(text, self.rules.spec(*rows))
+        spec = self.rules.spec(*rows, None)
+        table_VW = gather(self.embedding_VW[...], (None, "embed"), self.rules)
+        x = table_VW.at[text - TEXT_START].get(out_sharding=spec, mode="clip").astype(self.dtype)
+        x = product("...W,WF->...F", x, gather(self.up_WF[...], ("embed", None), self.rules, x.dtype), spec)
+        x = jax.nn.silu(biased(x, self, "up_bias_F"))
+        x = product("...F,FD->...D", x, gather(self.down_FD[...], (None, "embed"), self.rules, x.dtype), spec)
+        return jnp.where((text > 0)[..., None], biased(x, self, "down_bias_D"), 0)
 
 
 class CrossAttention(nnx.Module):

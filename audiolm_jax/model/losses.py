@@ -2,7 +2,8 @@
 
 A prediction's `head` (see `serialization/vocab.py`) says which ids are legal; every other id has probability zero. The
 output matrix is read as three blocks (text and structure, codebooks, lengths), each block's log-normaliser is computed
-once per position, and every prediction takes that of its head. Logits are float32, of `chunk` positions at a time.
+once per position, and every prediction takes that of its head. Logits are float32, of `chunk` positions at a time. Of a
+large text vocabulary only the predictions of text are computed (`_text_apart`).
 """
 
 import functools
@@ -16,9 +17,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from audiolm_jax.model import sharding
+from audiolm_jax.model.config import table_rows
 from audiolm_jax.model.sharding import PRESETS, Rules
 from audiolm_jax.model.transformer import Transformer
-from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, HEAD_LENGTH, HEAD_TEXT, Vocab
+from audiolm_jax.serialization.vocab import END_AUDIO, HEAD_CODE, HEAD_LENGTH, HEAD_NONE, HEAD_TEXT, Vocab
 
 # Largest number of float32 logits in memory at once, per device.
 CHUNK_LOGITS = 1 << 25
@@ -150,6 +152,8 @@ def target_logprobs(
     `chunk`: positions whose logits are in memory at once (None: by size, or in blocks on one CPU). Targets must be
     legal.
     """
+    if vocab.text_apart:
+        return _text_apart(hidden_BLD, out_DV, targets_BLS, heads_BLS, vocab, rules, chunk)
     blocks = output_blocks(out_DV, vocab, rules)
     stream = rules.spec("batch", "length", None)
     args = [jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS)]
@@ -163,6 +167,47 @@ def target_logprobs(
     if mapped:
         compute = jax.shard_map(compute, in_specs=(stream, stream, stream, P()), out_specs=stream, axis_names=mapped)
     return compute(*args, blocks)
+
+
+def _text_apart(hidden_BLD, out_DV, targets_BLS, heads_BLS, vocab: Vocab, rules: Rules, chunk: int | None):
+    """`target_logprobs` of codes over `vocab.without_text`, and of text where there is any, a block of predictions at a
+    time: their number is not known when this is compiled."""
+    from audiolm_jax.model.kernels import cpu_loss
+
+    rest, stream = vocab.without_text, rules.spec("batch", "length", None)
+    hidden_BLD, targets_BLS, heads_BLS = (jax.sharding.reshard(x, stream) for x in (hidden_BLD, targets_BLS, heads_BLS))
+    is_text_BLS = heads_BLS == HEAD_TEXT
+    stored_DV = jax.sharding.reshard(out_DV, rules.spec("embed", None))
+    moved_BLS = jnp.where(targets_BLS < vocab.code_start, targets_BLS, targets_BLS - vocab.code_start + rest.code_start)
+    moved_BLS, other_BLS = (jnp.where(is_text_BLS, 0, x) for x in (moved_BLS, heads_BLS))
+    found = target_logprobs(hidden_BLD, without_text(stored_DV, vocab), moved_BLS, other_BLS, rest, rules, chunk)
+
+    def words(hidden_BLD, targets_BLS, is_text_BLS, text_DX):
+        sets_BLS = jnp.where(is_text_BLS, 0, -1)
+        rows = (x.reshape(-1, x.shape[-1]) for x in (hidden_BLD, sets_BLS, targets_BLS))
+        hidden_ND, sets_NS, targets_NS = rows
+        weight_1XD = text_DX.T[None].astype(hidden_ND.dtype)
+        out = cpu_loss.normalisers(hidden_ND, weight_1XD, vocab.legal_text[None], sets_NS, targets_NS)
+        return tuple(x.reshape(targets_BLS.shape) for x in out)
+
+    # Each device takes its own positions, with plain arrays.
+    words = jax.shard_map(words, in_specs=(stream, stream, stream, P()), out_specs=(stream, stream), check_vma=False)
+    text_DX = jax.sharding.reshard(stored_DV[:, : vocab.code_start], P())
+    lse_BLS, target_BLS = words(hidden_BLD, targets_BLS, is_text_BLS, text_DX)
+    return {
+        **found,
+        "logprob_BLS": jnp.where(is_text_BLS, target_BLS - lse_BLS, found["logprob_BLS"]),
+        "lse_BLS": jnp.where(is_text_BLS, lse_BLS, found["lse_BLS"]),
+    }
+
+
+def without_text(out_DV: jax.Array, vocab: Vocab) -> jax.Array:
+    """The columns of an output matrix, as stored, that `vocab.without_text` has."""
+    if not vocab.text_apart:
+        return out_DV
+    kept = [out_DV[:, : vocab.without_text.code_start], out_DV[:, vocab.code_start :]]
+    count = sum(x.shape[1] for x in kept)
+    return jnp.pad(jnp.concatenate(kept, axis=1), ((0, 0), (0, table_rows(count) - count)))
 
 
 def _chunked(hidden_BLD, targets_BLS, heads_BLS, blocks, vocab: Vocab, rules: Rules, chunk: int | None, logits: int):
@@ -205,7 +250,9 @@ def score(
     """All predictions of a batch, from the hidden states of their positions."""
     names = ("targets_BLS", "heads_BLS", "weights_BLS")
     given = {name: jax.sharding.reshard(batch[name], rules.spec("batch", "length", None)) for name in names}
-    out = target_logprobs(hidden_BLD, out_DV, given["targets_BLS"], given["heads_BLS"], vocab, rules)
+    silent_BLS = (given["heads_BLS"] == HEAD_TEXT) & (given["weights_BLS"] == 0)  # text that nothing counts
+    heads_BLS = jnp.where(silent_BLS, HEAD_NONE, given["heads_BLS"])
+    out = target_logprobs(hidden_BLD, out_DV, given["targets_BLS"], heads_BLS, vocab, rules)
     return Scored(**given, **out)
 
 
@@ -231,8 +278,12 @@ def scored(
     names = ("targets_BLS", "heads_BLS", "weights_BLS")
     first = {name: batch[name][..., :1] for name in names}
     heads_BL1 = jax.sharding.reshard(first["heads_BLS"], rules.spec("batch", "length", None))
-    ends_BL1 = heads_BL1 == vocab.head_code_or_end
-    first["heads_BLS"] = jnp.where(ends_BL1, vocab.first.head_code_or_end, heads_BL1)
+    own_BL1 = jnp.where(heads_BL1 == vocab.head_of_end, HEAD_CODE, heads_BL1)
+    first["heads_BLS"] = jnp.where(heads_BL1 == vocab.head_code_or_end, vocab.first.head_code_or_end, own_BL1)
+    moved = vocab.code_start - vocab.first.code_start
+    first["targets_BLS"] = jnp.where(
+        first["targets_BLS"] >= vocab.code_start, first["targets_BLS"] - moved, first["targets_BLS"]
+    )
     parts = [score(hidden_BLD, model.output_DV(), first, vocab.first, rules)._replace(heads_BLS=heads_BL1)]
     rows = [
         jax.sharding.reshard(x, rules.spec("batch", "length", None)) for x in (hidden_BLD, *(batch[n] for n in names))
@@ -244,12 +295,19 @@ def scored(
     out = logprobs(model.depth, model.embedding_VD[...], hidden_BMD, targets_BMS, heads_BMS, vocab)
     out["end_BLS"] = jnp.zeros_like(out["lse_BLS"])
     rest = (x[..., 1:] for x in (targets_BMS, heads_BMS, weights_BMS))
-    return [*parts, Scored(*rest, **out, share=share)]
+    parts.append(Scored(*rest, **out, share=share))
+    # A frame that is the end is about nothing else.
+    return [
+        part._replace(end_BLS=jnp.where(part.heads_BLS >= vocab.head_of_end, part.logprob_BLS, part.end_BLS))
+        for part in parts
+    ]
 
 
 def of_codebook(heads_BLS: jax.Array, q: int, vocab: Vocab) -> jax.Array:
-    """Which predictions are of codebook q; one that may be the end is of codebook 0."""
-    return (heads_BLS == HEAD_CODE + q) | ((heads_BLS == vocab.head_code_or_end) & (q == 0))
+    """Which predictions are of codebook q; one that may be the end is of codebook 0, those of a frame that is the end
+    are of none."""
+    either, last = heads_BLS == vocab.head_code_or_end, heads_BLS == vocab.head_not_end
+    return (heads_BLS == HEAD_CODE + q) | (either & (q == 0)) | (last & (q == vocab.codebooks - 1))
 
 
 def _drawn(rows: list[jax.Array], key: jax.Array, fraction: float, rules: Rules) -> tuple[list[jax.Array], float]:
@@ -270,7 +328,8 @@ def loss_and_sums(parts: Sequence[Scored], vocab: Vocab, z_loss: float = 0.0) ->
     Divide by `sums["weight"]` for the loss (separate, so that gradient accumulation weighs every prediction alike).
     `sums`: weight (scalar), and per class of prediction `nll_X` (nats, unweighted) and `count_X` with X = text, length,
     Q codebooks, end: `[3 + Q]`. A prediction of codebook 0 that could have been the end counts in both: its end part
-    under `end`, the rest under its codebook (no count if it was the end). The z-loss is PaLM's (arXiv 2204.02311,
+    under `end`, the rest under its codebook (no count if it was the end). A frame that is the end is one of `end`; that
+    the others are not it counts under their codebooks. The z-loss is PaLM's (arXiv 2204.02311,
     section 5).
     """
     totals, sums = zip(*(_loss_and_sums(part, vocab, z_loss) for part in parts), strict=True)
@@ -283,8 +342,10 @@ def _loss_and_sums(part: Scored, vocab: Vocab, z_loss: float) -> tuple[jax.Array
     if z_loss:
         total += z_loss * jnp.sum(weights * jnp.square(lse))
     either = heads == vocab.head_code_or_end
-    is_end = either & (targets == END_AUDIO)
-    kind = jnp.where(either, HEAD_CODE, heads) - HEAD_TEXT  # text, length, codebooks: 0, 1, 2..
+    is_end = (either & (targets == END_AUDIO)) | (heads >= vocab.head_of_end)
+    kind = jnp.where(either, HEAD_CODE, heads)
+    kind = jnp.where(heads == vocab.head_not_end, HEAD_CODE + vocab.codebooks - 1, kind)
+    kind -= HEAD_TEXT  # text, length, codebooks: 0, 1, 2..
     classes = jnp.arange(HEAD_LENGTH + vocab.codebooks, dtype=jnp.int32)
     counted = weights > 0
     member = (kind[..., None] == classes) & (counted & ~is_end)[..., None]
@@ -292,7 +353,7 @@ def _loss_and_sums(part: Scored, vocab: Vocab, z_loss: float) -> tuple[jax.Array
     nll = -jnp.sum(jnp.where(member, own[..., None], 0), axis=(0, 1, 2))
     count = jnp.sum(member, axis=(0, 1, 2), dtype=jnp.float32)
     end_nll = -jnp.sum(jnp.where(counted, end, 0))
-    end_count = jnp.sum(counted & either, dtype=jnp.float32)
+    end_count = jnp.sum(counted & (either | (heads == vocab.head_of_end)), dtype=jnp.float32)
     sums = {"weight": jnp.sum(weights), "nll_X": jnp.append(nll, end_nll), "count_X": jnp.append(count, end_count)}
     return share * total, jax.tree.map(lambda x: share * x, sums)
 

@@ -1,6 +1,7 @@
 """`Spec`: the description of a model, which its weights are used with. Its JSON is in every checkpoint.
 
-    {"model", "vocab", "serialization", "framing", "data", "codec", "tokens", "conditioning", "source", "speakers"}
+    {"model", "vocab", "text", "serialization", "framing", "data", "codec", "tokens", "conditioning", "source",
+     "speakers"}
 
 `model`, `serialization` and `data` are sections of the configuration; `vocab` follows from the codec and `data`.
 """
@@ -20,6 +21,7 @@ from audiolm_jax.errors import InputError, shortened
 from audiolm_jax.model.config import DepthConfig, LoraConfig, ModelConfig
 from audiolm_jax.serialization import Grid, SerializationConfig
 from audiolm_jax.serialization.framing import FRAMINGS
+from audiolm_jax.serialization.text import UTF8, TextSpec
 from audiolm_jax.serialization.vocab import Vocab
 
 FORMAT = 1  # of the JSON; the first version that writes what this one cannot read makes it 2
@@ -69,6 +71,7 @@ class Spec:
     tokens: str = ""  # fingerprint of the token data set that it was trained on
     conditioning: ConditioningSpec = ConditioningSpec()
     source: Source = Source()
+    text: TextSpec = UTF8.spec
     speakers: tuple[str, ...] = ()  # of the training tokens, if the template names them; (): any name goes
 
     @property
@@ -108,6 +111,7 @@ PARTS = {
     "codec": CodecSpec,
     "conditioning": ConditioningSpec,
     "source": Source,
+    "text": TextSpec,
 }
 INNER = {ModelConfig: {"depth": DepthConfig}, Source: {"lora": LoraConfig}}
 

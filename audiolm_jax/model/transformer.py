@@ -56,6 +56,8 @@ class Transformer(nnx.Module):
         if config.positions == "learned":
             shape = (config.max_positions, config.width)
             self.positions_PD = normal(rngs, shape, (None, "embed"), rules, config.width**-0.5)
+        if config.text_rows:
+            self.text = layers.TextTable(config, rules, rngs)
         if config.cross_width:
             layers.add_projection(self, "states", config.cross_width, rngs)
         for n, width in enumerate(config.state_widths):
@@ -64,13 +66,16 @@ class Transformer(nnx.Module):
     def embed(self, tokens: jax.Array, states_BLW: jax.Array | None = None) -> jax.Array:
         """Rows of tokens `[B, ..., S]`, summed over streams -> `[B, ..., D]`; id 0 (PAD) is zero.
 
+        With model.text_rows one more token follows those of the streams, of the text beside them (`layers.TextTable`).
         states: of encoders, at positions of their own (`layers.with_states`); zeros elsewhere.
         """
+        tokens, text = (tokens[..., :-1], tokens[..., -1]) if self.config.text_rows else (tokens, None)
         tokens = jax.sharding.reshard(tokens, self.rules.spec(*row_axes(tokens.ndim - 1), None))
         table_VD = gather(self.embedding_VD[...], (None, "embed"), self.rules)
         spec = self.rules.spec(*row_axes(tokens.ndim - 1), None, None)
         rows = table_VD.at[tokens].get(out_sharding=spec, mode="clip")
         summed = jnp.sum(jnp.where((tokens > 0)[..., None], rows, 0), axis=-2)
+        summed = summed if text is None else summed + self.text(text)
         summed = summed if states_BLW is None else layers.with_states(summed, states_BLW, self)
         return summed.astype(self.config.compute_dtype)
 

@@ -27,6 +27,7 @@ from audiolm_jax.model.spec import Spec, model_of
 from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.sampling import SamplingConfig, causal, masked, performance, requests
 from audiolm_jax.serialization import cost
+from audiolm_jax.serialization import text as texts
 from audiolm_jax.serialization.vocab import TEXT_START
 from audiolm_jax.training import processes
 from audiolm_jax.training.loop import Run
@@ -58,7 +59,8 @@ def describe(config: ConfigDict) -> tuple[Spec, Run]:
     codec = codecs.about(**config.codec)
     sections = ("serialization", "data", "training", "optimizer", "sharding")
     order, data, *of_run = (configs.section(config, name) for name in sections)
-    vocab = make_vocab({"codebooks": codec.codebooks, "codebook_size": codec.codebook_size}, data)
+    sizes = {"codebooks": codec.codebooks, "codebook_size": codec.codebook_size}
+    vocab = make_vocab(sizes, data, texts.size_of(configs.section(config, "text")))
     return Spec(model_of(config, order, vocab), vocab, order, data=data), Run(*of_run, config.seed, codec.frame_rate)
 
 
@@ -120,7 +122,7 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
 
     def build() -> Transformer:
         key = jax.random.key(0)
-        return performance.decoding_form(language_model(spec.model, vocab, nnx.Rngs(params=key), rules))
+        return performance.decoding_form(language_model(spec.model, vocab, nnx.Rngs(params=key), rules), vocab)
 
     model = shapes(build)
     common = (grid, vocab, batch)

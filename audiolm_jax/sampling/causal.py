@@ -2,7 +2,8 @@
 
 At position s of a row, the cells (t, q) with position(t, q, T) = s are drawn from the last hidden state, each from its
 legal set; cells of the prompt keep their codes; the ids of all are the next input. The end of audio is the cell (T, 0):
-drawing it fixes T, and the other codebooks finish their tails. Until then T is the limit, where the end is forced.
+drawing it fixes T, and the other codebooks finish their tails. Until then T is the limit, where the end is forced. If
+the end is a frame (`framing.end_is_frame`), code 0 in all codebooks of a frame that may be it fixes T.
 
 Axes: B rows; M rows of the model (B, or 2B with guidance); F frames of the grid; C cells of a step, one per stream
 that has one; Q codebooks; K codes of the largest one.
@@ -51,6 +52,7 @@ class Fixed(NamedTuple):
     valid_MP: jax.Array
     prompt_cache: tuple
     encoded_valid_ME: jax.Array | None = None  # states of an encoder that a row attends to
+    beside_MX: jax.Array | None = None  # text beside the steps, of which the last goes on
 
 
 class Cells(NamedTuple):
@@ -63,6 +65,7 @@ class Cells(NamedTuple):
     known_BC: jax.Array  # the code, -1 where it is to be drawn
     gumbel_BCN: jax.Array
     past: Past | None  # for rules that look back
+    not_zero_BC: jax.Array | None = None  # where the end is a frame: what must not be the last code of that
 
     def column(self, c: jax.Array | int) -> "Cells":
         """Cell number c alone."""
@@ -83,7 +86,8 @@ def cells(grid: Grid, step_B: jax.Array, frames_B: jax.Array, frames: int) -> tu
 
 
 def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: State) -> tuple[State, jax.Array]:
-    """Draws the cells of one step: the state with them but for `hidden_MD`, and the next tokens_MS."""
+    """Draws the cells of one step: the state with them but for `hidden_MD`, and the next tokens_MS, with text
+    beside them."""
     batch, frames, _ = state.codes_BFQ.shape
     K = vocab.largest_codebook
     here_BFQ, forced_end_B = cells(grid, state.step_B, state.frames_B, frames)
@@ -105,18 +109,23 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
         codes_BCF = jnp.take_along_axis(state.codes_BFQ, book_BC[:, None], axis=2).swapaxes(1, 2)
         again_BCN = None if fixed.rules.redraw is None else noise(fixed.again_B, state.step_B)
         past = Past(codes_BCF, frame_BC, again_BCN)
+    may_end_BC, end_is_frame = frame_BC >= fixed.end_from_B[:, None], grid.framing.end_is_frame
     here = Cells(
         book_BC,
         present_BC,
-        may_end_BC=(book_BC == 0) & (frame_BC >= fixed.end_from_B[:, None]),
+        may_end_BC=(book_BC == 0) & may_end_BC & (not end_is_frame),
         forced_end_BC=forced_end_B[:, None] & (book_BC == 0),
         known_BC=jnp.where(frame_BC < frames, known_BC, -1),
         gumbel_BCN=noise(fixed.keys_B, state.step_B),
         past=past,
+        not_zero_BC=(book_BC == grid.codebooks - 1) & ~may_end_BC if end_is_frame else None,
     )
     chosen_BC = _draw(model, grid, vocab, fixed, here, state.hidden_MD)
 
     is_end_BC = present_BC & (chosen_BC == K)
+    if end_is_frame:
+        zeros_BC = jnp.all(present_BC & (chosen_BC == 0) & may_end_BC, axis=1, keepdims=True)
+        is_end_BC, chosen_BC = is_end_BC | zeros_BC, jnp.where(zeros_BC, K, chosen_BC)
     frames_B = jnp.where(jnp.any(is_end_BC, axis=1), frame_BC[:, 0], state.frames_B)
     # A select over the grid, not a scatter: rows differ in their frames, and on a CPU narrow updates copy the buffer.
     written_BFQ = here_BFQ[:, :frames] & (chosen_BC != K)[:, None, :]
@@ -124,11 +133,17 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     codes_BFQ = jnp.concatenate([sampled_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
 
     code_ids_BC = jnp.asarray(vocab.code_offsets)[book_BC] + chosen_BC
-    code_ids_BC = jnp.where(chosen_BC == K, grid.framing.end(vocab), code_ids_BC)
+    end_Q = jnp.broadcast_to(jnp.asarray(grid.framing.end(vocab)), grid.codebooks)
+    code_ids_BC = jnp.where(chosen_BC == K, end_Q[book_BC], code_ids_BC)
     silent_S = grid.framing.silent_S(grid.streams, vocab)
     tokens_BC = jnp.where(present_BC, code_ids_BC, silent_S[: code_ids_BC.shape[1]]).astype(jnp.int32)
     tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
-    tokens_MS = jnp.tile(tokens_BS, (len(state.hidden_MD) // batch, 1))
+    copies = len(state.hidden_MD) // batch
+    tokens_MS = jnp.tile(tokens_BS, (copies, 1))
+    if fixed.beside_MX is not None:
+        at_M = jnp.minimum(jnp.tile(state.step_B, copies), fixed.beside_MX.shape[1] - 1)
+        text_M1 = jnp.take_along_axis(fixed.beside_MX, at_M[:, None], axis=1)
+        tokens_MS = jnp.concatenate([tokens_MS, text_M1], axis=1)
     step_B = jnp.where(state.done_B, state.step_B, state.step_B + 1)
     done_B = step_B >= requests.steps_of(frames_B, grid)
     return State(codes_BFQ, frames_B, step_B, done_B, state.slot, state.hidden_MD), tokens_MS
@@ -137,16 +152,16 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
 def _draw(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, here: Cells, hidden_MD: jax.Array) -> jax.Array:
     """The codes of the cells of a step, K for the end: at once, or the streams after the first by the depth network."""
     # Sampling is replicated: it takes a few numbers per row.
-    logits_MV = jax.sharding.reshard(model.logits(hidden_MD), P())
+    logits_MV, predicted = jax.sharding.reshard(model.logits(hidden_MD), P()), vocab.without_text
     end_M11 = logits_MV[:, None, ids.END_AUDIO, None]
     if model.depth is None:
-        codes_MCK = by_codebook(logits_MV, vocab)[:, : grid.causal_levels]
+        codes_MCK = by_codebook(logits_MV, predicted)[:, : grid.causal_levels]
         if grid.streams == 1:
             book_MC = jnp.tile(here.book_BC, (len(hidden_MD) // len(here.book_BC), 1))
             codes_MCK = jnp.take_along_axis(codes_MCK, book_MC[:, :, None], axis=1)
         return _decide(codes_MCK, end_M11, vocab, fixed, here)
 
-    first_MK = logits_MV[:, vocab.code_start : vocab.code_start + vocab.codebook_sizes[0]]
+    first_MK = logits_MV[:, predicted.first.code_start :][:, : vocab.codebook_sizes[0]]
     first_MK = jnp.pad(first_MK, ((0, 0), (0, vocab.largest_codebook - first_MK.shape[1])))
     first = here.column(0)
     first_B1 = _decide(first_MK[:, None], end_M11, vocab, fixed, first)
@@ -159,6 +174,9 @@ def _draw(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, here: Cell
 
     def pick(c, logits_MK: jax.Array, chosen_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
         cell = here.column(c + 1)
+        if cell.not_zero_BC is not None:
+            zeros_B1 = jnp.all((chosen_BC == 0) | (stream_C > c), axis=1, keepdims=True)
+            cell = cell._replace(not_zero_BC=cell.not_zero_BC & zeros_B1)
         code_B1 = _decide(jax.sharding.reshard(logits_MK, P())[:, None], end_M11, vocab, fixed, cell)
         return token_M(cell, code_B1), jax.lax.dynamic_update_slice_in_dim(chosen_BC, code_B1, c + 1, axis=1)
 
@@ -179,6 +197,9 @@ def _decide(codes_MCK, end_MC1, vocab: Vocab, fixed: Fixed, here: Cells) -> jax.
     if not vocab.legal_QK.all():
         legal_QN = jnp.pad(vocab.legal_QK, ((0, 0), (0, 1)), constant_values=True)
         candidates_BCN = jnp.where(legal_QN[here.book_BC], candidates_BCN, -jnp.inf)
+    if here.not_zero_BC is not None:
+        zero_BCN = here.not_zero_BC[..., None] & (jnp.arange(K + 1) == 0)
+        candidates_BCN = jnp.where(zero_BCN, -jnp.inf, candidates_BCN)
     rules = fixed.rules.at(here.book_BC)
     candidates_BCN = suppress(candidates_BCN, rules.suppressed)
     end_BC = jnp.where(here.may_end_BC, candidates_BCN[:, :, K], -jnp.inf)
@@ -284,13 +305,16 @@ def start(
     again_B = None if rules.redraw is None else requests.keys(batch, requests.AGAIN)
     placed = requests.place((end_from_B, keys_B, again_B, rules, guidance_B, prompts.length_M, prompts.segments_MP > 0))
     before = requests.place((codes_BFQ, limit_B, first_B, np.zeros(len(batch), bool), np.int32(0)))
-    valid_ME = None if encoded is None else encoded[1]
+    after = (
+        None if encoded is None else encoded[1],
+        requests.place(requests.beside(batch, grid, guidance_B is not None)),
+    )
     inputs = model, *requests.place(prompts), encoded
     if meanwhile is not None:
         hidden_MD, prompt_cache = prefilled(*inputs)
-        meanwhile(Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD))
+        meanwhile(Fixed(*placed, prompt_cache, *after), State(*before, hidden_MD))
     hidden_MD, prompt_cache = prefill(*inputs)
-    return Fixed(*placed, prompt_cache, valid_ME), State(*before, hidden_MD)
+    return Fixed(*placed, prompt_cache, *after), State(*before, hidden_MD)
 
 
 def compile_ahead(

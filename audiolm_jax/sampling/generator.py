@@ -34,9 +34,15 @@ from audiolm_jax.sampling.requests import Request, check, limits, prefilled_step
 from audiolm_jax.sampling.result import Result, table
 from audiolm_jax.sampling.rows import Row
 from audiolm_jax.sampling.windows import Windows
-from audiolm_jax.serialization import text
+from audiolm_jax.serialization.text import UTF8, Texts, clean, control
 
 SHOWN = 12  # names of speakers in a message
+OWN = {  # fields of a Row that some families take -> which
+    "melody": "those of musicgen-melody do",
+    "language": "Qwen3-TTS does",
+    "instruction": "Qwen3-TTS does",
+    "text_first": "Qwen3-TTS does",
+}
 
 
 @dataclasses.dataclass
@@ -51,14 +57,14 @@ class Progress:
 
 
 class Conditioning(Protocol):
-    """The conditioning of a model with encoders, which has no text in its sequence (families/)."""
+    """The conditioning of a model with encoders, or with a prompt of its own (families/)."""
 
-    follows_melodies: bool
+    takes: tuple[str, ...]  # fields of a Row that mean something to it, of `OWN`
 
-    def __call__(self, texts: Sequence[str], melodies: Sequence[Any]) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str], wanted: Sequence[Row]) -> list[dict[str, Any]]:
         """The conditioning fields of the `Request` of each row: encoded_EW, or document, unconditional and window.
 
-        melodies: None, a waveform at the codec's rate or (waveform, Hz). Raises InputError for anything else.
+        texts: clean ones of the rows, those of their prompts before them. Raises InputError for what it cannot use.
         """
 
 
@@ -70,9 +76,11 @@ class Generator:
     of the sequence. windows: for audio longer than the training segments (None: refused).
 
     Attribute speakers: the names that a row may have besides "" (`loading.load` takes them from the Spec); () for any.
+    Attribute text: the text vocabulary, which must be set if that of the Spec is not bytes.
     """
 
     speakers: tuple[str, ...] = ()
+    text: Texts = UTF8
 
     def __init__(
         self,
@@ -91,17 +99,19 @@ class Generator:
                 f"the codec has {codec.codebooks} codebooks of {codec.codebook_size} codes; "
                 f"this model needs {vocab.codebooks} of {vocab.codebook_size}"
             )
-        if (conditioning is None) != (model.config.cross_width == 0 and not model.config.state_widths):
+        c = model.config
+        if (conditioning is None) != (c.cross_width == 0 and not c.state_widths and not c.text_rows):
             raise InputError(
                 f"model.cross_width is {model.config.cross_width} with{'out' if conditioning is None else ''} a text "
                 "encoder; a model attends to the states of one, or there is none"
             )
         self.grid, self.vocab, self.codec, self.data_config = spec.grid, vocab, codec, spec.data
+        self._tokenizer = spec.text.fingerprint
         self.conditioning, self.windows = conditioning, windows
         self.extra_frames = self.grid.framing.extra_frames(self.grid)  # generated and dropped
         self.mesh = mesh or sharding.single_device_mesh()
         self.sampling, self.context = sampling or SamplingConfig(), context
-        self.model = performance.for_decoding(model, self.mesh)
+        self.model = performance.for_decoding(model, self.mesh, vocab)
         self._cold = True  # nothing is compiled yet
 
     def __repr__(self) -> str:
@@ -145,15 +155,19 @@ class Generator:
 
     def _requests(self, wanted: Sequence[Row]) -> list[Request]:
         # Texts go through an encoder together.
-        texts = [text.clean(f"{row.prompt_text} {row.text}") for row in wanted]
-        for one in filter(text.control, texts):
+        texts = [clean(f"{row.prompt_text} {row.text}") for row in wanted]
+        for one in filter(control, texts):
             raise InputError(f"the text {one!r} holds control characters; give words")
-        if any(row.melody is not None for row in wanted) and not getattr(self.conditioning, "follows_melodies", False):
-            raise InputError("a melody was given, but this model follows none; those of musicgen-melody do")
+        takes = getattr(self.conditioning, "takes", ())
+        for name, who in OWN.items():
+            if name not in takes and any(getattr(row, name) is not None for row in wanted):
+                raise InputError(f"{name} was given, but this model takes none; {who}")
+        if any(len(row.turns) for row in wanted) and self.conditioning is not None:
+            raise InputError("turns were given, but this model has no text in its sequence to hear a dialogue in")
         if self.conditioning is None:
             conditions = [{"document": self._document(text, row)} for text, row in zip(texts, wanted, strict=True)]
         else:
-            conditions = self.conditioning(texts, [row.melody for row in wanted])
+            conditions = self.conditioning(texts, wanted)
         requests = [self._request(row, condition) for row, condition in zip(wanted, conditions, strict=True)]
         for request in requests:
             first = self.windows.first(request) if self.windows else request
@@ -207,6 +221,9 @@ class Generator:
         options, one value for all texts or a list with one for each:
           frames or seconds: the length with the prompt. Without them the model predicts the end.
           speakers: for {speaker} in the text template. prompt_texts: transcripts of `audio`.
+          turns: the dialogue before, a list of (speaker, text, audio) for each text.
+          languages, instructions (how to speak), text_first (whether all of the text comes before the audio): of some
+            families.
           temperature, top_k, top_p, repetition_penalty, ... (a number, or a tuple with one per codebook), suppressed,
             guidance, max_frames, seed, ...: the fields of `SamplingConfig`. sampling: all of them at once. seeds: of
             the rows; by default seed + row.
@@ -215,6 +232,8 @@ class Generator:
         """
         if isinstance(text, str):
             audio, melody = (None if one is None else [one] for one in (audio, melody))
+            if options.get("turns") is not None:
+                options["turns"] = [options["turns"]]
             return self.generate([text], audio, include_prompt, melody, **options)[0]
         for name, values in (("prompts", audio), ("melodies", melody)):
             if values is not None:
@@ -336,16 +355,28 @@ class Generator:
             if self.data_config.template and row.audio is None:
                 raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
             return ()
-        if self.speakers and row.speaker and row.speaker not in self.speakers:
-            near = difflib.get_close_matches(row.speaker, self.speakers, n=1, cutoff=0.5)
+        said = []
+        for speaker, words, audio in row.turns:
+            said += [self._text(clean(words), speaker), ("audio", self._prompt(audio))]
+        return (*said, self._text(spoken, row.speaker))
+
+    def _text(self, spoken: str, speaker: str) -> tuple[str, np.ndarray]:
+        """The text segment of these words by this speaker."""
+        if self.speakers and speaker and speaker not in self.speakers:
+            near = difflib.get_close_matches(speaker, self.speakers, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(
-                f"no speaker {row.speaker!r} was in the training; {hint}its {len(self.speakers)} names are "
+                f"no speaker {speaker!r} was in the training; {hint}its {len(self.speakers)} names are "
                 f"{', '.join(self.speakers[:SHOWN])}{', ...' if len(self.speakers) > SHOWN else ''}"
             )
         if not self.data_config.template:
             raise InputError(f"a text was given, {spoken!r}, but this model was trained without text (data.template)")
-        return (("text", text.encode(examples.prompt_text(self.data_config, spoken, row.speaker))),)
+        if self.text.spec.fingerprint != self._tokenizer:
+            raise InputError(
+                f"the model was trained on pieces of the tokenizer with sha256 {self._tokenizer[:12]}, and none or "
+                "another one is in Generator.text; `audiolm_jax.load` sets it"
+            )
+        return "text", self.text.encode(examples.prompt_text(self.data_config, spoken, speaker))
 
     def _prompt(self, prompt: Any) -> np.ndarray:
         Q = self.vocab.codebooks

@@ -87,7 +87,7 @@ def first_seen(frames_M: jax.Array, fixed: Fixed, F: int, window: int) -> jax.Ar
 
 def level_logits(output_DV: jax.Array, vocab: Vocab, hidden_MFD: jax.Array, level: jax.Array) -> jax.Array:
     """Logits [M, F, K] of one codebook; those after the last code of a smaller codebook are of other ids."""
-    start = jnp.asarray(vocab.code_offsets)[level]
+    start = jnp.asarray(vocab.without_text.code_offsets)[level]
     head_DK = jax.lax.dynamic_slice_in_dim(output_DV, start, vocab.largest_codebook, axis=1).astype(hidden_MFD.dtype)
     logits_MFK = jnp.einsum("MFD,DK->MFK", hidden_MFD, head_DK, preferred_element_type=jnp.float32)
     return jax.sharding.reshard(logits_MFK, P())
@@ -154,7 +154,8 @@ def draw_lengths(model, vocab: Vocab, hidden_MD, shortest_B, longest_B, temperat
     """[B]: the number of frames, drawn at <audio> from the trained lengths between the bounds of each row."""
     batch = len(shortest_B)
     logits_BV = jax.sharding.reshard(model.logits(hidden_MD[:batch]), P())
-    logits_BT = logits_BV[:, vocab.length_start : vocab.length_start + vocab.max_frames]
+    first = vocab.without_text.length_start
+    logits_BT = logits_BV[:, first : first + vocab.max_frames]
     frames_T = jnp.arange(1, vocab.max_frames + 1)
     legal_BT = (frames_T >= shortest_B[:, None]) & (frames_T <= longest_B[:, None])
     gumbel_BT = jax.vmap(lambda key: jax.random.gumbel(key, (vocab.max_frames,)))(keys_B)

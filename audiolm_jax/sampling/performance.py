@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from audiolm_jax.model import sharding
+from audiolm_jax.model import losses, sharding
 from audiolm_jax.model.transformer import Transformer, unstack
 from audiolm_jax.sampling.requests import Request, guidance
 from audiolm_jax.serialization import Grid
+from audiolm_jax.serialization.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class _OnHost:
         return _OnHost(self.array.astype(dtype, copy=False), self.spec)
 
 
-def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
+def for_decoding(model: Transformer, mesh: jax.sharding.Mesh, vocab: Vocab) -> Transformer:
     """A copy of the model on `mesh`, as `decoding_form` makes it.
 
     On one CPU device numpy slices and casts: jax would compile a program for every shape of a weight.
@@ -52,18 +54,33 @@ def for_decoding(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
 
     with jax.set_mesh(mesh):
         if not (sharding.on_one_cpu() and all(x.is_fully_addressable for x in jax.tree.leaves(model))):
-            return decoding_form(jax.tree.map(move, model))
+            return decoding_form(jax.tree.map(move, model), vocab)
+        model = _without_text(model, vocab)
         model = _decoded(jax.tree.map(lambda x: _OnHost(np.asarray(x), spec(x)), model))
         # A copy of numpy's: `device_put` may keep the memory of an array that it is given.
         return jax.tree.map(lambda x: jax.device_put(np.array(x.array), NamedSharding(mesh, x.spec)), model)
 
 
-def decoding_form(model: Transformer) -> Transformer:
+def decoding_form(model: Transformer, vocab: Vocab) -> Transformer:
     """The model with a Block per layer and matrices in the compute dtype, sharded by `Rules.for_decoding`: casts and
-    all-gathers happen once, not in every step. A mesh must be entered."""
-    return _decoded(
-        jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
-    )
+    all-gathers happen once, not in every step. Its outputs are those of `vocab.without_text`. A mesh must be entered.
+    """
+    model = jax.tree.map(lambda x: jax.sharding.reshard(x, _gathered(jax.typeof(x).sharding.spec, model)), model)
+    return _decoded(_without_text(model, vocab))
+
+
+def _without_text(model: Transformer, vocab: Vocab) -> Transformer:
+    """The model with an output matrix for audio alone, if text is apart; a tied one gets a matrix of its own."""
+    predicted = vocab if model.depth is None else vocab.first
+    if not predicted.text_apart:
+        return model
+    model = nnx.clone(model)
+    kept_DV = losses.without_text(jax.sharding.reshard(model.output_DV(), P()), predicted)
+    spec = P(None, *_gathered(model.rules.spec("vocab"), model))
+    model.unembedding_DV = nnx.Param(jax.sharding.reshard(kept_DV, spec))
+    model.config = dataclasses.replace(model.config, tied=False)
+    model.outputs -= predicted.text_size - predicted.without_text.text_size
+    return model
 
 
 def _decoded(model: Transformer) -> Transformer:

@@ -83,6 +83,7 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
             f"a prompt of codes has shape {request.prompt_TQ.shape}; it must be [frames, {grid.codebooks}]"
         )
     vocab.code_ids(request.prompt_TQ)
+    grid.framing.check_codes(request.prompt_TQ)
     if not grid.framing.ends and request.frames is None:
         raise InputError("this model predicts no end of audio: the length is needed, in seconds or frames")
     prompt, most = len(request.prompt_TQ), longest(request, vocab)
@@ -188,6 +189,9 @@ def causal_prompt(request: Request, grid: Grid, vocab: Vocab) -> documents.Row:
     frame_LS, book_LS = frame_LS[:steps], book_LS[:steps]
     code_ids_LS = vocab.code_ids(request.prompt_TQ)[frame_LS, book_LS]
     tokens_LS = np.where(frame_LS >= 0, code_ids_LS, grid.framing.silent_S(grid.streams, vocab)).astype(np.int32)
+    if grid.framing.texts:
+        text_L = documents.beside_steps(beside_of(request), steps)
+        tokens_LS = np.concatenate([tokens_LS, text_L[:, None]], axis=1)
     return row | {
         "tokens": np.concatenate([row["tokens"], tokens_LS]),
         "ahead": np.concatenate([row["ahead"], np.zeros(steps, np.int32)]),
@@ -211,7 +215,7 @@ def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool,
     ]
     length_M = np.array([len(row["tokens"]) for row in rows], np.int32)
     width = bucket(int(length_M.max()), PROMPT)
-    tokens_MPS = np.full((len(rows), width, grid.streams), ids.PAD, np.int32)
+    tokens_MPS = np.full((len(rows), width, grid.inputs), ids.PAD, np.int32)
     ahead_MP = np.zeros((len(rows), width), np.int32)
     for m, row in enumerate(rows):
         tokens_MPS[m, : length_M[m]] = row["tokens"]
@@ -224,6 +228,20 @@ def prompts(requests: Sequence[Request], grid: Grid, vocab: Vocab, causal: bool,
             states_MPW = np.zeros((len(rows), width, states_LW.shape[1]), np.float32)
         states_MPW[m, : len(states_LW)] = states_LW
     return Prompts(tokens_MPS, positions_MP, segments_MP, ahead_MP, length_M, states_MPW)
+
+
+def beside_of(request: Request) -> np.ndarray:
+    """The text beside the steps of the audio that is to come, int32 [X]; its last token goes on after it."""
+    return dict(request.document)["beside"]
+
+
+def beside(requests: Sequence[Request], grid: Grid, guided: bool) -> np.ndarray | None:
+    """The text beside the steps of all rows, [M, X], lengthened by its last token; None if the framing has none."""
+    if not grid.framing.texts:
+        return None
+    every = [beside_of(request) for request in requests] * (1 + guided)
+    width = bucket(max(map(len, every)), PROMPT)
+    return np.stack([documents.beside_steps(text_X, width) for text_X in every]).astype(np.int32)
 
 
 def encoded(requests: Sequence[Request], width: int, guided: bool) -> tuple[np.ndarray, np.ndarray] | None:

@@ -117,6 +117,11 @@ class Grid:
         return self.strategy.streams(self)
 
     @property
+    def inputs(self) -> int:
+        """Tokens of a position: one of each stream, and those of text beside them (`framing.Beside`)."""
+        return self.streams + self.framing.texts
+
+    @property
     def causal_levels(self) -> int:
         return self._optional("causal_levels", self.codebooks)
 
@@ -167,6 +172,6 @@ def bind(config: SerializationConfig, codebooks: int, framing: str = "markers") 
             )
     if hasattr(grid.strategy, "validate"):
         grid.strategy.validate(grid)
-    contract.check(grid)
     grid.framing.validate(grid)
+    contract.check(grid)
     return grid

@@ -37,7 +37,10 @@ def check(grid) -> None:
 
 
 def causal_indices(grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """(t_N, q_N) of every cell of the causal pass, the end of audio (T, 0) last."""
+    """(t_N, q_N) of every cell of the causal pass, the end of audio last: the cell (T, 0), or all of frame T."""
+    if grid.framing.end_is_frame:
+        t_TQ, q_TQ = np.mgrid[: frames + 1, : grid.causal_levels]
+        return t_TQ.ravel(), q_TQ.ravel()
     t_TQ, q_TQ = np.mgrid[:frames, : grid.causal_levels]
     return np.append(t_TQ, frames), np.append(q_TQ, 0)
 

@@ -20,8 +20,9 @@ adds
 
 in its own sizes: c positions, or c + 1 if the state of the transformer is one of them (join=prefix), and p
 projections, of that state and of embeddings. A prediction of a causal pass, of a length or of a training row
-has logits over the whole vocabulary, with a depth network over text and codebook 0; a level pass multiplies with the
-head of its codebook alone, K logits per frame. `model` below is a ModelConfig (or anything with its sizes).
+has logits over the whole vocabulary (`Vocab.without_text`), with a depth network over text and codebook 0; a level
+pass multiplies with the head of its codebook alone, K logits per frame. `model` below is a ModelConfig (or anything
+with its sizes).
 """
 
 import dataclasses
@@ -178,6 +179,7 @@ def depth_flops(model, cells: float, logits: float) -> float:
 
 def forward_flops(model, vocab: Vocab, work: Pass) -> int:
     """Forward FLOPs of one pass, those of the depth network included."""
+    vocab = vocab.without_text
     ids = vocab.size if model.depth is None else vocab.first.size
     logits = work.predictions * ids + work.of_level * vocab.codebook_sizes[work.level]
     own = flops(model, work.positions, work.pairs, logits)
@@ -211,7 +213,8 @@ def seconds_of_passes(
     per_pair = cache_bytes_per_position(model, bytes_per_value)
 
     def seconds(work: Pass) -> float:
-        ids = vocab.size if model.depth is None else vocab.first.size
+        predicted = vocab.without_text
+        ids = predicted.size if model.depth is None else predicted.first.size
         heads = ids * (work.predictions > 0) + vocab.codebook_sizes[work.level] * (work.of_level > 0)
         read = block_weights(model) + model.width * heads
         if work.cells:  # every pass of the depth network reads its weights again

@@ -1,7 +1,8 @@
 """Documents to rows: the inputs and targets of every position.
 
 A document is a tuple of segments in any order and number: ("text", ids_L), ("audio", codes_TQ), or ("states", x_EW),
-vectors of an encoder that stand at positions as tokens do. Its causal row is
+vectors of an encoder that stand at positions as tokens do; ("given", ids_L2) and ("beside", ids_X) are those of the
+framing `beside`. Its causal row is
 
     BOS  text ...  <audio>  steps of the strategy ...  text ...  <audio>  ...        inputs
     t    ...       <audio>  step 0  ...  </audio>      t                  EOS        predicted there
@@ -21,6 +22,7 @@ A row is a dict of numpy arrays over its own L positions; data/batches.py packs 
     tokens [L, S]   ids of the input, PAD where a stream is silent     targets [L, S]  id predicted here, or PAD
     heads [L, S]    legal set of the prediction (vocab.py)             weights [L, S]  weight in the loss
     positions [L]   position within the document                      ahead [L]       later positions that it sees
+    (tokens [L, S + 1] with text beside the streams, `Grid.inputs`)
     states [L, W]   only of documents with states: vectors to add to the input, zeros elsewhere
 """
 
@@ -32,18 +34,21 @@ from audiolm_jax.serialization import vocab as ids
 from audiolm_jax.serialization.vocab import Vocab
 
 Document = tuple[tuple[str, np.ndarray], ...]
-KINDS = ("text", "audio", "states")
+KINDS = ("text", "audio", "states", "given", "beside")
+BESIDE = ("given", "beside")  # of the framing that has text beside its streams
 Row = dict[str, np.ndarray]
 
 
 class Builder:
     """Collects inputs and, by the position of their first, predictions."""
 
-    def __init__(self, streams: int) -> None:
-        self.streams = streams
+    def __init__(self, streams: int, texts: int = 0) -> None:
+        """texts: tokens of a position beside those of the streams (`Grid.inputs`)."""
+        self.streams, self.texts = streams, texts
         self.length = 0
         self.inputs: list[tuple[np.ndarray, np.ndarray]] = []
         self.vectors: list[tuple[int, np.ndarray]] = []
+        self.beside: list[tuple[int, np.ndarray]] = []
         self.predictions: list[tuple[int, np.ndarray, np.ndarray, float]] = []
 
     def see(self, tokens, ahead=0) -> None:
@@ -56,6 +61,10 @@ class Builder:
         """Adds positions with vectors and no token."""
         self.vectors.append((self.length, states_EW))
         self.see(np.full(len(states_EW), ids.PAD))
+
+    def see_text(self, text_L: np.ndarray) -> None:
+        """Puts text beside the streams of the next positions."""
+        self.beside.append((self.length, text_L))
 
     def expect(self, targets, heads, weight: float, at: int) -> None:
         """Positions at, at + 1, ... predict `targets`, [n, S] or ids on stream 0; `heads` likewise, or one for all."""
@@ -88,6 +97,11 @@ class Builder:
             span = slice(at, at + len(targets_LS))
             row["targets"][span], row["heads"][span] = targets_LS, heads_LS
             row["weights"][span] = weight * (heads_LS != ids.HEAD_NONE)
+        if self.texts:
+            text_L = np.full(self.length, ids.PAD, np.int32)
+            for at, part_L in self.beside:
+                text_L[at : at + len(part_L)] = part_L
+            row["tokens"] = np.concatenate([row["tokens"], text_L[:, None]], axis=1)
         if self.vectors:
             row["states"] = np.zeros((self.length, self.vectors[0][1].shape[1]), np.float32)
         for at, states_EW in self.vectors:
@@ -104,6 +118,13 @@ def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) ->
     for kind, values in document:
         if kind not in KINDS:
             raise InputError(f"a segment of kind {kind!r} was given; it must be one of {', '.join(KINDS)}")
+        if kind in BESIDE and not grid.framing.texts:
+            raise InputError(
+                f"a segment of kind {kind!r} was given; the framing {grid.framing.name!r} has no such text"
+            )
+        if kind in BESIDE and (values.ndim != len(BESIDE) - BESIDE.index(kind) or not len(values)):
+            shape = "[positions, 2], ids of the first stream and of the text" if kind == "given" else "[steps]"
+            raise InputError(f"a segment {kind!r} has shape {values.shape}; it must be {shape}, at least one")
         if kind == "states" and values.ndim != 2:
             raise InputError(f"states of shape {values.shape} were given; they must be [positions, width]")
         if kind == "audio":
@@ -111,6 +132,7 @@ def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) ->
                 raise InputError(f"codes of shape {values.shape} were given; they must be [frames, {grid.codebooks}]")
             if not 1 <= len(values) <= vocab.max_frames:
                 raise InputError(f"an audio segment has {len(values)} frames; it must have 1..{vocab.max_frames}")
+            grid.framing.check_codes(values)
     grid.framing.check(kinds)
 
 
@@ -156,6 +178,11 @@ def hide(codes_TQ: np.ndarray, view: LevelView, vocab: Vocab) -> tuple[np.ndarra
         np.where(predicted_TQ, code_ids_TQ, ids.PAD),
         np.where(predicted_TQ, ids.HEAD_CODE + view.level, ids.HEAD_NONE),
     )
+
+
+def beside_steps(text_X: np.ndarray, steps: int) -> np.ndarray:
+    """The text beside the first steps of audio: its last token goes on after it."""
+    return text_X[np.minimum(np.arange(steps), len(text_X) - 1)]
 
 
 def training_row(
@@ -211,17 +238,24 @@ def _segments(document: Document, grid: Grid, vocab: Vocab, text_weight: float, 
     causal: audio is in the layout of the causal pass, and predicted; otherwise a position is a frame, which sees its
     whole segment, and nothing of it is predicted.
     """
-    build = Builder(grid.streams)
+    build = Builder(grid.streams, grid.framing.texts)
     grid.framing.begin(build)
     for kind, values in document:
         if kind == "text":
-            build.then(values, ids.HEAD_TEXT, text_weight)
+            grid.framing.text(build, values, text_weight)
         elif kind == "states":
             build.see_states(values)
+        elif kind == "given":
+            build.see_text(values[:, 1])
+            build.see(values[:, 0])
+        elif kind == "beside":
+            text_X = values
         else:
             grid.framing.open(build, vocab, text_weight)
             if causal:
-                heads_LS = layout.causal_heads(grid, len(values), vocab)
+                heads_LS = grid.framing.heads(layout.causal_heads(grid, len(values), vocab), values, vocab)
+                if grid.framing.texts:
+                    build.see_text(beside_steps(text_X, len(heads_LS)))
                 build.then(layout.serialize(values, grid, vocab), heads_LS, 1.0)
             else:
                 build.see(vocab.code_ids(values), ahead=np.arange(len(values))[::-1])

@@ -7,6 +7,19 @@
               filler before its first code and after its last. No end is predicted, so a length is required. All
               codebooks of a training segment were cut at the same step, so the model has never seen a segment whose
               codebook 0 has run out: when it generates, codebook 0 goes on until the last codebook has its frames.
+    zeros     text  steps ... frame of zeros  text  steps ...
+              CSM: nothing stands between text, which is given, and audio, which ends with a frame of code 0 in every
+              codebook. That frame is predicted code by code like any other, so it needs a depth network. It always
+              means the end: no segment holds such a frame, and the first one cannot be it. So a segment of T frames
+              has the probability of all their codes times that of the zeros at frame T, where only the last code of
+              frame 0, after zeros, lacks code 0; sampling draws from the same sets and stops at zeros in all codebooks
+              (transformers 5.23.0 stops at zeros in all but the last one and cuts at zeros in all).
+
+    beside    positions that are given ...  steps ... end
+              Qwen3-TTS (arXiv 2601.15621): every position has one more token, of a text that is given beside the other
+              streams and never predicted. Segments of "given" positions come first, the last of which predicts the
+              first step; "beside" is the text of the steps, whose last token goes on to the end. A document holds one
+              audio segment, after which nothing is predicted.
 
 A framing is an object with the attributes of `Markers`, chosen from `FRAMINGS` by name, and an attribute of a `Grid`.
 `build` is a `documents.Builder`.
@@ -28,12 +41,17 @@ class Markers:
 
     name = "markers"
     ends = True  # the model predicts where audio ends; otherwise a number of frames is required
+    end_is_frame = False  # the end is a frame of code 0 in every codebook, not an id of stream 0
+    texts = 0  # tokens of a position beside those of its streams: 0, or 1 of a text that is given
 
     def validate(self, grid: Any) -> None:
         """Raises InputError if a grid does not fit this framing."""
 
     def check(self, kinds: list[str]) -> None:
         """Raises InputError if a document with segments of these kinds does not fit this framing."""
+
+    def check_codes(self, codes_TQ: np.ndarray) -> None:
+        """Raises InputError for codes that no segment of this framing can hold."""
 
     def extra_ids(self, codebooks: int) -> int:
         """Number of ids of its own, after all others (`Vocab.extra_ids`)."""
@@ -47,13 +65,21 @@ class Markers:
         """Int32 [S]: the id of each stream where its codebook has no code."""
         return np.full(streams, ids.PAD, np.int32)
 
-    def end(self, vocab: Vocab) -> int:
-        """The id of stream 0 after the last frame of codebook 0."""
+    def end(self, vocab: Vocab) -> int | np.ndarray:
+        """The id of stream 0 after the last frame of codebook 0; of a frame that is the end one for each codebook."""
         return ids.END_AUDIO
+
+    def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
+        """The legal sets of a segment, some of which may depend on its codes."""
+        return heads_LS
 
     def begin(self, build: Any) -> None:
         """Adds the positions before the first segment."""
         build.see(ids.BOS)
+
+    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+        """Adds a text segment."""
+        build.then(text_L, ids.HEAD_TEXT, text_weight)
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
         """Adds the positions before the steps of an audio segment; the last one predicts the first step."""
@@ -70,6 +96,8 @@ class Bare:
 
     name = "bare"
     ends = False
+    end_is_frame = False
+    texts = 0
 
     def validate(self, grid: Any) -> None:
         if grid.streams != grid.codebooks or grid.causal_levels != grid.codebooks:
@@ -85,6 +113,9 @@ class Bare:
                 "it nothing but states: text goes through an encoder"
             )
 
+    def check_codes(self, codes_TQ: np.ndarray) -> None:
+        pass
+
     def extra_ids(self, codebooks: int) -> int:
         return codebooks
 
@@ -97,8 +128,14 @@ class Bare:
     def end(self, vocab: Vocab) -> int:
         return vocab.extra_start
 
+    def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
+        return heads_LS
+
     def begin(self, build: Any) -> None:
         pass
+
+    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+        raise NotImplementedError  # `check` takes no text
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
         build.see(self.silent_S(build.streams, vocab)[None])
@@ -107,5 +144,124 @@ class Bare:
         pass
 
 
-Framing = Markers | Bare
-FRAMINGS: dict[str, Framing] = {framing.name: framing for framing in (Markers(), Bare())}
+@dataclasses.dataclass(frozen=True)
+class Zeros:
+    """No ids of its own: text, audio and a frame of code 0 in every codebook."""
+
+    name = "zeros"
+    ends = True
+    end_is_frame = True
+    texts = 0
+
+    def validate(self, grid: Any) -> None:
+        if not grid.depth or len(set(grid.config.delays)) > 1:
+            raise InputError(
+                f"the framing 'zeros' ends audio with a frame whose {grid.codebooks} codes are predicted one after the "
+                "other; it needs the strategy 'depth' without delays, and at least 2 codebooks"
+            )
+
+    def check(self, kinds: list[str]) -> None:
+        before = [None, *kinds]
+        if any(kind == "audio" and last in (None, "audio") for last, kind in zip(before, kinds)):
+            raise InputError(
+                f"a document of {' and '.join(kinds)} was given; of the framing 'zeros' text stands before every audio "
+                "segment, whose first frame it predicts"
+            )
+
+    def check_codes(self, codes_TQ: np.ndarray) -> None:
+        zeros = np.flatnonzero(~np.any(codes_TQ, axis=1))
+        if len(zeros):
+            raise InputError(
+                f"frame {zeros[0]} of an audio segment is code 0 in every codebook, which means the end of audio for "
+                "this model; cut the audio there"
+            )
+
+    def extra_ids(self, codebooks: int) -> int:
+        return 0
+
+    def extra_frames(self, grid: Any) -> int:
+        return 0
+
+    def silent_S(self, streams: int, vocab: Vocab) -> np.ndarray:
+        return np.full(streams, ids.PAD, np.int32)
+
+    def end(self, vocab: Vocab) -> np.ndarray:
+        return vocab.code_offsets
+
+    def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
+        if codes_TQ[0, :-1].any():
+            return heads_LS
+        heads_LS = heads_LS.copy()
+        heads_LS[0, -1] = vocab.head_not_end
+        return heads_LS
+
+    def begin(self, build: Any) -> None:
+        pass
+
+    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+        build.see(text_L)
+
+    def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
+        pass
+
+    def finish(self, build: Any, text_weight: float) -> None:
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """Positions that are given, then audio with text beside every step."""
+
+    name = "beside"
+    ends = True
+    end_is_frame = False
+    texts = 1
+
+    def validate(self, grid: Any) -> None:
+        if grid.causal_levels != grid.codebooks:
+            raise InputError(
+                f"the framing 'beside' has a text token for every position of the causal pass; the strategy "
+                f"{grid.config.strategy!r} has passes of another kind"
+            )
+
+    def check(self, kinds: list[str]) -> None:
+        given = kinds[: kinds.index("beside")] if "beside" in kinds else []
+        if not given or set(given) != {"given"} or kinds[len(given) :] != ["beside", "audio"]:
+            raise InputError(
+                f"a document of {' and '.join(kinds)} was given; of the framing 'beside' it is positions that are "
+                "given, the text beside the audio, and one audio segment"
+            )
+
+    def check_codes(self, codes_TQ: np.ndarray) -> None:
+        pass
+
+    def extra_ids(self, codebooks: int) -> int:
+        return 0
+
+    def extra_frames(self, grid: Any) -> int:
+        return 0
+
+    def silent_S(self, streams: int, vocab: Vocab) -> np.ndarray:
+        return np.full(streams, ids.PAD, np.int32)
+
+    def end(self, vocab: Vocab) -> int:
+        return ids.END_AUDIO
+
+    def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
+        return heads_LS
+
+    def begin(self, build: Any) -> None:
+        pass
+
+    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+        raise NotImplementedError  # `check` takes no text
+
+    def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
+        pass
+
+    def finish(self, build: Any, text_weight: float) -> None:
+        pass
+
+
+Framing = Markers | Bare | Zeros | Beside
+FRAMINGS: dict[str, Framing] = {framing.name: framing for framing in (Markers(), Bare(), Zeros(), Beside())}

@@ -31,7 +31,8 @@ def causal_cells(grid: Grid, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """The layout of the causal pass: the cell at each position of each stream.
 
     Returns:
-      frame_LS: [L, S] int, the frame, or -1 where the stream is silent. Frame T of codebook 0 is the end of audio.
+      frame_LS: [L, S] int, the frame, or -1 where the stream is silent. Frame T of codebook 0, or of all of them, is
+        the end of audio.
       book_LS: [L, S] int, the codebook, or -1.
     """
     require_frames(frames)
@@ -58,7 +59,7 @@ def serialize(codes_TQ: np.ndarray, grid: Grid, vocab: Vocab) -> np.ndarray:
     is_end = frame_LS == len(code_ids_TQ)
     is_code = (frame_LS >= 0) & ~is_end
     tokens_LS[is_code] = code_ids_TQ[frame_LS[is_code], book_LS[is_code]]
-    tokens_LS[is_end] = grid.framing.end(vocab)
+    tokens_LS[is_end] = np.broadcast_to(grid.framing.end(vocab), grid.codebooks)[book_LS[is_end]]
     return tokens_LS
 
 
@@ -70,5 +71,7 @@ def causal_heads(grid: Grid, frames: int, vocab: Vocab) -> np.ndarray:
     frame_LS, book_LS = causal_cells(grid, frames)
     predicted_LS = (frame_LS >= 0) & (grid.framing.ends | (frame_LS < frames))
     heads_LS = np.where(predicted_LS, ids.HEAD_CODE + book_LS, ids.HEAD_NONE)
+    if grid.framing.end_is_frame:
+        return np.where(frame_LS == frames, vocab.head_of_end + book_LS, heads_LS).astype(np.int32)
     or_end_LS = grid.framing.ends & (book_LS == 0) & (frame_LS > 0)
     return np.where(or_end_LS, vocab.head_code_or_end, heads_LS).astype(np.int32)

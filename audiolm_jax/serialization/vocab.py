@@ -17,6 +17,11 @@ zero, in the loss, in the likelihood and in sampling alike.
     2           lengths
     3 + q       codebook q
     3 + Q       codebook 0 or </audio>: every frame of the coarsest codebook but the first may be the end instead
+
+and two kinds that a depth network alone predicts, where a frame of zeros ends the audio (framing `zeros`):
+
+    4 + Q       the last codebook but its code 0: after zeros in the first frame, which cannot be the end
+    5 + Q + q   codebook q in the frame that is the end
 """
 
 import dataclasses
@@ -30,6 +35,8 @@ PAD, BOS, EOS, AUDIO, END_AUDIO, MASK = range(6)
 TEXT_START = 8
 BYTES = 256  # the text vocabulary that text.py knows
 
+TEXT_APART = 4096  # with more text ids the logits of codes are computed without them
+
 HEAD_NONE, HEAD_TEXT, HEAD_LENGTH, HEAD_CODE = range(4)
 
 
@@ -42,6 +49,7 @@ class Vocab:
     max_frames: int
     extra_ids: int = 0  # of a framing that has ids of its own
     text_size: int = BYTES
+    text_given: bool = False  # text is never predicted: beside a depth network the output matrix has no columns for it
 
     def __post_init__(self) -> None:
         sizes = self.codebook_size if isinstance(self.codebook_size, tuple | list) else (self.codebook_size,)
@@ -96,11 +104,33 @@ class Vocab:
     def head_code_or_end(self) -> int:
         return HEAD_CODE + self.codebooks
 
+    @property
+    def head_not_end(self) -> int:
+        return self.heads
+
+    @property
+    def head_of_end(self) -> int:
+        """That of codebook 0; those of the others follow."""
+        return self.heads + 1
+
     @functools.cached_property
     def first(self) -> "Vocab":
-        """The ids that the first stream predicts if a depth network predicts the others: text, codebook 0, one length
-        (which it never predicts)."""
-        return dataclasses.replace(self, codebooks=1, codebook_size=self.codebook_sizes[0], max_frames=1, extra_ids=0)
+        """The ids that the first stream predicts if a depth network predicts the others: text (one id, which it never
+        predicts, if that is given), codebook 0, one length (which it never predicts)."""
+        text = {"text_size": 1, "text_given": False} if self.text_given else {}
+        return dataclasses.replace(
+            self, codebooks=1, codebook_size=self.codebook_sizes[0], max_frames=1, extra_ids=0, **text
+        )
+
+    @property
+    def text_apart(self) -> bool:
+        """Whether predictions of text are computed apart, so that those of codes do not pay for them."""
+        return self.text_size > TEXT_APART
+
+    @functools.cached_property
+    def without_text(self) -> "Vocab":
+        """The ids that are predicted beside text: with one id of text if it is apart, else all."""
+        return dataclasses.replace(self, text_size=1) if self.text_apart else self
 
     def code_ids(self, codes_TQ: np.ndarray) -> np.ndarray:
         """Codes [..., Q] -> ids [..., Q]. Raises InputError if a code is outside its codebook."""

@@ -40,6 +40,8 @@ class Start(Adapter):
         ]
         if theirs.vocab != self.spec.vocab:
             wrong.append(f"its vocabulary is {theirs.vocab}, here it is {self.spec.vocab}")
+        if theirs.text != self.spec.text:
+            wrong.append("its texts are of another vocabulary, or pieces of another tokenizer")
         if theirs.codec and self.spec.codec and theirs.codec.fingerprint != self.spec.codec.fingerprint:
             wrong.append(f"it was trained on codes of codec {theirs.codec.name!r} with other weights")
         if wrong:

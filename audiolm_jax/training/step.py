@@ -124,10 +124,12 @@ def init_state(program: Program, key: jax.Array, weights: Any = None) -> TrainSt
 
 
 def _weights(weights_Q: tuple[float, ...], batch: dict[str, jax.Array], vocab: Vocab) -> jax.Array:
-    """The weights of a batch times that of the codebook of each prediction; the end counts as codebook 0."""
+    """The weights of a batch times that of the codebook of each prediction; the end counts as codebook 0, a frame that
+    is the end as its codebooks."""
     weights_BLS, heads_BLS = batch["weights_BLS"], batch["heads_BLS"]
     for q, weight in enumerate(weights_Q):
-        weights_BLS = jnp.where(losses.of_codebook(heads_BLS, q, vocab), weight, 1) * weights_BLS
+        own_BLS = losses.of_codebook(heads_BLS, q, vocab) | (heads_BLS == vocab.head_of_end + q)
+        weights_BLS = jnp.where(own_BLS, weight, 1) * weights_BLS
     return weights_BLS
 
 
@@ -150,9 +152,10 @@ def train_step(
         hidden_BLD = model(*inputs, key, adapter.encoded(frozen, rows, rules))
         parts = losses.scored(model, hidden_BLD, rows, vocab, jax.random.fold_in(key, 1), config.depth_fraction)
         total, sums = losses.loss_and_sums(parts, vocab, config.z_loss)
-        tokens = rows["tokens_BLS"]
+        tokens = rows["tokens_BLS"][..., : rows["targets_BLS"].shape[-1]]  # without text beside them
         coarse = (tokens >= vocab.code_start) & (tokens < vocab.code_start + vocab.codebook_sizes[0])
         frames = jnp.sum(jnp.any(coarse, axis=-1) | (tokens[..., 0] == MASK), dtype=jnp.float32)
+        frames -= jnp.sum(rows["heads_BLS"] == vocab.head_of_end, dtype=jnp.float32)  # frames that are the end
         return total / weight, {"total": total, "frames": frames, **sums}
 
     gradient = jax.grad(loss, has_aux=True)

@@ -42,7 +42,7 @@ def make(sizes: dict, tensors: dict[str, np.ndarray], frames: int, dtype: str) -
     weights.ignore("embed_positions")
     model = table.fill(config, vocab, musicgen.table(config, vocab), weights)
     weights.finish()
-    return performance.for_decoding(model, sharding.single_device_mesh()), vocab
+    return performance.for_decoding(model, sharding.single_device_mesh(), vocab), vocab
 
 
 class Decoder:

@@ -18,6 +18,7 @@ from flax import nnx
 
 from audiolm_jax import codecs
 from audiolm_jax.data import batches, tokens
+from audiolm_jax.data.examples import document
 from audiolm_jax.encoders import recogniser
 from audiolm_jax.evaluation import intelligibility, intervals, likelihood
 from audiolm_jax.model import checkpoints, sharding
@@ -68,9 +69,8 @@ def main() -> None:
         vocab, grid, data = spec.vocab, spec.grid, spec.data
         codec = codecs.load("default", codebooks=vocab.codebooks)
         source = tokens.open_split(options.data / "tokens", "test", codec.fingerprint)
-        examples = batches.evaluation_examples(source, data, vocab)
-        documents = [example["document"] for example in examples]
-        said = batches.evaluation_examples(source, data, vocab, SENTENCES)
+        documents = [document(example, data, vocab) for example in batches.evaluation_examples(source, vocab)]
+        said = batches.evaluation_examples(source, vocab, SENTENCES)
         bits, errors = {}, {}
         for dtype in DTYPES:
             half = rounded(model, dtype)

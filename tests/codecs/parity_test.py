@@ -160,7 +160,7 @@ def check(codec, model, samples, seed):
     return mine, theirs
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.partition("-")[0] in MODELS])
 def test_small_codecs_equal_the_reference(name, tmp_path):
     codec, model = opened(tmp_path, name, CONFIGS[name])
     equal, count = 0, 0

@@ -1,4 +1,4 @@
-"""EnCodec, DAC and Mimi by themselves: lengths, rows, streams, files. Against `transformers`: parity_test.py."""
+"""Published codecs by themselves: lengths, rows, streams, files. Against references: parity_test.py, qwen3_test.py."""
 
 import contextlib
 import dataclasses
@@ -110,13 +110,13 @@ def test_how_soon_a_stream_begins(opened):
             if piece.size:
                 first[name] = count
                 break
-    assert first["mimi"] == 1
+    assert first["mimi"] == first["qwen3"] == 1
     assert first["encodec"] == CONFIGS["encodec"].start == 5
     assert first["encodec-chunks"] == opened["encodec-chunks"].block
 
 
 def test_causal_codecs_do_not_look_ahead(opened):
-    for name, start in (("mimi", 0), ("encodec", 5)):
+    for name, start in (("mimi", 0), ("qwen3", 0), ("encodec", 5)):
         codec = opened[name]
         source = audio(codec, 1, 60 * codec.hop)[0]
         other = source.copy()

@@ -96,7 +96,7 @@ def load(path=None, codebooks=None):
 OUTSIDE = "outside_codec.mu_law"
 MINE = [name for name in os.environ.get("AUDIOLM_CODECS", "").split(",") if name]  # modules of a user, without a path
 # Small random weights for the codecs that ship with none; a new codec of the table that needs some is added here.
-SMALL_PUBLISHED = {"encodec": "encodec", "encodec_stereo": "encodec", "dac": "dac", "mimi": "mimi"}
+SMALL_PUBLISHED = {name: name for name in ("encodec", "dac", "mimi", "qwen3")} | {"encodec_stereo": "encodec"}
 
 
 @pytest.fixture(scope="module")

@@ -301,5 +301,5 @@ def test_a_model_that_follows_no_melody(tmp_path):
     from experiments.colab import random_musicgen
 
     random_musicgen.write(tmp_path)
-    with pytest.raises(InputError, match="follows none"):
+    with pytest.raises(InputError, match="takes none"):
         audiolm_jax.load(tmp_path).generate("rock", melody=tune(1), frames=9)

@@ -14,10 +14,12 @@ import pytest
 from flax import nnx
 
 from audiolm_jax import files
+from audiolm_jax.families import table as tables
 from audiolm_jax.model.config import DepthConfig, ModelConfig
 from audiolm_jax.model.layers import sinusoids
 from audiolm_jax.model.transformer import language_model
 from audiolm_jax.serialization.vocab import Vocab
+from tests.helpers import published_blocks
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install 'audiolm-jax[parity]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'audiolm-jax[parity]'")
@@ -44,6 +46,12 @@ def put(module, **arrays):
         getattr(at, leaf)[...] = jnp.asarray(np.asarray(x))
 
 
+def put_block(model, depth: DepthConfig, tensors: dict) -> None:
+    """The layers and the last norm of a depth network with Llama's or Qwen3's blocks."""
+    entries = tables.llama_block("depth/layers", "layers.{}", depth.block)
+    published_blocks.put(model, [*entries, tables.rmsnorm("depth/norm", "norm", depth.width)], tensors)
+
+
 def heads(q, k, v, kv_heads: int, width: int):
     """Matrices [..., heads * K, d] of queries, keys and values as [..., d, H, A, K]."""
 
@@ -58,25 +66,6 @@ def of_layers(count: int, one) -> dict:
     """`one(n)` of every layer, stacked."""
     every = [one(n) for n in range(count)]
     return {f"layers__{name}": np.stack([each[name] for each in every]) for name in every[0]}
-
-
-def llama_layer(tensors: dict, kv_heads: int, width: int):
-    def one(n: int) -> dict:
-        get = lambda name: tensors[f"layers.{n}.{name}.weight"]  # noqa: E731
-        out = get("self_attn.o_proj").T
-        norms = {
-            f"{x}_norm_K": get(f"self_attn.{x}_norm") for x in "qk" if f"layers.{n}.self_attn.q_norm.weight" in tensors
-        }
-        return norms | {
-            "attention_norm__scale": get("input_layernorm"),
-            "ffn_norm__scale": get("post_attention_layernorm"),
-            "qkv_DHAK": heads(*(get(f"self_attn.{x}_proj") for x in "qkv"), kv_heads, width),
-            "out_HGKD": out.reshape(kv_heads, -1, width, out.shape[-1]),
-            "up_DCF": np.stack([get("mlp.gate_proj").T, get("mlp.up_proj").T], axis=1),
-            "down_FD": get("mlp.down_proj").T,
-        }
-
-    return one
 
 
 def numpy_of(module) -> dict:
@@ -143,10 +132,9 @@ def test_csm():
     put(
         model.depth,
         project_PDd=layers["inputs_embeds_projector.weight"].T[None],
-        norm__scale=layers["norm.weight"],
         output_CdK=tensors["codebooks_head.weight"],
-        **of_layers(2, llama_layer(layers, 2, 6)),
     )
+    put_block(model, depth, layers)
     table_VD = jnp.concatenate([jnp.zeros((vocab.code_start, D)), layers["embed_tokens.weight"]])
     tokens_NQ = jnp.asarray(vocab.code_ids(codes_NQ))
     close(at_once_and_one_by_one(model, jnp.asarray(state_ND), tokens_NQ, table_VD), expected)
@@ -177,10 +165,9 @@ def test_code_predictor_of_qwen3_omni():
     put(
         model.depth,
         embedding_Rd=np.concatenate([first_KD, *finer]),
-        norm__scale=layers["norm.weight"],
         output_CdK=np.stack([tensors[f"lm_head.{q}.weight"].T for q in range(books - 1)]),
-        **of_layers(2, llama_layer(layers, 2, 6)),
     )
+    put_block(model, depth, layers)
     tables = [first_KD, *finer]
     embedded = np.stack([table[codes_NQ[:, q]] for q, table in enumerate(tables)], axis=1)
     expected = []

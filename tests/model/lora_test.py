@@ -7,9 +7,10 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from audiolm_jax.errors import InputError
-from audiolm_jax.model import lora
-from audiolm_jax.model.config import LoraConfig, ModelConfig
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model import lora, sharding
+from audiolm_jax.model.config import DepthConfig, LoraConfig, ModelConfig
+from audiolm_jax.model.transformer import Transformer, language_model
+from audiolm_jax.serialization.vocab import Vocab
 
 SHAPES = {
     "qkv_DHAK": (3, 6, 2, 3, 4),
@@ -76,6 +77,7 @@ def test_every_matrix_of_a_layer_but_no_norm_and_no_bias_can_be_chosen():
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Transformer(config, 10, nnx.Rngs(0)))))
     matrices = {path for path, x in flatten_dict(params["layers"]).items() if "bias" not in path[-1] and x.ndim > 2}
     assert {path[1:] for path in lora.chosen(ALL, params)} == matrices
+    assert all(matrix.stacked == 1 for matrix in lora.chosen(ALL, params).values())
     adapters = jax.eval_shape(lambda: lora.init(ALL, params, jax.random.key(0)))["layers"]["cross"]
     assert adapters["q_DHGK"]["b"].shape == (1, 2, 3, 1, 7) and adapters["out_HGKD"]["a"].shape == (1, 3, 1, 7, 2)
 
@@ -84,6 +86,9 @@ def test_a_rank_that_a_matrix_cannot_have(params):
     lora.check(LoraConfig(rank=6), params)
     with pytest.raises(InputError, match=r"lora\.rank=7 must be at most 6, the largest rank of layers/qkv_DHAK"):
         lora.check(LoraConfig(rank=7), params)
+    without = {"layers": {name: x for name, x in params["layers"].items() if name != "cross"}}
+    with pytest.raises(InputError, match=r"lora\.matrices=\('cross',\): this model has none of these"):
+        lora.check(LoraConfig(rank=1, matrices=("cross",)), without)
 
 
 @pytest.mark.parametrize("bad", [{"rank": -1}, {"alpha": 0.0}, {"matrices": ()}, {"matrices": ("heads",)}])
@@ -101,3 +106,26 @@ def test_every_stack_of_layers_that_the_model_names_takes_part(params, monkeypat
     assert (adapters["depth_layers"]["up_DCF"]["a"] != alone["layers"]["up_DCF"]["a"]).any()
     merged = lora.merged(ALL, both, jax.tree.map(lambda x: x + 0.5, adapters))
     assert (merged["depth_layers"]["up_DCF"] != params["layers"]["up_DCF"]).all()
+
+
+@pytest.mark.parametrize("weights", ["shared", "per_codebook"])
+def test_a_depth_network_adapts_too(weights):
+    depth = DepthConfig(layers=2, width=8, heads=2, kv_heads=1, head_width=4, ffn=6, weights=weights)
+    config = ModelConfig(layers=1, width=12, heads=2, kv_heads=1, head_width=6, ffn=8, depth=depth)
+    with jax.set_mesh(sharding.single_device_mesh()):
+        made = nnx.to_pure_dict(nnx.state(language_model(config, Vocab(4, 5, 3), nnx.Rngs(0))))
+        adapters = lora.init(ALL, made, jax.random.key(0))
+        after = lora.merged(ALL, made, jax.tree.map(lambda x: x + 0.5, adapters))
+    network = {path: x for path, x in flatten_dict(made["depth"]).items() if path[0] == "layers"}
+    matrices = {path for path, x in network.items() if "norm" not in path[1]}
+    assert {path[1:] for path in lora.chosen(ALL, made) if path[0] == "depth"} == matrices
+    pair, sets = adapters["depth"]["layers"]["down_FD"], (3,) * (weights == "per_codebook")
+    assert pair["a"].shape == (2, *sets, 6, 2) and pair["b"].shape == (2, *sets, 2, 8)
+    for path, x in network.items():
+        changed = np.any(np.asarray(x) != np.asarray(flatten_dict(after["depth"])[path]))
+        assert changed == (path in matrices), path
+    n = (1, *(s - 1 for s in sets))
+    added = 2.5 * (np.asarray(pair["a"])[n] + 0.5) @ np.full((2, 8), 0.5)
+    np.testing.assert_allclose(
+        after["depth"]["layers"]["down_FD"][n], network["layers", "down_FD"][n] + added, rtol=1e-5
+    )

@@ -5,18 +5,20 @@ import pytest
 
 from audiolm_jax.model import losses, sharding
 from audiolm_jax.model.config import ShardingConfig
-from audiolm_jax.serialization.vocab import AUDIO, END_AUDIO, EOS, TEXT_START, Vocab
+from audiolm_jax.serialization.vocab import AUDIO, END_AUDIO, EOS, TEXT_APART, TEXT_START, Vocab
 
 VOCAB = Vocab(codebooks=4, codebook_size=16, max_frames=6)
 B, L, S, D = 4, 6, 5, 8
 
 
 UNEQUAL = Vocab(4, (16, 5, 3, 9), max_frames=18, extra_ids=4, text_size=4)
+PIECES = Vocab(4, 16, max_frames=6, text_size=TEXT_APART + 1)
 
 
-@pytest.fixture(params=[VOCAB, UNEQUAL], ids=["equal", "unequal"], autouse=True)
+@pytest.fixture(params=[VOCAB, UNEQUAL, PIECES], ids=["equal", "unequal", "pieces"], autouse=True)
 def sizes(request, monkeypatch):
-    """Every test here once with codebooks of one size, once with a size for each, few text ids and some extra ones."""
+    """Every test here once with codebooks of one size, once with a size for each, few text ids and some extra ones, and
+    once with so many text ids that they are apart."""
     monkeypatch.setitem(globals(), "VOCAB", request.param)
 
 

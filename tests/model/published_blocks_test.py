@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from audiolm_jax.families import table as tables
 from audiolm_jax.model import attention, transformer
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.serialization import cost
+from tests.helpers.published_blocks import put
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install 'audiolm-jax[parity]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'audiolm-jax[parity]'")
@@ -56,59 +58,32 @@ def reference(kind):
     return noisy(transformers.AutoModel.from_config(config, attn_implementation="sdpa")), ModelConfig(**OURS | ours)
 
 
-def heads(parts, kv_heads, width):
-    """Matrices [heads * K, D], or biases, side by side as [D, H, heads / H, K]."""
-    return np.concatenate([x.T.reshape(*x.shape[1:], kv_heads, -1, width) for x in parts], axis=-2)
-
-
-def ours_of(config, tensors, table):
-    """The Transformer of these tensors. table: parameter of a layer -> (names without "layers.N.", packed as)."""
+def ours_of(config, tensors, entries):
+    """The Transformer of these tensors."""
     network = Transformer(config, V, nnx.Rngs(0))
-    for path, (names, pack) in table.items():
-        *parents, leaf = path.split(".")
-        at = network.layers
-        for parent in parents:
-            at = getattr(at, parent)
-        stack = [pack([tensors[f"layers.{n}.{name}"] for name in names]) for n in range(config.layers)]
-        assert getattr(at, leaf).shape == np.shape(stack), path
-        setattr(at, leaf, nnx.Param(jnp.asarray(np.stack(stack))))
-    network.norm.scale = nnx.Param(jnp.asarray(tensors["norm.weight"]))
+    put(network, [*entries, tables.rmsnorm("norm", "norm", config.width)], tensors)
     rows = tensors.get("embed_tokens.weight", tensors.get("embeddings.embed.weight"))
     network.embedding_VD = nnx.Param(jnp.zeros_like(network.embedding_VD[...]).at[1 : 1 + len(rows)].set(rows))
     return network
 
 
-def one(x):
-    return x[0]
-
-
-def table_of(c, dia=False):
-    norms = ("pre_sa_norm", "pre_mlp_norm") if dia else ("input_layernorm", "post_attention_layernorm")
-    attn = "self_attention" if dia else "self_attn"
-    up = ["mlp.gate_up_proj"] if dia else ["mlp.gate_proj", "mlp.up_proj"]
-    table = {
-        "attention_norm.scale": ([f"{norms[0]}.weight"], one),
-        "ffn_norm.scale": ([f"{norms[1]}.weight"], one),
-        "qkv_DHAK": ([f"{attn}.{x}_proj.weight" for x in "qkv"], lambda x: heads(x, c.kv_heads, c.head_width)),
-        "out_HGKD": ([f"{attn}.o_proj.weight"], lambda x: x[0].T.reshape(c.kv_heads, -1, c.head_width, c.width)),
-        "up_DCF": ([f"{x}.weight" for x in up], lambda x: np.concatenate(x).T.reshape(c.width, 2, c.ffn)),
-        "down_FD": (["mlp.down_proj.weight"], lambda x: x[0].T),
-    }
-    if c.bias == "qkv":
-        biases = [f"{attn}.{x}_proj.bias" for x in "qkv"]
-        table["qkv_bias_HAK"] = (biases, lambda x: heads(x, c.kv_heads, c.head_width))
-    if c.qk_norm:
-        table |= {f"{x}_norm_K": ([f"{attn}.{x}_norm.weight"], one) for x in "qk"}
-    if dia:
-        _, H, K = c.cross_sizes
-        cross = "cross_attention"
-        table |= {
-            "cross.norm.scale": (["pre_ca_norm.weight"], one),
-            "cross.q_DHGK": ([f"{cross}.q_proj.weight"], lambda x: heads(x, H, K)),
-            "cross.kv_DHCK": ([f"{cross}.{x}_proj.weight" for x in "kv"], lambda x: heads(x, H, K)),
-            "cross.out_HGKD": ([f"{cross}.o_proj.weight"], lambda x: x[0].T.reshape(H, -1, K, c.width)),
-        }
-    return table
+def dia_entries(c):
+    """A layer of Dia's decoder, whose attention reads the states of its encoder."""
+    D, own, cross = c.width, (c.heads, c.kv_heads, c.head_width), c.cross_sizes
+    entries = [tables.plain("layers/down_FD", "layers.{}.mlp.down_proj.weight", D, c.ffn)]
+    entries.append(tables.into_ffn("layers/up_DCF", ["layers.{}.mlp.gate_up_proj.weight"], 2, D, c.ffn))
+    for ours, theirs in (("attention_norm", "sa"), ("cross/norm", "ca"), ("ffn_norm", "mlp")):
+        entries.append(tables.rmsnorm(f"layers/{ours}", f"layers.{{}}.pre_{theirs}_norm", D))
+    for ours, name, parts, sizes in (
+        ("qkv_DHAK", "self_attention", "qkv", own),
+        ("cross/q_DHGK", "cross_attention", "q", cross),
+        ("cross/kv_DHCK", "cross_attention", "kv", cross),
+    ):
+        names = [f"layers.{{}}.{name}.{x}_proj.weight" for x in parts]
+        entries.append(tables.into_heads(f"layers/{ours}", names, parts, sizes, D))
+    for ours, name, sizes in (("", "self_attention", own), ("cross/", "cross_attention", cross)):
+        entries.append(tables.out_of_heads(f"layers/{ours}out_HGKD", f"layers.{{}}.{name}.o_proj.weight", sizes, D))
+    return entries
 
 
 def check(config, network, expected_of, ids, encoded=None, slots=G):
@@ -148,7 +123,7 @@ def test_every_position_and_step_equals_the_reference(kind):
     """With a window the cache of generated positions holds no more than the window sees."""
     theirs, config = reference(kind)
     tensors = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
-    network = ours_of(config, tensors, table_of(config))
+    network = ours_of(config, tensors, tables.llama_block("layers", "layers.{}", config))
     assert (np.asarray(network.layers.qkv_DHAK[...]) != 0).all()
 
     def expected_of(_, row):
@@ -174,7 +149,7 @@ def test_cross_attention_with_heads_of_its_own_equals_the_reference():
         cross_head_width=7,
     )
     tensors = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
-    network = ours_of(config, tensors, table_of(config, dia=True))
+    network = ours_of(config, tensors, dia_entries(config))
     rng = np.random.default_rng(0)
     states, count = rng.normal(size=(3, 5, 18)).astype(np.float32), np.array([5, 2, 4])
     codes = rng.integers(0, V // 2, (3, P + G, 2))

@@ -41,7 +41,7 @@ SLOTS, STEPS = 448, 8
 
 def model_of(**changes) -> Transformer:
     model = Transformer(dataclasses.replace(CONFIG, **changes), VOCAB.size, nnx.Rngs(0))
-    return performance.for_decoding(model, sharding.single_device_mesh())
+    return performance.for_decoding(model, sharding.single_device_mesh(), VOCAB)
 
 
 def test_every_stack_of_layers_that_the_model_names_is_unstacked_and_cast():
@@ -51,7 +51,7 @@ def test_every_stack_of_layers_that_the_model_names_is_unstacked_and_cast():
     config = dataclasses.replace(CONFIG, dtype="bfloat16", qk_norm=True)
     model, depth = (WithDepth(config, VOCAB.size, nnx.Rngs(0)), Transformer(config, VOCAB.size, nnx.Rngs(1)))
     model.depth_layers = depth.layers
-    fast = performance.for_decoding(model, sharding.single_device_mesh())
+    fast = performance.for_decoding(model, sharding.single_device_mesh(), VOCAB)
     for blocks, stack in ((fast.layers, model.layers), (fast.depth_layers, depth.layers)):
         assert [block.qkv_DHAK.dtype for block in blocks] == ["bfloat16"] * config.layers
         assert [block.k_norm_K.dtype for block in blocks] == ["float32"] * config.layers

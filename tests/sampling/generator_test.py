@@ -19,7 +19,7 @@ from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.sampling import SamplingConfig, causal, performance
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import STRATEGIES, SerializationConfig, cost, documents
-from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.serialization.vocab import TEXT_APART, TEXT_START, Vocab
 
 VOCAB = Vocab(4, 16, 60)
 MODEL = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32)
@@ -151,9 +151,25 @@ def test_a_model_trained_on_several_devices_is_decoded_on_one():
 
 def test_compute_dtype_is_cast_once():
     config = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32, dtype="bfloat16")
-    own = performance.for_decoding(Transformer(config, VOCAB.size, nnx.Rngs(0)), sharding.single_device_mesh())
+    own = performance.for_decoding(Transformer(config, VOCAB.size, nnx.Rngs(0)), sharding.single_device_mesh(), VOCAB)
     assert own.layers[0].up_DCF[...].dtype == own.unembedding_DV[...].dtype == jax.numpy.bfloat16
     assert own.layers[0].ffn_norm.scale[...].dtype == own.embedding_VD[...].dtype == jax.numpy.float32
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoding_computes_no_logits_of_many_pieces(tied):
+    """Those of audio are the same, whether the output matrix is the table or another one."""
+    vocab = Vocab(3, 7, 5, text_size=TEXT_APART + 1)
+    config = ModelConfig(layers=1, width=32, heads=2, kv_heads=1, head_width=16, ffn=32, tied=tied)
+    whole = Transformer(config, vocab.size, nnx.Rngs(0))
+    own = performance.for_decoding(whole, sharding.single_device_mesh(), vocab)
+    hidden_BD = jax.random.normal(jax.random.key(0), (2, 32))
+    every, few = (np.asarray(model.logits(hidden_BD)) for model in (whole, own))
+    assert few.shape == (2, vocab.without_text.size) and every.shape == (2, vocab.size)
+    np.testing.assert_allclose(few[:, vocab.without_text.code_start :], every[:, vocab.code_start :], atol=1e-5)
+    np.testing.assert_allclose(few[:, :TEXT_START], every[:, :TEXT_START], atol=1e-5)
+    tokens_BS = np.array([[vocab.length_start], [TEXT_START + TEXT_APART]])
+    np.testing.assert_array_equal(own.embed(tokens_BS), whole.embed(tokens_BS))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,34 @@ def test_bare_has_fillers_and_predicts_codes_alone():
     assert not layout.causal_heads(grid, 3, vocab)[-1, 0]
 
 
+def test_zeros_end_with_a_frame_that_is_predicted_code_by_code():
+    grid, vocab = bind(SerializationConfig("depth"), 2, "zeros"), Vocab(2, 4, 8, text_size=3, text_given=True)
+    words, (a, b) = np.array([ids.TEXT_START, ids.TEXT_START + 2]), vocab.code_offsets
+    turns = (("text", words), ("audio", CODES_TQ))
+    row = documents.causal_row((*turns, *turns), grid, vocab)
+    turn = [[words[0], 0], [words[1], 0], [a, b + 1], [a + 2, b + 3], [a + 1, b], [a, b]]
+    np.testing.assert_array_equal(row["tokens"], [*turn, *turn])
+    np.testing.assert_array_equal(row["targets"], [[0, 0], *turn[2:], [0, 0]] * 2)
+    book_0, book_1, end = HEAD_CODE, HEAD_CODE + 1, vocab.head_of_end
+    heads = [[0, 0], [book_0, vocab.head_not_end], *[[book_0, book_1]] * 2, [end, end + 1], [0, 0]]
+    np.testing.assert_array_equal(row["heads"], heads * 2)
+    np.testing.assert_array_equal(row["weights"], row["heads"] > 0)
+    assert len({vocab.head_code_or_end, vocab.head_not_end, end, end + 1}) == 4
+    np.testing.assert_array_equal(documents.prompt_row(turns[:1], grid, vocab, True)["tokens"], turn[:2])
+    with pytest.raises(InputError, match="frame 1 of an audio segment is code 0 in every codebook"):
+        documents.causal_row((turns[0], ("audio", np.array([[0, 1], [0, 0]]))), grid, vocab)
+    with pytest.raises(InputError, match="of the framing 'zeros' text stands before every audio segment"):
+        documents.causal_row((*turns, turns[1]), grid, vocab)
+    for order, books in ((DELAY, 2), (SerializationConfig("depth", (0, 1)), 2), (SerializationConfig("depth"), 1)):
+        with pytest.raises(InputError, match="needs the strategy 'depth' without delays, and at least 2 codebooks"):
+            bind(order, books, "zeros")
+
+
+def test_a_given_text_has_no_output():
+    vocab = Vocab(3, 5, 8, extra_ids=2, text_size=1000, text_given=True)
+    assert vocab.first.code_start == ids.TEXT_START + 1 and vocab.first.size == ids.TEXT_START + 1 + 5 + 1
+
+
 @pytest.mark.parametrize("kinds", [("text", "audio"), ("audio", "audio"), ("audio", "text"), ("text",)])
 def test_bare_has_one_audio_segment(kinds):
     values = {"text": np.array([ids.TEXT_START]), "audio": CODES_TQ}
@@ -51,7 +79,7 @@ def test_what_cannot_be_framed():
         bind(SerializationConfig("flat"), 2, "bare")
     with pytest.raises(InputError, match="'masked' has no causal stream for each"):
         bind(SerializationConfig("masked"), 2, "bare")
-    with pytest.raises(InputError, match="framing is 'open'; it must be one of markers, bare"):
+    with pytest.raises(InputError, match="framing is 'open'; it must be one of markers, bare, zeros"):
         bind(DELAY, 2, "open")
     with pytest.raises(InputError, match="extra_ids is -1"):
         Vocab(2, 4, 8, -1)

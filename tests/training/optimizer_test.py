@@ -3,8 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.model import checkpoints, sharding
+from audiolm_jax.model.config import DepthConfig, ModelConfig
+from audiolm_jax.serialization.vocab import Vocab
 from audiolm_jax.training import optimizer
 from audiolm_jax.training.config import OptimizerConfig
 
@@ -41,6 +46,17 @@ def test_only_matrices_decay():
         "layers": {"up_DCF": True, "norm": {"scale": False}},
         "embedding_VD": False,
     }
+
+
+def test_of_a_depth_network_the_matrices_decay():
+    depth = DepthConfig(layers=1, width=6, heads=1, kv_heads=1, head_width=6, ffn=4, projection_bias=True)
+    config = ModelConfig(layers=1, width=8, heads=1, kv_heads=1, head_width=8, ffn=4, depth=depth)
+    with jax.set_mesh(sharding.single_device_mesh()):
+        params = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(config, Vocab(3, 5, 4)))[1])
+    decays = flatten_dict(optimizer.decayed(params["depth"]))
+    matrices = {"qkv_DHAK", "out_HGKD", "up_DCF", "down_FD", "project_PDd", "output_CdK"}
+    assert {path[-1] for path, decay in decays.items() if decay} == matrices
+    assert {path[-1] for path, decay in decays.items() if not decay} >= {"embedding_Rd", "positions_nd", "scale"}
 
 
 def test_an_update_equals_adamw_written_out():

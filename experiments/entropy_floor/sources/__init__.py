@@ -24,6 +24,7 @@ from types import ModuleType
 import numpy as np
 
 from audiolm_jax.errors import InputError
+from audiolm_jax.serialization.text import UTF8
 
 CODEBOOKS, CODEBOOK_SIZE, MAX_FRAMES = 3, 3, 9
 END = "end"
@@ -107,6 +108,8 @@ def draw(rng: np.random.Generator, count: int, letters: str = "") -> list[tuple[
 
 class Split:
     """Drawn grids with the reading side of `tokens.TokenSplit`, so that data/batches.py serves them like recordings."""
+
+    text = UTF8
 
     def __init__(self, drawn: list[tuple[str, int]], split: str):
         self.path, self.split = "sources", split
