@@ -26,7 +26,7 @@ from audiolm_jax.model.sharding import make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec, model_of
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import pieces
 from audiolm_jax.serialization.text import Texts
 from audiolm_jax.training import loop, processes
 from audiolm_jax.training.start import Start
@@ -88,7 +88,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
                 f"{off}, or start from an imported checkpoint (finetune.base)"
             )
     codec = codecs.load(**config.codec)
-    text = texts.of_config(configs.section(config, "text"), directory) if base is None else base.text
+    text = pieces.of_config(configs.section(config, "text"), directory) if base is None else base.text
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint, text)
     spec = spec_of(config, source.metadata, text, base)
     spec = dataclasses.replace(spec, speakers=speakers(source, spec.data))
@@ -124,8 +124,7 @@ def validation(
 
     evaluation = dataclasses.replace(configs.section(config, "evaluation"), split="valid")
     examples, rate = evaluate.held_out(directory, evaluation, spec), tokens.info(directory / "tokens")["frame_rate"]
-    conditioning = base and base.conditioning
-    encoder = conditioning and conditioning.text_encoder
+    encoder = None if base is None else base.text_encoder
 
     def bits(model: Transformer) -> dict[str, float]:
         scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder)
@@ -153,8 +152,7 @@ def sound(
     split = "valid" if "valid" in splits else "train"
     source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
     sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
-    conditioning = base and base.conditioning
-    if conditioning is None:
+    if base is None or base.text_encoder is None:
         generator, name = Generator(model, spec, codec, sampling, context), "speech"
         generator.text = text
         examples = batches.evaluation_examples(source, spec.vocab, PROBED)
@@ -163,7 +161,7 @@ def sound(
         prompts = [None if word else half for word, half in zip(words, halves, strict=True)]
         options = {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
     else:
-        generator, name = Generator(model, spec, codec, sampling, conditioning=conditioning), "music"
+        generator, name = Generator(model, spec, codec, sampling, conditioning=base.conditioning), "music"
         heads = [source.head(index) for index in range(min(PROBED, len(source)))]
         words = [head["text"] for head in heads]
         options = {"frames": [min(head["frames"], spec.vocab.max_frames, context) for head in heads]}

@@ -24,6 +24,7 @@ from audiolm_jax.hub.weights import Weights, fingerprint
 from audiolm_jax.model import versions
 
 SIZES = (32, 16, 8, 1)  # frames per call
+INITIALIZED = r"\.codebook\.initialized$"  # of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,7 @@ def rope_beside(fields: dict) -> dict:
 
 def read_books(weights: Weights, c: MimiConfig) -> jax.Array:
     """The codebooks `[Q, K, Z]` of a file: sums of what was assigned to a row, over how much that was."""
-    weights.ignore(r"\.codebook\.initialized$")
+    weights.ignore(INITIALIZED)
     names, size = codebook_names(c), c.codebook_size
     sums_QKZ = weights.stack([f"{name}.embed_sum" for name in names], (size, c.codebook_dim))
     usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (size,))
@@ -169,13 +170,20 @@ def read_books(weights: Weights, c: MimiConfig) -> jax.Array:
 def load(path=None, codebooks: int | None = None) -> Codec:
     """The codec of a folder, a file or a repository; see `hub.files.read`. Raises InputError."""
     published, weights = files.read(path, "mimi", CHECKPOINTS)
+    codec = take(published, weights, codebooks)
+    weights.finish()
+    return codec
+
+
+def take(published: dict, weights: Weights, codebooks: int | None = None) -> Codec:
+    """The codec of a config.json and its tensors; `weights` collects their defects. Raises InputError."""
     config = config_of(published)
     checks.layers(weights, config)
+    weights.ignore(INITIALIZED)
     attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
         books_QKZ = read_books(weights, config)
-        weights.finish()
         semantic = config.num_semantic_quantizers
         # Sliced here: slicing an argument inside the program would copy 65 MB in every call.
         fixed = model, (books_QKZ[:semantic], books_QKZ[semantic : attributes.codebooks])

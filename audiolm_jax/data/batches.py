@@ -119,7 +119,8 @@ def training_batches(
         lanes and microbatches.
     """
     wanted = make_vocab(source.metadata, config, source.text.size)
-    wanted = dataclasses.replace(wanted, extra_ids=grid.framing.extra_ids(wanted.codebooks))
+    extra_ids = grid.framing.extra_ids(wanted.codebooks)
+    wanted = dataclasses.replace(wanted, extra_ids=extra_ids, text_given=vocab.text_given)
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
     unit = accumulate * config.lanes

@@ -49,6 +49,7 @@ class DataConfig:
     template: str = key(
         "{text}", "The text segment; {text}, {speaker} and {key} are filled in. Empty: audio without text."
     )
+    speaker: str = key("", "What {speaker} is for a recording or a request that names none.")
     text_weight: float = key(
         0.0, "Weight of predicting text (and where audio begins) in the loss; a code has weight 1.", at_least=0
     )

@@ -19,7 +19,7 @@ def make_vocab(metadata: dict, config: DataConfig, text_size: int = BYTES) -> Vo
 
 def prompt_text(config: DataConfig, text: str, speaker: str = "", key: str = "") -> str:
     """The text segment for these words by this speaker, as it was in training. Both are cleaned (`text.clean`)."""
-    return config.template.format(text=texts.clean(text), speaker=texts.clean(speaker), key=key)
+    return config.template.format(text=texts.clean(text), speaker=texts.clean(speaker) or config.speaker, key=key)
 
 
 def document(example: dict, config: DataConfig, vocab: Vocab, text: texts.Texts = texts.UTF8) -> Document:

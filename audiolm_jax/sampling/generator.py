@@ -162,6 +162,8 @@ class Generator:
         for name, who in OWN.items():
             if name not in takes and any(getattr(row, name) is not None for row in wanted):
                 raise InputError(f"{name} was given, but this model takes none; {who}")
+        if any(len(row.turns) for row in wanted) and self.conditioning is not None:
+            raise InputError("turns were given, but this model has no text in its sequence to hear a dialogue in")
         if self.conditioning is None:
             conditions = [{"document": self._document(text, row)} for text, row in zip(texts, wanted, strict=True)]
         else:
@@ -218,8 +220,10 @@ class Generator:
 
         options, one value for all texts or a list with one for each:
           frames or seconds: the length with the prompt. Without them the model predicts the end.
-          speakers: for {speaker} in the text template. prompt_texts: transcripts of `audio`. Of some families:
-          languages, instructions (how to speak), text_first (whether all of the text comes before the audio).
+          speakers: for {speaker} in the text template. prompt_texts: transcripts of `audio`.
+          turns: the dialogue before, a list of (speaker, text, audio) for each text.
+          languages, instructions (how to speak), text_first (whether all of the text comes before the audio): of some
+            families.
           temperature, top_k, top_p, repetition_penalty, ... (a number, or a tuple with one per codebook), suppressed,
             guidance, max_frames, seed, ...: the fields of `SamplingConfig`. sampling: all of them at once. seeds: of
             the rows; by default seed + row.
@@ -228,6 +232,8 @@ class Generator:
         """
         if isinstance(text, str):
             audio, melody = (None if one is None else [one] for one in (audio, melody))
+            if options.get("turns") is not None:
+                options["turns"] = [options["turns"]]
             return self.generate([text], audio, include_prompt, melody, **options)[0]
         for name, values in (("prompts", audio), ("melodies", melody)):
             if values is not None:
@@ -349,11 +355,18 @@ class Generator:
             if self.data_config.template and row.audio is None:
                 raise InputError("the text is empty; give a text, or an audio prompt to continue without one")
             return ()
-        if self.speakers and row.speaker and row.speaker not in self.speakers:
-            near = difflib.get_close_matches(row.speaker, self.speakers, n=1, cutoff=0.5)
+        said = []
+        for speaker, words, audio in row.turns:
+            said += [self._text(clean(words), speaker), ("audio", self._prompt(audio))]
+        return (*said, self._text(spoken, row.speaker))
+
+    def _text(self, spoken: str, speaker: str) -> tuple[str, np.ndarray]:
+        """The text segment of these words by this speaker."""
+        if self.speakers and speaker and speaker not in self.speakers:
+            near = difflib.get_close_matches(speaker, self.speakers, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(
-                f"no speaker {row.speaker!r} was in the training; {hint}its {len(self.speakers)} names are "
+                f"no speaker {speaker!r} was in the training; {hint}its {len(self.speakers)} names are "
                 f"{', '.join(self.speakers[:SHOWN])}{', ...' if len(self.speakers) > SHOWN else ''}"
             )
         if not self.data_config.template:
@@ -363,7 +376,7 @@ class Generator:
                 f"the model was trained on pieces of the tokenizer with sha256 {self._tokenizer[:12]}, and none or "
                 "another one is in Generator.text; `audiolm_jax.load` sets it"
             )
-        return (("text", self.text.encode(examples.prompt_text(self.data_config, spoken, row.speaker))),)
+        return "text", self.text.encode(examples.prompt_text(self.data_config, spoken, speaker))
 
     def _prompt(self, prompt: Any) -> np.ndarray:
         Q = self.vocab.codebooks

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ class Row:
 
     text: what to say, or a description of the music. audio: to continue, in the same voice; see `Generator.generate`.
     prompt_text: transcript of `audio`, which the text continues. melody: to follow, a waveform at the codec's rate or
-    (waveform, Hz). language, instruction (how to speak), text_first (all of the text before the audio, not beside it):
-    of families that take them, None: what the family does without. frames or seconds: length with the prompt; without
-    them the model predicts the end. sampling: None: that of the Generator.
+    (waveform, Hz). turns: what was said before in a dialogue, (speaker, text, audio) each. language, instruction (how
+    to speak), text_first (all of the text before the audio, not beside it): of families that take them, None: what the
+    family does without. frames or seconds: length with the prompt; without them the model predicts the end. sampling:
+    None: that of the Generator.
 
     Raises InputError for a value of another type.
     """
@@ -36,6 +38,7 @@ class Row:
     melody: Any = None
     prompt_text: str = ""
     speaker: str = ""
+    turns: Sequence[tuple[str, str, Any]] = ()
     language: str | None = None
     instruction: str | None = None
     text_first: bool | None = None
@@ -51,6 +54,9 @@ class Row:
         for name in ("text", "prompt_text", "speaker", *given):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} is {_shown(getattr(self, name))}; it must be a string")
+        for turn in self.turns:
+            if len(turn) != 3 or not isinstance(turn[0], str) or not isinstance(turn[1], str):
+                raise InputError(f"a turn is {_shown(turn)}; it must be (speaker, text, audio), the first two strings")
         for name, kind in (("frames", numbers.Integral), ("seconds", numbers.Real), ("seed", numbers.Integral)):
             object.__setattr__(self, name, _number(name, getattr(self, name), kind))
         if not isinstance(self.sampling, SamplingConfig | None):
@@ -62,6 +68,7 @@ COLUMNS = {  # options for many rows -> fields of a Row
     "melodies": "melody",
     "prompt_texts": "prompt_text",
     "speakers": "speaker",
+    "turns": "turns",
     "languages": "language",
     "instructions": "instruction",
     "text_first": "text_first",
