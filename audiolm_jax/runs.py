@@ -26,7 +26,7 @@ from audiolm_jax.model.sharding import make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec, model_of
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import pieces
 from audiolm_jax.serialization.text import Texts
 from audiolm_jax.training import loop, processes
 from audiolm_jax.training.start import Start
@@ -88,7 +88,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
                 f"{off}, or start from an imported checkpoint (finetune.base)"
             )
     codec = codecs.load(**config.codec)
-    text = texts.of_config(configs.section(config, "text"), directory) if base is None else base.text
+    text = pieces.of_config(configs.section(config, "text"), directory) if base is None else base.text
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint, text)
     spec = spec_of(config, source.metadata, text, base)
     spec = dataclasses.replace(spec, speakers=speakers(source, spec.data))

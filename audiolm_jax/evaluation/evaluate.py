@@ -33,7 +33,7 @@ from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import pieces
 from audiolm_jax.serialization.text import Texts
 from audiolm_jax.training import processes
 
@@ -163,7 +163,7 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         base = published.of_run(run, model, spec) if own else None
         encoder, prompts = base and base.text_encoder, getattr(base, "prompts", None)
         rate = tokens.info(directory / "tokens")["frame_rate"]
-        result = scored(model, spec, examples, rate, evaluation, texts.of_model(spec.text, run), encoder, prompts)
+        result = scored(model, spec, examples, rate, evaluation, pieces.of_model(spec.text, run), encoder, prompts)
     interval = intervals.ratio(result.code_bits_UQ.sum(axis=1), result.seconds_U)
     return {
         "likelihood": result.tag,

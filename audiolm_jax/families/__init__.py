@@ -12,12 +12,12 @@ A family is a module in `FAMILIES`, under the name that a run's `Spec.source.fam
     write(folder, published)         the inverse of `read`
 
 A published model has `spec`, `generator(sampling)` and, if text goes through an encoder, `text_encoder` (texts ->
-their states). published.py finds the
-family of a checkpoint or a run.
+their states). published.py finds the family of a checkpoint or a run.
 """
 
 FAMILIES = {
     "musicgen": "audiolm_jax.families.musicgen",
     "csm": "audiolm_jax.families.csm",
     "qwen3_tts": "audiolm_jax.families.qwen3_tts",
+    "soda": "audiolm_jax.families.soda",
 }

@@ -46,8 +46,7 @@ from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.spec import Source, Spec
 from audiolm_jax.model.transformer import Encoded
-from audiolm_jax.serialization import Grid
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import Grid, pieces
 from audiolm_jax.serialization.text import Texts
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -141,7 +140,7 @@ class Base:
     @property
     def text(self) -> Texts:
         """The text vocabulary of the rows."""
-        return texts.of_model(self.spec.text, self.folder)
+        return pieces.of_model(self.spec.text, self.folder)
 
     def describe(self, spec: Spec) -> Spec:
         """The Spec of the run that starts here, with what `prepare` copies."""
