@@ -19,6 +19,8 @@ from audiolm_jax import runs
 from audiolm_jax.cli import main
 from audiolm_jax.data import batches, tokens
 from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import evaluate
+from audiolm_jax.evaluation.config import EvaluationConfig
 from audiolm_jax.families import finetune, published
 from audiolm_jax.model import checkpoints, losses, sharding
 from audiolm_jax.model.config import PRESETS
@@ -196,6 +198,28 @@ def test_training_lowers_the_loss_of_every_book_and_of_the_end(checkpoint, batch
     assert falls == dict.fromkeys([*(f"codebook_{q}" for q in range(Q)), "end"], True), (nll[0], nll[-1])
     moved = nnx.to_pure_dict(nnx.state(checkpoint.model))["text"]["up_WF"] != state.params["text"]["up_WF"]
     assert moved.all()
+
+
+def test_the_likelihood_is_that_of_the_row(checkpoint, batch):
+    """Text beside the audio costs nothing; every code and the end are counted once."""
+    codes_TQ = np.random.default_rng(0).integers(0, small.CODES, (T, Q)).astype(np.int32)
+    example = {"text": "who is there", "speaker": "ryan", "codes": codes_TQ}
+    found = evaluate.scored(
+        checkpoint.model,
+        checkpoint.spec,
+        [example],
+        checkpoint.codec.frame_rate,
+        EvaluationConfig(),
+        checkpoint.text,
+        prompts=checkpoint.prompts,
+    )
+    row = causal_row(checkpoint.prompts.example(*example.values()), checkpoint.spec.grid, checkpoint.spec.vocab)
+    own = {name: row[name.partition("_")[0]][None] if name != "segments_BL" else None for name in batch}
+    own["segments_BL"] = np.ones_like(own["positions_BL"])
+    log_BLQ = jax.jit(lambda model, own: log_probabilities(model, own, checkpoint.spec.vocab))(checkpoint.model, own)
+    np.testing.assert_allclose(
+        found.code_bits_UQ.sum() + found.end_bits_U.sum(), -np.asarray(log_BLQ).sum() / np.log(2), rtol=1e-5
+    )
 
 
 SAID = {"a": "who is there", "b": "good morning", "c": "three one four two five"}
