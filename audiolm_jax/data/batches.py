@@ -119,9 +119,9 @@ def training_batches(
         lanes and microbatches.
     """
     # Text that stands beside the streams has a table of its own.
-    wanted = make_vocab(source.metadata, config, vocab.text_size if grid.framing.texts else source.text.size)
-    extra_ids = grid.framing.extra_ids(wanted.codebooks)
-    wanted = dataclasses.replace(wanted, extra_ids=extra_ids, text_given=vocab.text_given)
+    text_size = vocab.text_size if grid.framing.texts else source.text.size
+    wanted = make_vocab(source.metadata, config, text_size, vocab.text_given)
+    wanted = dataclasses.replace(wanted, extra_ids=grid.framing.extra_ids(wanted.codebooks))
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
     unit = accumulate * config.lanes
