@@ -48,12 +48,13 @@ def spec_of(config: ConfigDict, metadata: dict, text: Texts, base: "Base | None"
     """The model that `config` describes, on tokens with this `metadata` (`tokens.info`) and this text vocabulary."""
     codec = CodecSpec(**{**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]})
     order = configs.section(config, "serialization")
-    vocab = base.vocab if base else make_vocab(metadata, configs.section(config, "data"), text.size)
+    data = configs.section(config, "data")
+    vocab = base.vocab if base else make_vocab(metadata, data, text.size, config.text.given)
     spec = Spec(
         model_of(config, order, vocab),
         vocab,
         order,
-        data=configs.section(config, "data"),
+        data=data,
         codec=codec,
         tokens=metadata["fingerprint"],
         text=text.spec,

@@ -118,9 +118,8 @@ def training_batches(
       InputError: see `fitting`; the vocabulary does not belong to the dataset; rows that cannot be dealt out evenly to
         lanes and microbatches.
     """
-    wanted = make_vocab(source.metadata, config, source.text.size)
-    extra_ids = grid.framing.extra_ids(wanted.codebooks)
-    wanted = dataclasses.replace(wanted, extra_ids=extra_ids, text_given=vocab.text_given)
+    wanted = make_vocab(source.metadata, config, source.text.size, vocab.text_given)
+    wanted = dataclasses.replace(wanted, extra_ids=grid.framing.extra_ids(wanted.codebooks))
     if vocab != wanted:
         raise InputError(f"{source.path}: tokens and section data need {wanted}, but the model was made for {vocab}")
     unit = accumulate * config.lanes

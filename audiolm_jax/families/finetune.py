@@ -81,6 +81,7 @@ def configured(config: ConfigDict) -> ConfigDict:
         "data.max_frames": spec.vocab.max_frames,
         "data.codebooks": 0,
         "text.vocabulary": spec.text.vocabulary,
+        "text.given": spec.vocab.text_given,
         "text.path": str(base / spec.text.path) if spec.text.path else "",
     }
     if spec.conditioning.text_encoder:  # a row attends to one text
