@@ -125,7 +125,8 @@ def validation(
 
     evaluation = dataclasses.replace(configs.section(config, "evaluation"), split="valid")
     examples, rate = evaluate.held_out(directory, evaluation, spec), tokens.info(directory / "tokens")["frame_rate"]
-    encoder = None if base is None else base.text_encoder
+    conditioning = base and base.conditioning
+    encoder = conditioning and conditioning.text_encoder
 
     def bits(model: Transformer) -> dict[str, float]:
         scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder)
@@ -153,7 +154,8 @@ def sound(
     split = "valid" if "valid" in splits else "train"
     source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
     sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
-    if base is None or base.text_encoder is None:
+    conditioning = base and base.conditioning
+    if conditioning is None:
         generator, name = Generator(model, spec, codec, sampling, context), "speech"
         generator.text = text
         examples = batches.evaluation_examples(source, spec.vocab, PROBED)
@@ -162,7 +164,7 @@ def sound(
         prompts = [None if word else half for word, half in zip(words, halves, strict=True)]
         options = {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
     else:
-        generator, name = Generator(model, spec, codec, sampling, conditioning=base.conditioning), "music"
+        generator, name = Generator(model, spec, codec, sampling, conditioning=conditioning), "music"
         heads = [source.head(index) for index in range(min(PROBED, len(source)))]
         words = [head["text"] for head in heads]
         options = {"frames": [min(head["frames"], spec.vocab.max_frames, context) for head in heads]}

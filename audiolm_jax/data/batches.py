@@ -45,7 +45,7 @@ from audiolm_jax.serialization.vocab import Vocab
 def longest_row(text_ids: int, frames: int, grid: Grid) -> int:
     """Positions of the longest training view of a document with one text and one audio segment."""
     audio = len(layout.causal_cells(grid, frames)[0]) if grid.causal_levels else frames
-    return 2 + text_ids + audio  # BOS and <audio>
+    return 2 + text_ids + grid.framing.around_text + audio  # BOS and <audio>
 
 
 def fitting(source: TokenSplit, config: DataConfig, grid: Grid, vocab: Vocab) -> np.ndarray:

@@ -28,7 +28,7 @@ import numpy as np
 from audiolm_jax import codecs, files
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError
-from audiolm_jax.families import bpe
+from audiolm_jax.families import blocks, bpe
 from audiolm_jax.families import table as tables
 from audiolm_jax.families.qwen3_tts_prompt import MARKS, TEXT_MARKS, WHAT, Prompts
 from audiolm_jax.families.table import Entry, llama_block, plain, rmsnorm
@@ -50,7 +50,6 @@ FRAMING = "beside"
 CODEC, PUBLISHED_CONFIG, OTHERS, SPEAKER = "codec", "published.json", "published", "speaker_encoder"  # in a workdir
 KEPT = (*bpe.NAMES, FILE, "generation_config.json", "preprocessor_config.json")
 MAX_FRAMES = 4096
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
 def table(c: ModelConfig, vocab: Vocab, end: int) -> list[Entry]:
@@ -188,10 +187,12 @@ def described(config: dict, codec: Any, text: pieces.Pieces) -> Spec:
     talker = huggingface.part(config, "talker_config", WHAT)
     predictor = huggingface.part(talker, "code_predictor_config", WHAT)
     marks = [f"codec_{name}_id" for name in MARKS]
-    _numbers(config, "", [f"tts_{name}_token_id" for name in TEXT_MARKS], 0)
-    _numbers(talker, "talker_config.", (*SIZES, "vocab_size", "text_vocab_size", "text_hidden_size"), 1)
-    _numbers(talker, "talker_config.", ("num_code_groups", "codec_eos_token_id", *marks), 0)
-    _numbers(predictor, "talker_config.code_predictor_config.", (*SIZES, "vocab_size"), 1)
+    blocks.numbers(config, "", [f"tts_{name}_token_id" for name in TEXT_MARKS], 0, WHAT)
+    blocks.numbers(
+        talker, "talker_config.", (*blocks.SIZES, "vocab_size", "text_vocab_size", "text_hidden_size"), 1, WHAT
+    )
+    blocks.numbers(talker, "talker_config.", ("num_code_groups", "codec_eos_token_id", *marks), 0, WHAT)
+    blocks.numbers(predictor, "talker_config.code_predictor_config.", (*blocks.SIZES, "vocab_size"), 1, WHAT)
     codebooks, codes = talker["num_code_groups"], predictor["vocab_size"]
     if (codebooks, codes) != (codec.codebooks, codec.codebook_size):
         raise InputError(
@@ -213,52 +214,21 @@ def described(config: dict, codec: Any, text: pieces.Pieces) -> Spec:
     if text.size > rows:
         raise InputError(f"{WHAT}: the tokenizer has {text.size} pieces, the table of text {rows} rows")
     depth = DepthConfig(
-        **_block(predictor, "code_predictor_config"),
+        **blocks.qwen3(predictor, "code_predictor_config.", WHAT),
         positions="rotary",
         join="prefix",
         embeddings="backbone",
         **({"projection": "none"} if predictor["hidden_size"] == talker["hidden_size"] else {"projection_bias": True}),
     )
     model = ModelConfig(
-        **_block(talker, "talker_config"), text_rows=rows, text_width=talker["text_hidden_size"], depth=depth
+        **blocks.qwen3(talker, "talker_config.", WHAT),
+        text_rows=rows,
+        text_width=talker["text_hidden_size"],
+        depth=depth,
     )
     vocab = Vocab(codebooks, codes, MAX_FRAMES, text_size=len(control))
     order, data = SerializationConfig(strategy="depth"), DataConfig(max_frames=MAX_FRAMES)
     return Spec(model, vocab, order, FRAMING, data, text=text.spec)
-
-
-def _numbers(fields: dict, prefix: str, names: Any, least: int) -> None:
-    """Raises InputError unless all of these are integers, from `least` up. The defaults of the reference are those of
-    no published checkpoint, so none is assumed."""
-    wrong = [name for name in names if type(fields.get(name)) is not int or not least <= fields[name] < 2**31]
-    if wrong:
-        listed = f", {prefix}".join(wrong)
-        raise InputError(f"{WHAT}: {huggingface.CONFIG} lacks {prefix}{listed}, or a usable number")
-
-
-def _block(c: dict, what: str) -> dict[str, Any]:
-    """The sizes of a Qwen3 block. Raises InputError for one that differs from it in more than sizes."""
-    scaling = huggingface.part(c, "rope_scaling", WHAT) or huggingface.part(c, "rope_parameters", WHAT)
-    for name, value, accepted in (
-        ("hidden_act", c.get("hidden_act", "silu"), "silu"),
-        ("attention_bias", c.get("attention_bias", False), False),
-        ("use_sliding_window", c.get("use_sliding_window", False), False),
-        ("rope_scaling", scaling.get("rope_type", scaling.get("type", "default")), "default"),
-    ):
-        if value != accepted:
-            raise InputError(f"{WHAT}: {what}.{name}={value!r} is not supported; known is {accepted!r}")
-    width, heads = c["hidden_size"], c["num_attention_heads"]
-    return {
-        "layers": c["num_hidden_layers"],
-        "width": width,
-        "heads": heads,
-        "kv_heads": c["num_key_value_heads"],
-        "head_width": c.get("head_dim") or width // heads,
-        "ffn": c["intermediate_size"],
-        "norm_eps": c.get("rms_norm_eps", 1e-6),
-        "qk_norm": True,
-        "rope_base": float(c.get("rope_theta") or scaling.get("rope_theta") or 10000),
-    }
 
 
 def save(workdir: Path, p: Published) -> None:

@@ -242,7 +242,7 @@ def _segments(document: Document, grid: Grid, vocab: Vocab, text_weight: float, 
     grid.framing.begin(build)
     for kind, values in document:
         if kind == "text":
-            grid.framing.text(build, values, text_weight)
+            grid.framing.text(build, values, vocab, text_weight)
         elif kind == "states":
             build.see_states(values)
         elif kind == "given":

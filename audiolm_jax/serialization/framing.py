@@ -2,6 +2,8 @@
 
     markers   BOS  segments ...  <audio>  steps ... </audio>  segments ...  EOS
               Ends are predicted: </audio> on stream 0 once codebook 0 has run out, EOS after the last segment.
+    delimited BOS  <text> text </text>  <audio>  steps ... </audio>  <text> ...  EOS
+              SODA: the same with ids around text. They are the last two text ids, predicted like text.
     bare      states ...  fillers  steps ...
               MusicGen (arXiv 2306.05284): one position of filler ids opens the only audio segment; stream q holds its
               filler before its first code and after its last. No end is predicted, so a length is required. All
@@ -37,9 +39,14 @@ from audiolm_jax.serialization.vocab import Vocab
 
 @dataclasses.dataclass(frozen=True)
 class Markers:
-    """BOS, <audio>, </audio> and EOS; text and audio in any order and number. The default."""
+    """BOS, <audio>, </audio> and EOS; text and audio in any order and number. The default.
 
-    name = "markers"
+    before_text, after_text: what stands around a text segment, counted back from the end of the text ids.
+    """
+
+    name: str = "markers"
+    before_text: tuple[int, ...] = ()
+    after_text: tuple[int, ...] = ()
     ends = True  # the model predicts where audio ends; otherwise a number of frames is required
     end_is_frame = False  # the end is a frame of code 0 in every codebook, not an id of stream 0
     texts = 0  # tokens of a position beside those of its streams: 0, or 1 of a text that is given
@@ -77,9 +84,15 @@ class Markers:
         """Adds the positions before the first segment."""
         build.see(ids.BOS)
 
-    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+    @property
+    def around_text(self) -> int:
+        """Number of ids around a text segment."""
+        return len(self.before_text + self.after_text)
+
+    def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
         """Adds a text segment."""
-        build.then(text_L, ids.HEAD_TEXT, text_weight)
+        before, after = (np.array(part, np.int32) + vocab.code_start for part in (self.before_text, self.after_text))
+        build.then(np.concatenate([before, text_L, after]), ids.HEAD_TEXT, text_weight)
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
         """Adds the positions before the steps of an audio segment; the last one predicts the first step."""
@@ -97,7 +110,7 @@ class Bare:
     name = "bare"
     ends = False
     end_is_frame = False
-    texts = 0
+    texts = around_text = 0
 
     def validate(self, grid: Any) -> None:
         if grid.streams != grid.codebooks or grid.causal_levels != grid.codebooks:
@@ -134,7 +147,7 @@ class Bare:
     def begin(self, build: Any) -> None:
         pass
 
-    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+    def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
         raise NotImplementedError  # `check` takes no text
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
@@ -151,7 +164,7 @@ class Zeros:
     name = "zeros"
     ends = True
     end_is_frame = True
-    texts = 0
+    texts = around_text = 0
 
     def validate(self, grid: Any) -> None:
         if not grid.depth or len(set(grid.config.delays)) > 1:
@@ -198,7 +211,7 @@ class Zeros:
     def begin(self, build: Any) -> None:
         pass
 
-    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+    def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
         build.see(text_L)
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
@@ -215,7 +228,7 @@ class Beside:
     name = "beside"
     ends = True
     end_is_frame = False
-    texts = 1
+    texts, around_text = 1, 0
 
     def validate(self, grid: Any) -> None:
         if grid.causal_levels != grid.codebooks:
@@ -253,7 +266,7 @@ class Beside:
     def begin(self, build: Any) -> None:
         pass
 
-    def text(self, build: Any, text_L: np.ndarray, text_weight: float) -> None:
+    def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
         raise NotImplementedError  # `check` takes no text
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
@@ -264,4 +277,5 @@ class Beside:
 
 
 Framing = Markers | Bare | Zeros | Beside
-FRAMINGS: dict[str, Framing] = {framing.name: framing for framing in (Markers(), Bare(), Zeros(), Beside())}
+DELIMITED = Markers("delimited", before_text=(-2,), after_text=(-1,))
+FRAMINGS: dict[str, Framing] = {framing.name: framing for framing in (Markers(), DELIMITED, Bare(), Zeros(), Beside())}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from audiolm_jax.data.batches import longest_row
 from audiolm_jax.errors import InputError
 from audiolm_jax.serialization import SerializationConfig, bind, documents, layout
 from audiolm_jax.serialization import vocab as ids
@@ -20,6 +21,23 @@ def test_markers_predict_both_ends():
     np.testing.assert_array_equal(row["tokens"], expected)
     np.testing.assert_array_equal(row["targets"], [*expected[1:], [ids.EOS, 0]])
     assert row["heads"][-2:].tolist() == [[vocab.head_code_or_end, HEAD_CODE + 1], [ids.HEAD_TEXT, 0]]
+
+
+def test_delimited_predicts_what_stands_around_text_too():
+    """The last two text ids, and the length of a row counts them."""
+    grid, vocab = bind(SerializationConfig("flat"), 2, "delimited"), Vocab(2, 4, 8, text_size=5)
+    a, b = vocab.code_offsets
+    said = ids.TEXT_START + np.array([2, 0])
+    row = documents.causal_row((("text", said), ("audio", CODES_TQ)), grid, vocab, 0.5)
+    around = [vocab.code_start - 2, *said, vocab.code_start - 1]
+    codes = [a, b + 1, a + 2, b + 3, a + 1, b]
+    expected = [ids.BOS, *around, ids.AUDIO, *codes, ids.END_AUDIO]
+    assert row["tokens"][:, 0].tolist() == expected
+    assert row["targets"][:, 0].tolist() == [*expected[1:], ids.EOS]
+    assert row["heads"][:5, 0].tolist() == [ids.HEAD_TEXT] * 5 and row["weights"][:6, 0].tolist() == [0.5] * 5 + [1]
+    prompt = documents.prompt_row((("text", said),), grid, vocab, True)["tokens"]
+    assert prompt[:, 0].tolist() == expected[:6]
+    assert longest_row(2, 3, grid) == len(expected) == longest_row(2, 3, bind(SerializationConfig("flat"), 2)) + 2
 
 
 def test_bare_has_fillers_and_predicts_codes_alone():
@@ -79,7 +97,7 @@ def test_what_cannot_be_framed():
         bind(SerializationConfig("flat"), 2, "bare")
     with pytest.raises(InputError, match="'masked' has no causal stream for each"):
         bind(SerializationConfig("masked"), 2, "bare")
-    with pytest.raises(InputError, match="framing is 'open'; it must be one of markers, bare, zeros"):
+    with pytest.raises(InputError, match="framing is 'open'; it must be one of markers, delimited, bare, zeros"):
         bind(DELAY, 2, "open")
     with pytest.raises(InputError, match="extra_ids is -1"):
         Vocab(2, 4, 8, -1)
