@@ -24,11 +24,11 @@ import importlib.machinery
 import importlib.util
 import math
 import numbers
-import operator
 import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from operator import ge, gt, le, lt
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,8 +60,7 @@ SECTIONS = {
 
 PACKAGE = Path(__file__).resolve().parent
 
-_BOUNDS = {"at_least": (">=", operator.ge), "above": (">", operator.gt)}
-_BOUNDS |= {"at_most": ("<=", operator.le), "below": ("<", operator.lt)}
+_BOUNDS = {"at_least": (">=", ge), "above": (">", gt), "at_most": ("<=", le), "below": ("<", lt)}
 _NOUNS = {tuple[int, ...]: "a tuple of integers"}
 _NOUNS |= {bool: "True or False", int: "an integer", float: "a number", str: "text", Mapping: "a mapping"}
 

@@ -10,7 +10,7 @@ from audiolm_jax.hub import files as hub
 from audiolm_jax.model import checkpoints
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import pieces
 
 
 def load(
@@ -45,5 +45,5 @@ def load(
             "(codec.path)"
         )
     generator = Generator(model, spec, codec, sampling, spec.data.sequence_length)
-    generator.speakers, generator.text = spec.speakers, texts.of_model(spec.text, path)
+    generator.speakers, generator.text = spec.speakers, pieces.of_model(spec.text, path)
     return generator

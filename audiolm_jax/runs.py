@@ -26,7 +26,7 @@ from audiolm_jax.model.sharding import make_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec, model_of
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import pieces
 from audiolm_jax.serialization.text import Texts
 from audiolm_jax.training import loop, processes
 from audiolm_jax.training.start import Start
@@ -89,7 +89,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
                 f"{off}, or start from an imported checkpoint (finetune.base)"
             )
     codec = codecs.load(**config.codec)
-    text = texts.of_config(configs.section(config, "text"), directory) if base is None else base.text
+    text = pieces.of_config(configs.section(config, "text"), directory) if base is None else base.text
     source = tokens.open_split(directory / "tokens", "train", codec.fingerprint, text)
     spec = spec_of(config, source.metadata, text, base)
     spec = dataclasses.replace(spec, speakers=speakers(source, spec.data))
@@ -125,11 +125,10 @@ def validation(
 
     evaluation = dataclasses.replace(configs.section(config, "evaluation"), split="valid")
     examples, rate = evaluate.held_out(directory, evaluation, spec), tokens.info(directory / "tokens")["frame_rate"]
-    conditioning = base and base.conditioning
-    encoder = conditioning and conditioning.text_encoder
+    encoder = None if base is None else base.text_encoder
 
     def bits(model: Transformer) -> dict[str, float]:
-        scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder)
+        scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder, base and base.prompts)
         return {"valid_bits_per_second": scored.bits_per_second}
 
     return bits
@@ -154,17 +153,17 @@ def sound(
     split = "valid" if "valid" in splits else "train"
     source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
     sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
-    conditioning = base and base.conditioning
-    if conditioning is None:
-        generator, name = Generator(model, spec, codec, sampling, context), "speech"
+    if base is None or base.text_encoder is None:
+        own = base and base.conditioning
+        generator, name = Generator(model, spec, codec, sampling, context, conditioning=own), "speech"
         generator.text = text
         examples = batches.evaluation_examples(source, spec.vocab, PROBED)
         words = [example["text"] if spec.data.template else "" for example in examples]
         halves = [example["codes"][: len(example["codes"]) // 2] for example in examples]
         prompts = [None if word else half for word, half in zip(words, halves, strict=True)]
-        options = {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
+        options = {} if own else {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
     else:
-        generator, name = Generator(model, spec, codec, sampling, conditioning=conditioning), "music"
+        generator, name = Generator(model, spec, codec, sampling, conditioning=base.conditioning), "music"
         heads = [source.head(index) for index in range(min(PROBED, len(source)))]
         words = [head["text"] for head in heads]
         options = {"frames": [min(head["frames"], spec.vocab.max_frames, context) for head in heads]}

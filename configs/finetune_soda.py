@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     config.finetune.base = "runs/soda"
     config.lora.update({"rank": 16, "matrices": ("attention", "ffn")})
     config.corpus.update({"name": "folder", "min_seconds": 0.5, "max_seconds": 40.0})
-    # 100 positions a second: 40 seconds and their text. SODA is sampled without guidance, so no text is left out.
-    config.data.update({"sequence_length": 4096, "batch_size": 4, "drop_text": 0.0, "drop_long": True})
+    # 100 positions a second: 40 seconds and their text.
+    config.data.update({"sequence_length": 4096, "batch_size": 4, "drop_long": True})
     config.optimizer.update({"learning_rate": 1e-4, "warmup": 100, "b2": 0.95, "weight_decay": 0.0})
     config.training.update({"steps": 2000, "checkpoint_every": 200})
     config.model.remat = True

@@ -14,7 +14,6 @@ from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ShardingConfig
 from audiolm_jax.sampling.generator import Generator
 from audiolm_jax.serialization import pieces
-from audiolm_jax.serialization import text as texts
 from audiolm_jax.serialization.vocab import HEAD_TEXT, TEXT_START
 
 SIZE = 262
@@ -44,7 +43,7 @@ def test_the_run_keeps_what_was_trained_on_the_texts_to_train_on(made):
     root, _ = made
     spec, mine = checkpoints.read_spec(root / "run"), pieces.trained(root / "data", SIZE)
     assert spec.text == mine.spec and spec.vocab.text_size == SIZE and spec.vocab.code_start == TEXT_START + SIZE
-    assert texts.of_model(spec.text, root / "run") == mine
+    assert pieces.of_model(spec.text, root / "run") == mine
     source = tokens.open_split(root / "data" / "tokens", "train", text=mine)
     rows = batches.training_batches(source, spec.data, spec.grid, spec.vocab, seed=0)
     batch = next(rows)

@@ -7,6 +7,7 @@ again in every step: 30,000 page faults a second and 18 % of the time of trainin
 """
 
 import ctypes
+import gc
 import sys
 
 # glibc's malloc.h. Without mappings all blocks come from the one heap that grows by the padding and is not trimmed.
@@ -21,3 +22,9 @@ def keep_memory() -> bool:
         return False
     options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST, M_TOP_PAD: 64 << 20, M_ARENA_MAX: 1}
     return 0 not in [mallopt(option, value) for option, value in options.items()]
+
+
+def collect_rarely() -> None:
+    """For a command of seconds: the objects that imports and tracing make stay, and Python's collector of cycles looks
+    through them again and again, a twentieth of the time until a first sentence is spoken."""
+    gc.set_threshold(100_000, 50, 50)

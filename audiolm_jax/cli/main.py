@@ -177,6 +177,8 @@ def run() -> None:
     sys.unraisablehook = unraisable
     interrupts.install()
     allocator.keep_memory()
+    if set(sys.argv[1:2]) & set(programs.SHARED):
+        allocator.collect_rarely()
     code = main(sys.argv[1:], keep_executables=True)
     if code == 130 and sys.argv[1] in programs.SHARED:
         # At once: threads that compile or compute would go on, and those that want Python back abort the process.

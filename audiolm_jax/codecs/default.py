@@ -6,19 +6,16 @@ Trained from scratch on the project's synthetic corpus by `experiments/default_c
 
 import functools
 import json
-import types
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from audiolm_jax import files
 from audiolm_jax.codecs import checks
-from audiolm_jax.codecs.default_model import FrameConfig, FrameModel
+from audiolm_jax.codecs.default_model import FrameConfig, FrameModel, Unfilled
 from audiolm_jax.codecs.quantizer import dequantize, quantize
 from audiolm_jax.codecs.streaming import About, Carry, Codec, own_mesh, placed
 from audiolm_jax.config import keys_of
@@ -76,7 +73,7 @@ def _read(path: Path, modified: int) -> tuple:
         wrong = [f"{name}={value}" for name, value in sizes.items() if not 0 <= value <= bounds[name]]
         if wrong:
             raise ValueError(f"{shortened(wrong[0], 60)} is more than there are weights")
-        graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, one_key())))
+        graph, params = nnx.split(nnx.eval_shape(lambda: FrameModel(config, Unfilled())))
     known = by_name(params)
     shapes = {name: variable.shape for name, (_, variable) in known.items()}
     shapes["books_QKZ"] = (config.codebooks, config.codebook_size, config.latent)
@@ -94,12 +91,6 @@ def _read(path: Path, modified: int) -> tuple:
     filled = [(place, variable.replace(value)) for (place, variable), value in zip(known.values(), values, strict=True)]
     model = nnx.merge(graph, nnx.from_flat_state(filled))
     return config, model, books_QKZ, files.digest(asdict(config), arrays)
-
-
-def one_key() -> Any:
-    """What a network without values takes for `nnx.Rngs`, of whose keys the tracing would take most of the time."""
-    key = jax.random.key(0)
-    return types.SimpleNamespace(params=lambda: key)
 
 
 def by_name(params: nnx.State) -> dict[str, tuple]:

@@ -63,15 +63,37 @@ def mel_matrix(bins: int, mels: int, sample_rate: int) -> np.ndarray:
     return (filters / filters.sum(0)).astype(np.float32)
 
 
+class Unfilled:
+    """In place of `nnx.Rngs` where shapes alone are asked for: all weights are zeros, as tracing random ones would take
+    most of the time that it takes to open the codec."""
+
+    def __init__(self) -> None:
+        self._key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        return self._key
+
+
+def normal(scale: float, rngs: nnx.Rngs | Unfilled) -> jax.nn.initializers.Initializer:
+    initializers = jax.nn.initializers
+    return initializers.zeros if isinstance(rngs, Unfilled) else initializers.normal(scale)
+
+
+def dense(features: int, out: int, rngs: nnx.Rngs | Unfilled, scale: float | None = None) -> nnx.Linear:
+    """A linear layer with weights of that scale, or of 1 / sqrt(features)."""
+    if scale is None and not isinstance(rngs, Unfilled):
+        return nnx.Linear(features, out, rngs=rngs)
+    return nnx.Linear(features, out, kernel_init=normal(scale or 1.0, rngs), rngs=rngs)
+
+
 class Block(nnx.Module):
     """Causal ConvNeXt block: depthwise convolution over time, LayerNorm, expand, GELU, contract, residual."""
 
-    def __init__(self, width: int, kernel: int, expansion: int, rngs: nnx.Rngs):
-        normal = jax.nn.initializers.normal
-        self.depthwise_KD = nnx.Param(normal(kernel**-0.5)(rngs.params(), (kernel, width)))
+    def __init__(self, width: int, kernel: int, expansion: int, rngs: nnx.Rngs | Unfilled):
+        self.depthwise_KD = nnx.Param(normal(kernel**-0.5, rngs)(rngs.params(), (kernel, width)))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.expand = nnx.Linear(width, width * expansion, rngs=rngs)
-        self.contract = nnx.Linear(width * expansion, width, kernel_init=normal(0.02), rngs=rngs)
+        self.expand = dense(width, width * expansion, rngs)
+        self.contract = dense(width * expansion, width, rngs, scale=0.02)
 
     def __call__(self, x_BTD: jax.Array, tape: Tape) -> jax.Array:
         """The streaming state is the kernel - 1 inputs before x."""
@@ -90,22 +112,22 @@ def linear(layer: nnx.Linear, x: jax.Array) -> jax.Array:
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
-def blocks(count: int, width: int, kernel: int, expansion: int, rngs: nnx.Rngs) -> versions.List:
+def blocks(count: int, width: int, kernel: int, expansion: int, rngs: nnx.Rngs | Unfilled) -> versions.List:
     return versions.List([Block(width, kernel, expansion, rngs) for _ in range(count)])
 
 
 class Encoder(nnx.Module):
     """Waveform -> latents. A half frame sees 2 half frames of windowed samples and two log-mel frames."""
 
-    def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
+    def __init__(self, config: FrameConfig, rngs: nnx.Rngs | Unfilled):
         c = self.config = config
         features = c.hop + 2 * c.mels
-        self.embed = nnx.Linear(features, c.encoder_half_width, rngs=rngs)
+        self.embed = dense(features, c.encoder_half_width, rngs)
         self.half_blocks = blocks(c.encoder_half_blocks, c.encoder_half_width, c.half_kernel, c.expansion, rngs)
-        self.merge = nnx.Linear(2 * c.encoder_half_width, c.width, rngs=rngs)
+        self.merge = dense(2 * c.encoder_half_width, c.width, rngs)
         self.blocks = blocks(c.encoder_blocks, c.width, c.kernel, c.expansion, rngs)
         self.norm = nnx.LayerNorm(c.width, rngs=rngs)
-        self.project = nnx.Linear(c.width, c.latent, rngs=rngs)
+        self.project = dense(c.width, c.latent, rngs)
 
     def features(self, seen_BN: jax.Array) -> jax.Array:
         """Samples with hop - quarter samples of past in front -> `[B, H, hop + 2 mels]`."""
@@ -134,14 +156,14 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Quantised latents -> waveform, four overlapping STFT frames (magnitude and phase) per frame."""
 
-    def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
+    def __init__(self, config: FrameConfig, rngs: nnx.Rngs | Unfilled):
         c = self.config = config
-        self.embed = nnx.Linear(c.latent, c.width, rngs=rngs)
+        self.embed = dense(c.latent, c.width, rngs)
         self.blocks = blocks(c.decoder_blocks, c.width, c.kernel, c.expansion, rngs)
-        self.split = nnx.Linear(c.width, 2 * c.decoder_half_width, rngs=rngs)
+        self.split = dense(c.width, 2 * c.decoder_half_width, rngs)
         self.half_blocks = blocks(c.decoder_half_blocks, c.decoder_half_width, c.half_kernel, c.expansion, rngs)
         self.norm = nnx.LayerNorm(c.decoder_half_width, rngs=rngs)
-        self.head = nnx.Linear(c.decoder_half_width, 2 * 2 * (c.hop // 2 + 1), rngs=rngs)
+        self.head = dense(c.decoder_half_width, 2 * 2 * (c.hop // 2 + 1), rngs)
 
     def __call__(self, latents_BTZ: jax.Array, tape: Tape) -> jax.Array:
         """Latents `[B, T, Z]` -> `[B, T * hop]` samples, which later frames do not change."""
@@ -168,6 +190,6 @@ class Decoder(nnx.Module):
 class FrameModel(nnx.Module):
     """Encoder and decoder; the codebooks `[Q, K, Z]` follow running means and are no parameters."""
 
-    def __init__(self, config: FrameConfig, rngs: nnx.Rngs):
+    def __init__(self, config: FrameConfig, rngs: nnx.Rngs | Unfilled):
         self.encoder = Encoder(config, rngs)
         self.decoder = Decoder(config, rngs)

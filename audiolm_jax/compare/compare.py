@@ -36,8 +36,7 @@ from audiolm_jax.encoders import recogniser
 from audiolm_jax.errors import InputError
 from audiolm_jax.evaluation import evaluate, speed
 from audiolm_jax.model.spec import Spec
-from audiolm_jax.serialization import picture
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import picture, pieces
 from audiolm_jax.training.loop import claim
 
 
@@ -73,7 +72,7 @@ def check(config: ConfigDict) -> None:
     evaluate.load_judge(evaluation)  # its file may be missing
     codec = codecs.load(**config.codec)
     sizes = {name: getattr(codec, name) for name in ("codebooks", "codebook_size")}
-    vocab = make_vocab(sizes, data, texts.size_of(section(config, "text")))
+    vocab = make_vocab(sizes, data, pieces.size_of(section(config, "text")))
     budget.check(config, cells.variants(config, vocab.codebooks), vocab)
     if corpus.name == "synthetic":
         splits = [split for split in corpora.SPLITS if getattr(corpus, split)]
@@ -103,7 +102,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "", progress: bool = T
 
     metadata = tokens.info(comparison.data / "tokens")
     parts = cells.variants(config, make_vocab(metadata, section(config, "data")).codebooks)
-    text = texts.of_config(section(config, "text"), comparison.data)
+    text = pieces.of_config(section(config, "text"), comparison.data)
     spec = runs.spec_of(next(iter(parts.values())), metadata, text)  # all but order and depth network is shared
     rate = metadata["frame_rate"]
     source = tokens.open_split(comparison.data / "tokens", "train", spec.codec.fingerprint, text)

@@ -3,9 +3,8 @@
 A family is a module in `FAMILIES`, under the name that a run's `Spec.source.family` has, with
 
     TYPES                            the values of "model_type" in config.json that it reads
-    TUNED                            those of TYPES that can be fine-tuned; a family with some has besides
-      KEPT                           what a fine-tuned run copies of an imported one, beside its tokenizer
-      FIXED                          keys of the configuration that it decides, beside model, order and codec
+    TUNED                            those of TYPES that can be fine-tuned
+    KEPT                             of its workdir, what a run that is fine-tuned from it copies (if TUNED)
     FILES                            what it needs beside config.json and the weights
     read(folder, dtype, config)      a folder in the Hugging Face layout and its config.json -> a published model
     save(workdir, published)         writes it as the workdir of a run
@@ -13,8 +12,7 @@ A family is a module in `FAMILIES`, under the name that a run's `Spec.source.fam
     write(folder, published)         the inverse of `read`
 
 A published model has `spec`, `generator(sampling)` and, if text goes through an encoder, `text_encoder` (texts ->
-their states). published.py finds the
-family of a checkpoint or a run.
+their states). published.py finds the family of a checkpoint or a run.
 """
 
 FAMILIES = {

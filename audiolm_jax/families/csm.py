@@ -49,7 +49,6 @@ WHAT = "CSM"  # begins a message
 TYPES, TUNED, FILES = ("csm",), ("csm",), (text.FILE,)
 CODEC, SPARE, PUBLISHED_CONFIG = "codec", "spare.safetensors", "published.json"  # in a workdir
 KEPT = (PUBLISHED_CONFIG, CODEC, SPARE)
-FIXED = {"data.text_weight": 0.0, "data.drop_text": 0.0}  # text is given, and stands before all audio
 END_OF_TEXT = "<|end_of_text|>"
 SPEAKER = "0"  # of a turn that names none
 PUBLISHED = SamplingConfig(temperature=(0.9,), top_k=(50,))  # as both implementations generate

@@ -1,19 +1,20 @@
-"""Fine-tuning: a run that starts from the weights of an imported model and trains them on other recordings.
+"""Fine-tuning: a run that starts from the weights of an imported checkpoint and trains them on other recordings.
 
     audiolm import facebook/musicgen-small@main runs/base
     audiolm prepare --config finetune_musicgen --data data/mine --config.corpus.path=recordings
     audiolm train --config finetune_musicgen --data data/mine --workdir runs/tuned
 
 `finetune.base` names the imported run, which decides model, vocabulary, order, codec and sample rate (`configured`).
-Trained are all weights of the language model, or the A and B of LoRA (model/lora.py). Codec, tokenizer and text encoder
-stay as they are and are copied into the new workdir, which can then be used without the imported run; only resuming
-reads the imported run again, and checks that its weights are the same.
+Trained are all weights of the model, or the A and B of LoRA (model/lora.py). Codec, text encoder and tokenizer stay as
+they are and are copied into the new workdir, which can then be used without the imported run; only resuming reads the
+imported run again, and checks that its weights are the same.
 
-Where text is tokens of a row, rows are those of any training. MusicGen has a text encoder: a batch holds the token ids
-of each recording's text, and the train step computes the states of the text encoder from them. That costs little beside
-the decoder, keeps batches small, and no second data set can be out of date. The text encoder's weights are an argument
-of the step, replicated on every device. A row without text attends to nothing, like the unconditional branch of
-classifier-free guidance (`sampling.requests.encoded`).
+Where text is part of the sequence (CSM) a row is what it is in any other run, with the checkpoint's template; where it
+stands beside the audio (Qwen3-TTS) a row is a prompt of the family and its audio (spoken.py). Where it
+goes through an encoder (MusicGen) a batch holds the token ids of each recording's text, and the train step computes the
+states of the text encoder from them: that costs little beside the decoder, keeps batches small, and no second data set
+can be out of date. The text encoder's weights are an argument of the step, replicated on every device. A row without
+text attends to nothing, like the unconditional branch of classifier-free guidance (`sampling.requests.encoded`).
 """
 
 import dataclasses
@@ -39,17 +40,16 @@ from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import FAMILIES, musicgen, published
 from audiolm_jax.families.captions import Captioned
+from audiolm_jax.families.spoken import Spoken
 from audiolm_jax.model import checkpoints, lora, sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
 from audiolm_jax.model.spec import Source, Spec
 from audiolm_jax.model.transformer import Encoded
-from audiolm_jax.serialization import Grid
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import Grid, pieces
 from audiolm_jax.serialization.text import Texts
 from audiolm_jax.serialization.vocab import Vocab
 
-PUBLISHED_CONFIG = "published.json"  # in the workdir of every imported run
 FREE = ("dtype", "remat", "dropout")  # keys of section model that the imported run does not decide
 
 
@@ -81,15 +81,15 @@ def configured(config: ConfigDict) -> ConfigDict:
         "corpus.sample_rate": codecs.load(spec.codec.name, path).sample_rate,
         "data.max_frames": spec.vocab.max_frames,
         "data.codebooks": 0,
-        **published.module(spec.source.family).FIXED,
         "text.vocabulary": spec.text.vocabulary,
         "text.given": spec.vocab.text_given,
         "text.path": str(base / spec.text.path) if spec.text.path else "",
     }
+    if spec.conditioning.text_encoder:  # a row attends to one text
+        decided |= {"data.packing": False, "data.text_weight": 0.0, "data.template": "{text}"}
+    else:
+        decided |= {f"data.{key}": getattr(spec.data, key) for key in ("template", "speaker", "drop_text")}
     settings, defaults = configs.flat(config), configs.flat(configs.defaults())
-    # What stands around the words, if the checkpoint has something of its own.
-    around = {f"data.{name}": getattr(spec.data, name) for name in ("template", "speaker")}
-    decided |= {key: value for key, value in around.items() if value != defaults[key]}
     wrong = [
         f"{key} is {settings[key]!r} here and {value!r} there"
         for key, value in decided.items()
@@ -109,14 +109,14 @@ def configured(config: ConfigDict) -> ConfigDict:
 def imported(base: str | Path) -> Spec:
     """The Spec of an imported run. Raises InputError for any other folder."""
     base = Path(base)
-    config = base / PUBLISHED_CONFIG
-    spec = checkpoints.read_spec(base) if config.is_file() else None
+    about = base / musicgen.PUBLISHED_CONFIG
+    spec = checkpoints.read_spec(base) if about.is_file() else None
     if spec is None or not spec.source.weights:
         raise InputError(
             f"finetune.base={base}: was not made by `audiolm import`; import a published checkpoint, or one that "
             "`audiolm export` wrote to a folder, and name that workdir"
         )
-    kind = files.read_json(config, "finetune.base").get("model_type")
+    kind = files.read_json(about, "finetune.base").get("model_type")
     if kind not in published.module(spec.source.family).TUNED:
         known = ", ".join(kind for name in FAMILIES for kind in published.module(name).TUNED)
         raise InputError(f"finetune.base={base}: models of type {kind!r} cannot be fine-tuned; {known} can")
@@ -130,8 +130,9 @@ class Base:
     folder: Path
     spec: Spec  # of the imported run
     lora: lora.LoraConfig
-    encoder: t5.Encoder | None = None  # of texts, with its tokenizer; None: text is tokens of a row
-    tokenizer: Any = None
+    encoder: t5.Encoder | None  # of the texts; None: they are part of the sequence
+    tokenizer: Any  # of the encoder
+    prompts: Any = None  # of a family whose text stands beside the audio (qwen3_tts)
 
     @property
     def vocab(self) -> Vocab:
@@ -140,7 +141,7 @@ class Base:
     @property
     def text(self) -> Texts:
         """The text vocabulary of the rows."""
-        return texts.of_model(self.spec.text, self.folder)
+        return pieces.of_model(self.spec.text, self.folder)
 
     def describe(self, spec: Spec) -> Spec:
         """The Spec of the run that starts here, with what `prepare` copies."""
@@ -154,27 +155,32 @@ class Base:
         """Text -> its tokens, none of an empty one. Can be pickled: the processes that make batches call it."""
         return functools.partial(t5.token_ids, self.tokenizer, self.encoder.config.vocab_size)
 
-    def view(self, source: TokenSplit, config: DataConfig, grid: Grid, seed: int) -> Captioned | None:
-        """How an example becomes a row of a batch; None: as in any training."""
-        if self.encoder is None:
-            return None
-        return Captioned(source, config, grid, self.vocab, seed, self.token_ids)
+    def view(self, source: TokenSplit, config: DataConfig, grid: Grid, seed: int) -> Captioned | Spoken | None:
+        """How an example becomes a row of a batch; None: as in any other run."""
+        if self.prompts is not None:
+            return Spoken(source, config, grid, self.vocab, self.prompts)
+        return None if self.encoder is None else Captioned(source, config, grid, self.vocab, seed, self.token_ids)
 
     @property
-    def conditioning(self) -> musicgen.Conditioning | None:
-        """For a Generator of the run."""
-        return None if self.encoder is None else musicgen.Conditioning(t5.TextEncoder(self.encoder, self.tokenizer))
+    def text_encoder(self) -> t5.TextEncoder | None:
+        return None if self.encoder is None else t5.TextEncoder(self.encoder, self.tokenizer)
+
+    @property
+    def conditioning(self) -> Any:
+        """For a Generator of the run; None where text is part of the sequence."""
+        return self.prompts if self.encoder is None else musicgen.Conditioning(self.text_encoder)
 
     @property
     def partial(self) -> bool:
         return self.lora.rank > 0
 
     def prepare(self, workdir: Path) -> None:
-        """Copies what the family keeps, its codec for one, into the workdir (one process does)."""
+        """Copies what the family keeps beside the checkpoints into the workdir (one process does)."""
         if jax.process_index():
             return
-        kept = [self.folder / name for name in published.module(self.spec.source.family).KEPT]
-        paths = [path for part in kept for path in (part, *sorted(part.rglob("*"))) if path.is_file()]
+        kept = [self.folder / part for part in published.module(self.spec.source.family).KEPT]
+        every = [path for part in kept for path in (part, *sorted(part.rglob("*")))]
+        paths = [path for path in every if path.is_file()]
         with files.writing(workdir):
             for path in paths:
                 copy = workdir / path.relative_to(self.folder)
@@ -184,8 +190,8 @@ class Base:
                         shutil.copyfile(path, temporary)
 
     def load(self, model: ModelConfig, rules: Rules, resumed: bool) -> tuple[dict, dict]:
-        """(the model's weights, or their shapes if a checkpoint replaces them; {"text": the text encoder's weights,
-        "params": the model's weights under LoRA, else {}})."""
+        """(the model's weights, or their shapes if a checkpoint replaces them; {"text": the text encoder's weights, if
+        there is one, "params": the model's weights under LoRA, else {}})."""
         if resumed and not self.partial:
             shapes = nnx.to_pure_dict(nnx.split(checkpoints.abstract_model(model, self.vocab, rules))[1])
             params = sharding.on_mesh(shapes, versions.mesh())
@@ -207,7 +213,7 @@ class Base:
         return lora.merged(self.lora, frozen["params"], trained) if self.partial else trained
 
     def encoded(self, frozen: dict, batch: dict[str, jax.Array], rules: Rules) -> Encoded | None:
-        """(states_BEW of the texts, zero where there is no token; valid_BE), of a model with a text encoder."""
+        """(states_BEW of the texts, zero where there is no token; valid_BE); None without an encoder."""
         if self.encoder is None:
             return None
         graph = nnx.split(self.encoder)[0]
@@ -232,6 +238,7 @@ def open_base(config: ConfigDict) -> Base:
     if section.rank:
         lora.check(section, shapes)
     if not spec.conditioning.text_encoder:
-        return Base(folder, spec, section)
+        own = published.module(spec.source.family)
+        return Base(folder, spec, section, None, None, own.prompts(folder, spec) if spec.grid.framing.texts else None)
     text = folder / spec.conditioning.text_encoder
     return Base(folder, spec, section, t5.load(text), t5.read_tokenizer(text / t5.TOKENIZER))

@@ -51,8 +51,6 @@ MELODY = "musicgen_melody"  # has segments of states before its audio and no cro
 TYPES, TUNED, FILES = ("musicgen", MELODY), ("musicgen",), (t5.TOKENIZER,)
 CODEC, TEXT, PUBLISHED_CONFIG = "codec", "text_encoder", "published.json"  # in a workdir
 KEPT = (PUBLISHED_CONFIG, TEXT, CODEC)
-# A row attends to one text, which is none of its tokens.
-FIXED = {"data.packing": False, "data.text_weight": 0.0, "data.template": "{text}"}
 SECONDS = 30  # what the published models were trained on
 PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generates
 GELU = {"gelu": "exact", "gelu_new": "plain", "gelu_pytorch_tanh": "plain"}
@@ -164,6 +162,8 @@ class Conditioning:
 
     text_encoder: t5.TextEncoder
     melody: chroma.Melody | None = None
+
+    speaks = False
 
     @property
     def takes(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ the codes of 8 codebooks of Mimi in one vocabulary with text: text, BOS and EOS 
 then code c of codebook q at the first code + q * 2048 + c. The tokenizer spells that code as the character U+E000 +
 q * 2048 + c, and decides by its names which ids are the marks (experiments/audio of marin-community/marin).
 
-The codec is no part of these checkpoints: it is looked for in a folder `mimi` beside config.json (with config.json and
+The codec is no part of these checkpoints: it is looked for in a folder `codec` beside config.json (with config.json and
 model.safetensors of kyutai/mimi), and downloaded from the repository kyutai/mimi where there is none.
 
     generator = audiolm_jax.load("soda-research/soda-600m-base@main")
@@ -47,7 +47,7 @@ WHAT = "SODA"  # begins a message
 TYPES, TUNED, FILES = ("qwen3",), ("qwen3",), (FILE,)
 MIMI, CODEC, PUBLISHED_CONFIG = "mimi", "codec", "published.json"
 REPOSITORY = "kyutai/mimi@main"
-KEPT, FIXED = (PUBLISHED_CONFIG, CODEC), {}  # what a run that starts here copies; what it decides of the data
+KEPT = (PUBLISHED_CONFIG, CODEC)
 MARKS = {BOS: "<|begin_of_text|>", EOS: "<|end_of_text|>", AUDIO: "<|audio_start|>", END_AUDIO: "<|audio_end|>"}
 AROUND_TEXT = ("<|text_start|>", "<|text_end|>")
 FIRST_CODE = chr(0xE000)
@@ -97,8 +97,6 @@ class Published:
     codec: Any
     speech: Path
     text: Pieces
-
-    text_encoder = None
 
     def generator(self, sampling: SamplingConfig | None = None) -> Generator:
         """Build the Generator."""
@@ -160,7 +158,7 @@ def pieces_of(folder: Path) -> Pieces:
 
 def codec_folder(folder: Path) -> Path:
     """The folder of the codec of a checkpoint. Raises InputError if it is not there and cannot be downloaded."""
-    inside = folder / MIMI
+    inside = folder / CODEC
     if inside.is_dir():
         return inside
     try:
@@ -185,7 +183,9 @@ def described(config: dict, codebook_size: int, text: Pieces) -> Spec:
     model = ModelConfig(tied=bool(config.get("tie_word_embeddings", False)), **blocks.qwen3(config, "", WHAT))
     frames = max(1, config["max_position_embeddings"] // codebooks)
     vocab = Vocab(codebooks, codebook_size, frames, text_size=text.size)
-    order, data = SerializationConfig(strategy="flat"), DataConfig(max_frames=frames)
+    # It is sampled without guidance, so its training leaves no text out.
+    data = DataConfig(max_frames=frames, sequence_length=config["max_position_embeddings"], drop_text=0.0)
+    order = SerializationConfig(strategy="flat")
     return Spec(model, vocab, order, DELIMITED.name, data, text=text.spec)
 
 
@@ -224,6 +224,6 @@ def write(folder: str | Path, published: Published) -> None:
     entries = table(p.model.config, p.spec.vocab, p.text)
     huggingface.write(folder, config, tables.tensors_of(p.model, entries))
     p.text.keep(folder)
-    (folder / MIMI).mkdir(exist_ok=True)
+    (folder / CODEC).mkdir(exist_ok=True)
     for name in (huggingface.CONFIG, huggingface.WEIGHTS):
-        shutil.copyfile(p.speech / name, folder / MIMI / name)
+        shutil.copyfile(p.speech / name, folder / CODEC / name)

@@ -35,8 +35,6 @@ from audiolm_jax.model import sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec, from_json
 from audiolm_jax.model.transformer import Transformer, language_model
-from audiolm_jax.serialization import text as texts
-from audiolm_jax.serialization.text import UTF8, Texts
 from audiolm_jax.serialization.vocab import Vocab
 
 if TYPE_CHECKING:  # imported where it is used: a safetensors file needs none of it, and it takes as long as numpy
@@ -187,7 +185,7 @@ def check_sizes(spec: Spec, tree: Any, where: str) -> None:
 
 def abstract_model(config: ModelConfig, vocab: Vocab, rules: sharding.Rules = sharding.PRESETS["data"]) -> Transformer:
     """The model as shapes with shardings. A mesh is entered."""
-    return jax.eval_shape(lambda: language_model(config, vocab, nnx.Rngs(0), rules))
+    return jax.eval_shape(lambda: language_model(config, vocab, None, rules))
 
 
 def count_parameters(config: ModelConfig, vocab: Vocab) -> int:
@@ -275,20 +273,23 @@ def restore_params(
 def export_safetensors(workdir: str | Path, path: str | Path, step: int | None = None, dtype: str = "float32") -> None:
     """Writes the parameters for inference of a run to one file; see `save_safetensors`."""
     model, spec = restore_params(workdir, step)
-    save_safetensors(path, model, spec, dtype, texts.of_model(spec.text, files.place(workdir)))
+    from audiolm_jax.serialization import pieces  # late: training needs none of it
+
+    save_safetensors(path, model, spec, dtype, pieces.of_model(spec.text, files.place(workdir)).metadata)
 
 
 def save_safetensors(
-    path: str | Path, model: Transformer, spec: Spec, dtype: str = "float32", text: Texts = UTF8
+    path: str | Path, model: Transformer, spec: Spec, dtype: str = "float32", text: dict[str, str] | None = None
 ) -> None:
-    """Writes parameters under their `/`-joined key paths, with the Spec and a tokenizer of its texts as metadata.
+    """Writes parameters under their `/`-joined key paths, with the Spec as metadata.
 
-    dtype: float32, or float16 for half the size; `load_safetensors` makes float32 of either.
+    dtype: float32, or float16 for half the size; `load_safetensors` makes float32 of either. text: `Texts.metadata` of
+    a model whose text is pieces.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
     tensors = {key_path(path): np.asarray(x, dtype) for path, x in leaves}
     with files.writing(path):
-        files.write_safetensors(path, tensors, {"about": json.dumps(spec.to_json())} | text.metadata)
+        files.write_safetensors(path, tensors, {"about": json.dumps(spec.to_json())} | (text or {}))
 
 
 def load_safetensors(

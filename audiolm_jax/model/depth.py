@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import attention, versions
 from audiolm_jax.model.config import DepthConfig, ModelConfig, Rules
-from audiolm_jax.model.layers import Block, Norm, bias, biased, normal, product
+from audiolm_jax.model.layers import Block, Norm, bias, biased, normal, product, stacked
 from audiolm_jax.model.sharding import PRESETS, gather
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -42,7 +42,7 @@ Pick = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
 class Depth(nnx.Module):
     """The network of `config.depth` beside the transformer of `config`."""
 
-    def __init__(self, config: ModelConfig, vocab: Vocab, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]):
+    def __init__(self, config: ModelConfig, vocab: Vocab, rngs: nnx.Rngs | None, rules: Rules = PRESETS["data"]):
         c, D, cells = config.depth, config.width, vocab.codebooks - 1
         if c.schedule and len(c.schedule) != cells:
             raise InputError(
@@ -231,17 +231,15 @@ class Depth(nnx.Module):
         return network
 
 
-def _layers(config: DepthConfig, sets: tuple[int, ...], rngs: nnx.Rngs, rules: Rules) -> Block:
+def _layers(config: DepthConfig, sets: tuple[int, ...], rngs: nnx.Rngs | None, rules: Rules) -> Block:
     """Stacked blocks; with sets of matrices these have one more leading axis, W."""
 
-    def block(key: jax.Array) -> Block:
-        return Block(config.block, rules, nnx.Rngs(params=key))
+    def block(rngs: nnx.Rngs | None) -> Block:
+        return Block(config.block, rules, rngs)
 
-    keys_N = jax.random.split(rngs.params(), config.layers)
     if not sets:
-        return jax.vmap(block)(keys_N)
-    keys_NW = jax.vmap(lambda key: jax.random.split(key, max(sets) + 1))(keys_N)
-    stack = jax.vmap(jax.vmap(block))(keys_NW)
+        return stacked(block, config.layers, rngs)
+    stack = stacked(lambda rngs: stacked(block, max(sets) + 1, rngs), config.layers, rngs)
     return jax.tree_util.tree_map_with_path(lambda path, x: x[:, 0] if _is_norm(path) else x, stack)
 
 

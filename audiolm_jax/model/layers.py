@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,8 +26,11 @@ def row_axes(axes: int) -> tuple[str, ...]:
     return ("batch", "length")[:axes]
 
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
-    """A float32 weight, normally distributed, sharded from the start."""
+def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], axes: tuple, rules: Rules, scale: float) -> nnx.Param:
+    """A float32 weight, normally distributed, sharded from the start. rngs: None where shapes alone are asked for
+    (`checkpoints.abstract_model`): zeros, which are traced in a tenth of the time."""
+    if rngs is None:
+        return bias(shape, axes, rules)
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, out_sharding=rules.spec(*axes)))
 
 
@@ -51,6 +55,13 @@ def product(
     return (y[:1] if one_row else y).astype(dtype)
 
 
+def stacked(make: Callable[[nnx.Rngs | None], nnx.Module], count: int, rngs: nnx.Rngs | None) -> nnx.Module:
+    """`count` modules, each with keys of its own, as one whose weights have a leading axis. rngs: as in `normal`."""
+    if rngs is None:
+        return jax.vmap(make, axis_size=count)(None)
+    return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), count))
+
+
 def bias(shape: tuple[int, ...], axes: tuple, rules: Rules) -> nnx.Param:
     """A bias of zeros, sharded like the axes of its weight."""
     return nnx.Param(jnp.zeros(shape, out_sharding=rules.spec(*axes)))
@@ -61,7 +72,7 @@ def biased(y: jax.Array, module: nnx.Module, name: str) -> jax.Array:
     return y + getattr(module, name)[...].astype(y.dtype) if hasattr(module, name) else y
 
 
-def add_projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs) -> None:
+def add_projection(module: nnx.Module, name: str, width: int, rngs: nnx.Rngs | None) -> None:
     """Gives a module the matrix and bias that project states of an encoder to the model's width, if it is another."""
     c = module.config
     if width != c.width:
@@ -186,7 +197,7 @@ class CrossAttention(nnx.Module):
     Keys and values depend on the states alone: decoding computes them once per request.
     """
 
-    def __init__(self, config: Any, rules: Rules, rngs: nnx.Rngs):
+    def __init__(self, config: Any, rules: Rules, rngs: nnx.Rngs | None):
         c = config
         self.config, self.rules = config, rules
         all_heads, H, K = c.cross_sizes
@@ -234,7 +245,7 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then + cross(x) if there is an encoder, then + feed-forward(norm(x)). One fused matrix
     for queries, keys and values (per key/value head: G queries, the key, the value) and one for gate and up."""
 
-    def __init__(self, config: ModelConfig, rules: Rules, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rules: Rules, rngs: nnx.Rngs | None):
         c = config
         self.config, self.rules = config, rules
         group, parts = c.heads // c.kv_heads, 2 if c.mlp == "gated" else 1

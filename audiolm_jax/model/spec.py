@@ -21,8 +21,7 @@ from audiolm_jax.errors import InputError, shortened
 from audiolm_jax.model.config import DepthConfig, LoraConfig, ModelConfig
 from audiolm_jax.serialization import Grid, SerializationConfig
 from audiolm_jax.serialization.framing import FRAMINGS
-from audiolm_jax.serialization.text import UTF8, TextSpec
-from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.serialization.vocab import TextSpec, Vocab
 
 FORMAT = 1  # of the JSON; the first version that writes what this one cannot read makes it 2
 
@@ -71,7 +70,7 @@ class Spec:
     tokens: str = ""  # fingerprint of the token data set that it was trained on
     conditioning: ConditioningSpec = ConditioningSpec()
     source: Source = Source()
-    text: TextSpec = UTF8.spec
+    text: TextSpec = dataclasses.field(default_factory=TextSpec)
     speakers: tuple[str, ...] = ()  # of the training tokens, if the template names them; (): any name goes
 
     @property

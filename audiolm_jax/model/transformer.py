@@ -19,7 +19,7 @@ from flax import nnx
 
 from audiolm_jax.model import attention, layers, sharding, versions
 from audiolm_jax.model.config import ModelConfig, table_rows
-from audiolm_jax.model.layers import Block, Encoded, Norm, normal, product, row_axes
+from audiolm_jax.model.layers import Block, Encoded, Norm, normal, product, row_axes, stacked
 from audiolm_jax.model.sharding import PRESETS, Rules, gather
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -40,16 +40,15 @@ class Transformer(nnx.Module):
         self,
         config: ModelConfig,
         vocab_size: int,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         rules: Rules = PRESETS["data"],
         outputs: int | None = None,
     ):
-        """outputs: the ids that are predicted, from 0 up (None: all)."""
+        """rngs: as in `layers.normal`. outputs: the ids that are predicted, from 0 up (None: all)."""
         self.config, self.rules, self.outputs = config, rules, outputs or vocab_size
         rows = table_rows(vocab_size)
         self.embedding_VD = normal(rngs, (rows, config.width), (None, "embed"), rules, config.width**-0.5)
-        keys = jax.random.split(rngs.params(), config.layers)
-        self.layers = jax.vmap(lambda key: Block(config, rules, nnx.Rngs(params=key)))(keys)
+        self.layers = stacked(lambda rngs: Block(config, rules, rngs), config.layers, rngs)
         self.norm = Norm(config)
         if not config.tied:
             shape = (config.width, table_rows(self.outputs))
@@ -227,9 +226,11 @@ class Transformer(nnx.Module):
         return self.norm(x_BD), tuple(written)
 
 
-def language_model(config: ModelConfig, vocab: Vocab, rngs: nnx.Rngs, rules: Rules = PRESETS["data"]) -> Transformer:
+def language_model(
+    config: ModelConfig, vocab: Vocab, rngs: nnx.Rngs | None, rules: Rules = PRESETS["data"]
+) -> Transformer:
     """The transformer of a vocabulary, with a depth network if `config.depth` describes one: its output matrix then
-    ends after the ids that the first stream predicts."""
+    ends after the ids that the first stream predicts. rngs: as in `layers.normal`."""
     if config.depth is None:
         return Transformer(config, vocab.size, rngs, rules)
     from audiolm_jax.model.depth import Depth  # late: most models have none

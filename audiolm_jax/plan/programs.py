@@ -26,8 +26,7 @@ from audiolm_jax.model.config import Rules
 from audiolm_jax.model.spec import Spec, model_of
 from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.sampling import SamplingConfig, causal, masked, performance, requests
-from audiolm_jax.serialization import cost
-from audiolm_jax.serialization import text as texts
+from audiolm_jax.serialization import cost, pieces
 from audiolm_jax.serialization.vocab import TEXT_START
 from audiolm_jax.training import processes
 from audiolm_jax.training.loop import Run
@@ -60,7 +59,7 @@ def describe(config: ConfigDict) -> tuple[Spec, Run]:
     sections = ("serialization", "data", "training", "optimizer", "sharding")
     order, data, *of_run = (configs.section(config, name) for name in sections)
     sizes = {"codebooks": codec.codebooks, "codebook_size": codec.codebook_size}
-    vocab = make_vocab(sizes, data, texts.size_of(configs.section(config, "text")), config.text.given)
+    vocab = make_vocab(sizes, data, pieces.size_of(configs.section(config, "text")), config.text.given)
     return Spec(model_of(config, order, vocab), vocab, order, data=data), Run(*of_run, config.seed, codec.frame_rate)
 
 

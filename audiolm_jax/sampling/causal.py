@@ -234,6 +234,21 @@ def prefill(
     return jnp.take_along_axis(hidden_MPD, (length_M - 1)[:, None, None], axis=1)[:, 0], prompt_cache
 
 
+def prefilled(model: Transformer, tokens_MPS: Any, *others: Any) -> tuple[Any, tuple]:
+    """What `prefill` gives, as shapes. Without states of an encoder it need not be traced for that: it can be later,
+    beside the compiling."""
+    if others[-1] is not None:
+        return sharding.on_mesh(jax.eval_shape(prefill, model, tokens_MPS, *others), versions.mesh())
+    M, P, _ = tokens_MPS.shape
+    spec = model.rules.spec("batch", None)
+
+    def empty() -> tuple[jax.Array, tuple]:
+        hidden_MD = jnp.zeros((M, model.config.width), model.config.compute_dtype, out_sharding=spec)
+        return hidden_MD, model.init_cache(M, P)
+
+    return sharding.on_mesh(jax.eval_shape(empty), versions.mesh())
+
+
 def chunk_program():
     """`run_chunk` jitted for the current mesh, the cache donated and updated in place.
 
@@ -296,7 +311,7 @@ def start(
     )
     inputs = model, *requests.place(prompts), encoded
     if meanwhile is not None:
-        hidden_MD, prompt_cache = sharding.on_mesh(jax.eval_shape(prefill, *inputs), versions.mesh())
+        hidden_MD, prompt_cache = prefilled(*inputs)
         meanwhile(Fixed(*placed, prompt_cache, *after), State(*before, hidden_MD))
     hidden_MD, prompt_cache = prefill(*inputs)
     return Fixed(*placed, prompt_cache, *after), State(*before, hidden_MD)

@@ -17,8 +17,8 @@ import numpy as np
 from audiolm_jax import files
 from audiolm_jax.errors import InputError, shortened
 from audiolm_jax.serialization import text as texts
-from audiolm_jax.serialization.text import TextSpec
-from audiolm_jax.serialization.vocab import TEXT_START
+from audiolm_jax.serialization.text import UTF8, TextConfig, Texts
+from audiolm_jax.serialization.vocab import TEXT_START, TextSpec
 
 TRAINED = "pieces-{}.json"  # in the folder of the token data set
 EXPORTED = "tokenizer"  # in the metadata of a file exported from a run
@@ -124,8 +124,13 @@ def read(path: Path, what: str, structural: tuple[int, ...] = (), limit: int = 0
     return pieces
 
 
-def of_model(spec: TextSpec, source: Path) -> Pieces:
-    """`text.of_model` for pieces."""
+def of_model(spec: TextSpec, source: Path) -> Texts:
+    """The text vocabulary of a model. source: the workdir of its run, or a file exported from that.
+
+    Raises InputError if its tokenizer is missing there, or is another one.
+    """
+    if spec.vocabulary == "bytes":
+        return UTF8
     where = source if source.is_file() else source / spec.path
     if source.is_file():
         pieces = Pieces(files.safetensors_metadata(source).get(EXPORTED, ""), spec.structural, spec.limit)
@@ -137,6 +142,21 @@ def of_model(spec: TextSpec, source: Path) -> Pieces:
             f"trained with, {spec.fingerprint[:12]}"
         )
     return pieces
+
+
+def of_config(config: TextConfig, data: Path) -> Texts:
+    """The text vocabulary of a configuration. data: the folder of `audiolm prepare`, which trained the pieces.
+
+    Raises InputError if its file is missing or cannot be read.
+    """
+    if config.vocabulary == "bytes":
+        return UTF8
+    return read(Path(config.path), "text.path") if config.path else trained(data, config.size)
+
+
+def size_of(config: TextConfig) -> int:
+    """The number of ids of the text vocabulary of a configuration, whose data need not be there yet."""
+    return config.size or of_config(config, Path()).size
 
 
 def trained(data: Path, size: int) -> Pieces:

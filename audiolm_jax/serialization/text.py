@@ -14,7 +14,7 @@ import numpy as np
 
 from audiolm_jax.config import key, validate
 from audiolm_jax.errors import InputError
-from audiolm_jax.serialization.vocab import BYTES, TEXT_START
+from audiolm_jax.serialization.vocab import BYTES, TEXT_START, TextSpec
 
 FILE = "tokenizer.json"  # of pieces, in the workdir of a run
 
@@ -51,22 +51,6 @@ class TextConfig:
             )
         if pieces and not self.path and self.size <= BYTES:
             raise InputError(f"text.size={self.size} must be above {BYTES}: every byte is a piece")
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSpec:
-    """The text vocabulary of a model.
-
-    path: of the tokenizer.json inside the workdir. fingerprint: sha256 of that file. structural: ids of the tokenizer
-    that are no text, as they mean what ids of the model mean (BOS ..). limit: its ids from here on are no text either
-    (codes, in SODA); 0: all are.
-    """
-
-    vocabulary: str = "bytes"
-    path: str = ""
-    fingerprint: str = ""
-    structural: tuple[int, ...] = ()
-    limit: int = 0
 
 
 class Texts(Protocol):
@@ -130,32 +114,3 @@ class Bytes:
 
 
 UTF8 = Bytes()
-
-
-def of_model(spec: TextSpec, source: Path) -> Texts:
-    """The text vocabulary of a model. source: the workdir of its run, or a file exported from that.
-
-    Raises InputError if its tokenizer is missing there, or is another one.
-    """
-    if spec.vocabulary == "bytes":
-        return UTF8
-    from audiolm_jax.serialization import pieces  # late: most models need no tokenizer
-
-    return pieces.of_model(spec, source)
-
-
-def size_of(config: TextConfig) -> int:
-    """The number of ids of the text vocabulary of a configuration, whose data need not be there yet."""
-    return config.size or of_config(config, Path()).size
-
-
-def of_config(config: TextConfig, data: Path) -> Texts:
-    """The text vocabulary of a configuration. data: the folder of `audiolm prepare`, which trained the pieces.
-
-    Raises InputError if its file is missing or cannot be read.
-    """
-    if config.vocabulary == "bytes":
-        return UTF8
-    from audiolm_jax.serialization import pieces
-
-    return pieces.read(Path(config.path), "text.path") if config.path else pieces.trained(data, config.size)

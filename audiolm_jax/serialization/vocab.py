@@ -41,6 +41,22 @@ HEAD_NONE, HEAD_TEXT, HEAD_LENGTH, HEAD_CODE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """The text vocabulary of a model.
+
+    path: of the tokenizer.json inside the workdir. fingerprint: sha256 of that file. structural: ids of the tokenizer
+    that are no text, as they mean what ids of the model mean (BOS ..). limit: its ids from here on are no text either
+    (codes, in SODA); 0: all are.
+    """
+
+    vocabulary: str = "bytes"
+    path: str = ""
+    fingerprint: str = ""
+    structural: tuple[int, ...] = ()
+    limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Vocab:
     """Id ranges for Q `codebooks` of `codebook_size` codes and lengths up to `max_frames` frames."""
 

@@ -78,8 +78,8 @@ def compiled(function, *arguments, static=(), donated=(), options: dict | None =
     return program, program.cost_analysis()["flops"]
 
 
-def fastest(function, repeats: int = 5) -> float:
-    """Seconds of the fastest of a few runs: what others do on the machine only ever adds."""
+def fastest(function, repeats: int) -> float:
+    """Seconds of the fastest of `repeats` runs: what others do on the machine only ever adds."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -112,8 +112,9 @@ def counting_depth(made: list[int]) -> Iterator[None]:
         jax.effects_barrier()
 
 
-def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Counted:
-    """Generates one segment with the programs of sampling/, one pass at a time. `model` is unstacked."""
+def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int, repeats: int = 5) -> Counted:
+    """Generates one segment with the programs of sampling/, one pass at a time, and again `repeats` times to measure
+    the seconds. `model` is unstacked."""
     request = requests.Request(document(vocab, frames)[:1], np.zeros((0, vocab.codebooks), np.int32), frames)
     flops, runs, dense, grids, made, prompt_cache, held, seconds = {}, {}, {}, [], [], None, 0, 0.0
 
@@ -121,7 +122,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
     P = prompts.tokens_MPS.shape[1]
     placed = requests.place(prompts)
     prefill, flops["prompt"] = compiled(causal.prefill, model, *placed)
-    seconds += fastest(lambda: prefill(model, *placed))
+    seconds += fastest(lambda: prefill(model, *placed), repeats)
     runs["prompt"], dense["prompt"] = 1, cost.Pass(P, P * P, 0)
     if grid.causal_levels:
         fixed, state = causal.start(model, grid, vocab, [request])
@@ -155,7 +156,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
                 state, cache = step(model, fixed, state, cache)
             return state
 
-        seconds += fastest(every_step)
+        seconds += fastest(every_step, repeats)
         codes_BFQ = state.codes_BFQ
     if grid.iterations:
         _, fixed = masked.start(model, grid, vocab, [request], prompt_cache)
@@ -183,7 +184,7 @@ def generation(model: Transformer, grid: Grid, vocab: Vocab, frames: int) -> Cou
                 codes_BFQ = level(model, fixed, now, codes_BFQ, output_DV)
             return codes_BFQ
 
-        seconds += fastest(every_level)
+        seconds += fastest(every_level, repeats)
         runs["level"] = len(every)
     # The causal loop draws step 0 from the prompt's pass, so passes and steps are equal in number; without a causal
     # level the prompt's pass gives the number of frames alone.

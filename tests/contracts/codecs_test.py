@@ -119,6 +119,9 @@ def codec(request, paths):
     return codec
 
 
+BATCH = 8  # rows of a stream: what five rows of a complete signal are filled up to, so that both run the same programs
+
+
 def audio(codec, rows, samples, seed=0):
     """Waveforms [rows, samples], or [rows, 2, samples]."""
     waveform = noise if codec.hop >= 400 else lambda rows, n, seed: published_codecs.sound(seed, rows, n)
@@ -132,12 +135,12 @@ def causal(codec):
 
 
 def test_codes_are_a_grid_in_range_and_many(codec):
-    codes = codec.encode(audio(codec, 3, 50 * codec.hop - 1))
-    assert codes.shape == (3, 50, codec.codebooks) and codes.dtype == np.int32
+    codes = codec.encode(audio(codec, 5, 50 * codec.hop - 1))
+    assert codes.shape == (5, 50, codec.codebooks) and codes.dtype == np.int32
     assert codes.min() >= 0 and codes.max() < codec.codebook_size
     assert all(len(np.unique(codes[..., q])) > 3 for q in range(codec.codebooks))
     waveform = codec.decode(codes)
-    assert waveform.shape == (3, *(2,) * (codec.channels == 2), 50 * codec.hop) and waveform.dtype == np.float32
+    assert waveform.shape == (5, *(2,) * (codec.channels == 2), 50 * codec.hop) and waveform.dtype == np.float32
     assert np.isfinite(waveform).all() and np.abs(waveform).max() <= 1
 
 
@@ -176,20 +179,20 @@ def test_later_codes_never_change_earlier_samples(codec):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_streaming_in_any_chunks_is_the_whole(codec, seed):
-    source, immediate = audio(codec, 2, 70 * codec.hop, seed), causal(codec)
+    source, immediate = audio(codec, BATCH, 70 * codec.hop, seed), causal(codec)
     codes = codec.encode(source)
     waveform = codec.decode(codes)
     rng = np.random.default_rng(seed)
     sizes = []
     while sum(sizes) < 70:
         sizes.append(min(int(rng.choice([1, 2, 3, 7, 16, 33])), 70 - sum(sizes)))
-    encoding, decoding, got_codes, got_waveform, start = codec.encode_init(2), codec.decode_init(2), [], [], 0
+    encoding, decoding, got_codes, got_waveform, start = codec.encode_init(BATCH), codec.decode_init(BATCH), [], [], 0
     for size in sizes:
         chunk, encoding = codec.encode_step(encoding, source[..., start * codec.hop : (start + size) * codec.hop])
         got_codes.append(chunk)
         chunk, decoding = codec.decode_step(decoding, codes[:, start : start + size])
         got_waveform.append(chunk)
-        assert not immediate or chunk.shape == (2, size * codec.hop)
+        assert not immediate or chunk.shape == (BATCH, size * codec.hop)
         start += size
     ends = codec.encode_end(encoding), codec.decode_end(decoding)
     assert not immediate or ends == (None, None)
@@ -202,11 +205,11 @@ def test_streaming_in_any_chunks_is_the_whole(codec, seed):
 
 
 def test_the_last_codes_may_come_with_the_end(codec):
-    codes = codec.encode(audio(codec, 2, 21 * codec.hop, 3))
-    start, state = codec.decode_step(codec.decode_init(2), codes[:, :16])
+    codes = codec.encode(audio(codec, BATCH, 21 * codec.hop, 3))
+    start, state = codec.decode_step(codec.decode_init(BATCH), codes[:, :16])
     end = codec.decode_end(state, codes[:, 16:])
     np.testing.assert_allclose(np.concatenate([start, end], -1), codec.decode(codes), atol=2e-6)
-    alone = codec.decode_end(codec.decode_init(2), codes)
+    alone = codec.decode_end(codec.decode_init(BATCH), codes)
     np.testing.assert_allclose(alone, codec.decode(codes), atol=2e-6)
 
 

@@ -71,7 +71,7 @@ def compiled(depth):
     table = next(n for n, leaf in enumerate(leaves) if leaf.shape == shapes["embedding_VD"].shape)
 
     @jax.jit
-    def compute(weights, batch, at_N, stream_N):
+    def compute(weights, batch, at_N, stream_N, count):
         def logit(table_VD, at, stream):
             model = nnx.merge(graph, structure.unflatten([*weights[:table], table_VD, *weights[table + 1 :]]))
             hidden_BLD = model(batch["tokens"], batch["positions"], batch["segments"], batch["ahead"])
@@ -86,8 +86,11 @@ def compiled(depth):
             return jnp.where(stream > 0, finer, first)
 
         # One after the other: with jax.vmap here, XLA of jax 0.10.2 for CPUs mixes up rows beyond the 2048th.
-        one = lambda place: jnp.abs(jax.grad(logit)(weights[table], *place)).max(axis=-1)  # noqa: E731
-        return jax.lax.map(one, (at_N, stream_N))
+        def one(n, gradients_NV):
+            gradient_VD = jax.grad(logit)(weights[table], at_N[n], stream_N[n])
+            return gradients_NV.at[n].set(jnp.abs(gradient_VD).max(axis=-1))
+
+        return jax.lax.fori_loop(0, count, one, jnp.zeros((len(at_N), len(weights[table]))))
 
     return functools.partial(compute, weights)
 
@@ -95,7 +98,7 @@ def compiled(depth):
 def logit_gradients(row, most=96, depth=False):
     """A row -> its predictions as (position, stream, [V] gradient by embedding row, the largest over its width).
 
-    Rows and predictions are padded to one shape, so that few programs are compiled.
+    Rows and predictions are padded to one shape, so that few programs are compiled; padding is not computed.
     """
     positions = POSITIONS if len(row["positions"]) <= POSITIONS else LONG
     batch = {key: np.zeros((1, positions, *row[key].shape[1:]), np.int32) for key in row if key != "weights"}
@@ -103,7 +106,8 @@ def logit_gradients(row, most=96, depth=False):
         values[0, : len(row[key])] = row[key]
     at_N, stream_N = np.nonzero(row["heads"])
     padding = (0, most - len(at_N))
-    gradients_NV = np.asarray(compiled(depth)(batch, np.pad(at_N, padding), np.pad(stream_N, padding)))
+    places = np.pad(at_N, padding), np.pad(stream_N, padding)
+    gradients_NV = np.asarray(compiled(depth)(batch, *places, len(at_N)))
     return zip(at_N, stream_N, gradients_NV)
 
 

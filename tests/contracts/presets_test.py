@@ -121,7 +121,7 @@ def test_loss_and_gradients_equal_those_of_one_device(strategy, preset):
 @functools.cache
 def sent(preset: str) -> list[collectives.Collective]:
     """What the program of a preset sends, one entry for each array."""
-    found = collectives.collectives(program(preset, VOCAB.codebooks, depth=False)[2].as_text())
+    found = collectives.collectives(program(preset, VOCAB.codebooks, False)[2].as_text())
     return [dataclasses.replace(c, arrays=(array,)) for c in found for array in c.arrays]
 
 

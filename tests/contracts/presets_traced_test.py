@@ -28,9 +28,9 @@ def mesh():
         yield
 
 
-@functools.cache  # of a strategy, a training step sees its streams and whether there is a depth network
-def trace(name: str, streams: int, codebooks: int, preset: str, depth: bool):
-    """(state before, state after, metrics) of a train step, as shapes with shardings."""
+@functools.cache
+def start(name: str, codebooks: int, preset: str, depth: bool):
+    """(configuration, settings, program of a train step, state that it begins with)"""
     config = configs.load(name)
     model = configs.section(config, "model")
     if preset == "fsdp_tensor" and model.kv_heads % TENSOR:
@@ -39,10 +39,15 @@ def trace(name: str, streams: int, codebooks: int, preset: str, depth: bool):
         model = dataclasses.replace(model, depth=configs.section(config, "depth"))
     vocab = Vocab(codebooks, 1024, config.data.max_frames)
     settings = dataclasses.replace(configs.section(config, "training"), ema=0.99, accumulate=2, depth_fraction=0.3)
-    optimizing, rules = configs.section(config, "optimizer"), PRESETS[preset]
-    parts = program(model, vocab, rules, optimizing, settings)
-    state = jax.eval_shape(lambda: init_state(parts, jax.random.key(0)))
-    rows, length = 8, config.data.sequence_length
+    parts = program(model, vocab, PRESETS[preset], configs.section(config, "optimizer"), settings)
+    return config, settings, parts, jax.eval_shape(lambda: init_state(parts, jax.random.key(0)))
+
+
+@functools.cache  # of a strategy, a training step sees its streams and whether there is a depth network
+def trace(name: str, streams: int, codebooks: int, preset: str, depth: bool):
+    """(state before, state after, metrics) of a train step, as shapes with shardings."""
+    config, settings, parts, state = start(name, codebooks, preset, depth)
+    rows, length, rules = 8, config.data.sequence_length, PRESETS[preset]
 
     def array(dtype, *shape):
         spec = P(None, rules.batch, rules.length, *(None,) * (len(shape) - 2))

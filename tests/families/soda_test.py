@@ -275,7 +275,7 @@ def test_files_of_another_model_are_named(root, tmp_path):
     with pytest.raises(InputError, match=r"lacks model-1.safetensors"):
         published.read(shards)
 
-    (tmp_path / "untied" / "mimi" / "config.json").unlink()
+    (tmp_path / "untied" / "codec" / "config.json").unlink()
     with pytest.raises(InputError, match=r"config.json does not exist"):
         published.read(untied)
 

@@ -22,8 +22,10 @@ def block(**changes) -> dict:
     return {**sizes, "attention_bias": False, "use_sliding_window": False, **changes}
 
 
-def config(kind: str = "custom_voice", first: int = 0, predictor_width: int = 12, **changes) -> dict:
-    """A config.json. first: the id of the first of ADDED."""
+def config(
+    kind: str = "custom_voice", first: int = 0, predictor_width: int = 12, text_width: int = 14, **changes
+) -> dict:
+    """A config.json. first: the id of the first of ADDED. changes: of the talker's block."""
     names = ("pad", "bos", "eos_token", "think", "nothink", "think_bos", "think_eos")
     marks = {f"codec_{name}_id": CODES + 5 + n for n, name in enumerate(names)}
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "interleaved": True}
@@ -32,7 +34,12 @@ def config(kind: str = "custom_voice", first: int = 0, predictor_width: int = 12
     )
     predictor |= {"vocab_size": CODES, "num_code_groups": CODEBOOKS}
     talker = block(vocab_size=CODES + CONTROL, num_code_groups=CODEBOOKS, rope_scaling=rope, **changes)
-    talker |= {"text_vocab_size": TEXT_ROWS, "text_hidden_size": 14, **marks, "code_predictor_config": predictor}
+    talker |= {
+        "text_vocab_size": TEXT_ROWS,
+        "text_hidden_size": text_width,
+        **marks,
+        "code_predictor_config": predictor,
+    }
     talker |= {"codec_language_id": {"chinese": CODES, "english": CODES + 1, "beijing_dialect": CODES + 2}}
     named = {"spk_id": {"ryan": CODES + 18, "dylan": CODES + 20}, "spk_is_dialect": {"ryan": False}}
     named["spk_is_dialect"]["dylan"] = "beijing_dialect"
@@ -79,6 +86,7 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
         put(f"talker.text_projection.linear_fc{n}.bias", width)
     layers("talker.model", talker)
     put("talker.codec_head.weight", talker["vocab_size"], D)
+    found["talker.codec_head.weight"][talker["codec_eos_token_id"]] *= 0.2  # so that audio is longer than its text
     for q in range(talker["num_code_groups"] - 1):
         put(f"talker.code_predictor.model.codec_embedding.{q}.weight", predictor["vocab_size"], D)
         put(f"talker.code_predictor.lm_head.{q}.weight", predictor["vocab_size"], d)

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints
-from audiolm_jax.model.config import ModelConfig, ShardingConfig
+from audiolm_jax.model.config import DepthConfig, ModelConfig, ShardingConfig
 from audiolm_jax.model.sharding import PRESETS, make_mesh, on_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec
-from audiolm_jax.model.transformer import Transformer
+from audiolm_jax.model.transformer import Transformer, language_model
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 
@@ -192,6 +192,35 @@ def test_eight_devices_to_one_and_back_is_bit_equal(tmp_path, preset, tensor):
 
 
 CONFIG_8 = dataclasses.replace(CONFIG, heads=4, kv_heads=2)
+EVERYTHING = dataclasses.replace(
+    CONFIG_8,
+    bias="all",
+    norm="layernorm",
+    positions="learned",
+    max_positions=9,
+    qk_norm=True,
+    cross_width=12,
+    tied=False,
+)
+KINDS = {
+    "plain": CONFIG_8,
+    "everything": dataclasses.replace(EVERYTHING, state_widths=(3, 5)),
+    "depth": dataclasses.replace(CONFIG_8, depth=DepthConfig(weights="per_codebook", positions="learned", join="add")),
+}
+
+
+@pytest.mark.parametrize("preset", ["data", "fsdp", "fsdp_tensor"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_abstract_model_is_the_shapes_of_a_real_one(kind, preset):
+    """It is made of zeros, whose tracing is quick: paths, shapes, types and shardings are those of random weights."""
+    config, rules = KINDS[kind], PRESETS[preset]
+    with jax.set_mesh(make_mesh(ShardingConfig(preset, 2 if preset == "fsdp_tensor" else 1))):
+        real = jax.eval_shape(lambda: language_model(config, VOCAB, nnx.Rngs(0), rules))
+        shapes = checkpoints.abstract_model(config, VOCAB, rules)
+    assert nnx.split(real)[0] == nnx.split(shapes)[0]
+    pairs = zip(jax.tree.leaves_with_path(real), jax.tree.leaves_with_path(shapes), strict=True)
+    for (path, x), (other, y) in pairs:
+        assert (path, x.shape, x.dtype, x.sharding) == (other, y.shape, y.dtype, y.sharding)
 
 
 def test_safetensors_out_and_in(workdir, tmp_path):

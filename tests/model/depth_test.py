@@ -12,6 +12,7 @@ from audiolm_jax.model.config import DepthConfig, ModelConfig
 from audiolm_jax.model.transformer import language_model
 from audiolm_jax.serialization.vocab import Vocab
 from tests.helpers import sampling_reference as sampled
+from tests.helpers.compiling import AS_USERS
 
 SIZES = {"layers": 2, "width": 24, "heads": 4, "kv_heads": 2, "head_width": 6, "ffn": 20}
 NETWORKS = {
@@ -195,6 +196,7 @@ def test_a_quarter_of_the_positions_takes_less_than_three_tenths_of_the_memory()
             parts = losses.scored(nnx.merge(graph, params), hidden_BLD, batch, LONG, key, fraction)
             return losses.loss_and_sums(parts[1:], LONG)[0]
 
-        return jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+        program = jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).compile(AS_USERS)
+        return program.memory_analysis().temp_size_in_bytes
 
     assert temporary(0.25) < 0.3 * temporary(1.0)

@@ -17,6 +17,7 @@ from audiolm_jax.model.config import ModelConfig, ShardingConfig
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance
 from audiolm_jax.training import optimizer
+from tests.helpers.compiling import AS_USERS
 
 V, P, G, E = 50, 5, 6, 7
 MUSIC = ModelConfig(
@@ -116,7 +117,7 @@ def test_the_keys_of_the_states_are_computed_once_and_no_cache_is_copied():
     lowered = jax.jit(decode, donate_argnums=2).lower(
         network, prompt_cache, network.init_cache(4, G), jnp.asarray(generated), states[1]
     )
-    text = lowered.compile(compiler_options=performance.compiler_options()).as_text()
+    text = lowered.compile(performance.compiler_options() | AS_USERS).as_text()
     for slots in (G, E):
         shape = re.escape(f"f32[4,{MUSIC.kv_heads},{slots},{MUSIC.head_width}]")
         assert re.search(shape, text) and not re.findall(rf"= {shape}\S* copy\(", text)

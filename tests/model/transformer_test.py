@@ -13,6 +13,7 @@ from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import performance
 from audiolm_jax.serialization.vocab import Vocab
+from tests.helpers.compiling import AS_USERS
 
 TINY = ModelConfig(layers=2, width=16, heads=4, kv_heads=2, head_width=8, ffn=24)
 OTHER = dataclasses.replace(TINY, kv_heads=4, norm="layernorm", mlp="plain")
@@ -161,19 +162,15 @@ def test_the_decode_loop_copies_no_cache(config):
     prompt, generated = decode_rows()
     prompt_cache = jax.eval_shape(lambda n: n.prefill(prompt, np.zeros((3, P), int), np.ones((3, P), int))[1], network)
     cache = network.init_cache(3, G)
-    compiled = (
-        jax.jit(decode, donate_argnums=2)
-        .lower(network, prompt_cache, cache, jnp.asarray(generated))
-        .compile(compiler_options=performance.compiler_options())
-    )
-    text = compiled.as_text()
+    lowered = jax.jit(decode, donate_argnums=2).lower(network, prompt_cache, cache, jnp.asarray(generated))
+    text = lowered.compile(performance.compiler_options() | AS_USERS).as_text()
     shape = re.escape(f"f32[3,{config.kv_heads},{G},{config.head_width}]")
     assert "known_trip_count" in text
     assert re.search(shape, text)
     assert not re.findall(rf"= {shape}\S* copy\(", text)
     assert len(re.findall(rf"ROOT \S+ = {shape}\S* dynamic-update-slice\(", text)) == 2 * config.layers
-    plain = jax.jit(decode, donate_argnums=2).lower(network, prompt_cache, cache, jnp.asarray(generated)).compile()
-    assert re.findall(rf"= {shape}\S* copy\(", plain.as_text()), "the compiler option is not needed any more"
+    plain = lowered.compile(AS_USERS).as_text()
+    assert re.findall(rf"= {shape}\S* copy\(", plain), "the compiler option is not needed any more"
 
 
 def loss(network: Transformer, batch: dict, vocab: Vocab) -> jax.Array:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.sampling import SamplingConfig, causal
 from audiolm_jax.sampling.requests import check, limits, positions
 from audiolm_jax.serialization import documents, layout
+from tests.helpers.compiling import AS_USERS
 from tests.helpers.sampling_reference import (
     CAUSAL,
     MOST,
@@ -204,7 +206,19 @@ def compiled_chunk():
     grid, vocab, (_, model) = bind("delay", 3), vocab_of(3), models(3)
     fixed, state = causal.start(model, grid, vocab, [request("abc"), request("abcd", 2)])
     cache = model.init_cache(2, 32)
-    return causal.chunk_program().lower(model, grid, vocab, 8, fixed, state, cache).compile().as_text()
+    return causal.chunk_program().lower(model, grid, vocab, 8, fixed, state, cache).compile(AS_USERS).as_text()
+
+
+def test_what_a_prefill_gives_is_known_without_tracing_it():
+    """Shapes, types and shardings: the chunk that is compiled ahead of the prefill is the one that runs."""
+    grid, vocab, model = bind("delay", 3), vocab_of(3), models(3)[1]
+    known = []
+    start = causal.start(
+        model, grid, vocab, [request("abc"), request("abcd", 2)], None, lambda *both: known.append(both)
+    )
+    for expected, x in zip(jax.tree.leaves(known[0]), jax.tree.leaves(start), strict=True):
+        assert (expected.shape, expected.dtype, expected.sharding) == (x.shape, x.dtype, x.sharding)
+    assert jax.tree.structure(known[0]) == jax.tree.structure(start)
 
 
 def test_chunk_updates_the_cache_in_place():

@@ -20,6 +20,7 @@ from audiolm_jax.sampling.requests import Request
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
 from experiments.colab import random_musicgen
+from tests.helpers.compiling import AS_USERS
 
 VOCAB = Vocab(4, 40, 1500, extra_ids=4)
 GRID = serialization.bind(SerializationConfig(strategy="delay"), VOCAB.codebooks, "bare")
@@ -72,7 +73,7 @@ def compiled(dtype: str, rows: int):
     fixed, state = causal.start(model, GRID, VOCAB, requests(rows))
     cache = model.init_cache(2 * rows, SLOTS)
     lowered = causal.chunk_program().lower(model, GRID, VOCAB, STEPS, fixed, state, cache)
-    return lowered.as_text(), lowered.compile()
+    return lowered.as_text(), lowered.compile(AS_USERS)
 
 
 def results(text: str, size: int) -> list[tuple[str, str]]:

@@ -162,7 +162,7 @@ def test_generation_costs_what_is_counted_while_it_runs(strategy, frames, codebo
     """Passes, look-ahead and bytes exactly, the compiler's FLOPs of every program within 5 %."""
     grid, vocab = grid_of(codebooks, {"strategy": strategy}), Vocab(codebooks, 128, 64)
     config, prompt = count.with_depth(config, grid), count.TEXT + 2
-    found = count.generation(decoder(config, vocab), grid, vocab, frames)
+    found = count.generation(decoder(config, vocab), grid, vocab, frames, repeats=1)
     said = cost.cost(grid, frames, prompt, config, vocab)
     assert (said.passes, said.first_passes, said.look_ahead) == (found.passes, found.first_passes, found.look_ahead)
     assert said.depth_passes == found.depth_passes == grid.depth * frames * (codebooks - 1)

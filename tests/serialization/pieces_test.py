@@ -82,17 +82,17 @@ def test_a_run_keeps_its_tokenizer_and_takes_no_other(trained, tmp_path):
     mine = pieces.trained(trained, 270)
     mine.keep(tmp_path / "run")
     mine.keep(tmp_path / "run")
-    assert texts.of_model(mine.spec, tmp_path / "run") == mine
+    assert pieces.of_model(mine.spec, tmp_path / "run") == mine
     other = words(tmp_path)
     with pytest.raises(InputError, match="is another tokenizer than the one of this run"):
         other.keep(tmp_path / "run")
     with pytest.raises(
         InputError, match=r"tokenizer.json: has another tokenizer, sha256 .* than the one that the model"
     ):
-        texts.of_model(other.spec, tmp_path / "run")
+        pieces.of_model(other.spec, tmp_path / "run")
     with pytest.raises(InputError, match=r"the text of the model: .*cannot be read as a tokenizer"):
-        texts.of_model(mine.spec, tmp_path / "nowhere")
-    assert texts.of_model(texts.UTF8.spec, tmp_path) is texts.UTF8
+        pieces.of_model(mine.spec, tmp_path / "nowhere")
+    assert pieces.of_model(texts.UTF8.spec, tmp_path) is texts.UTF8
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_options_that_do_not_fit_are_named(options, said):
 
 def test_a_configuration_opens_its_vocabulary(trained, tmp_path):
     sized = TextConfig("pieces", size=270)
-    assert texts.of_config(sized, trained) == pieces.trained(trained, 270) and texts.size_of(sized) == 270
+    assert pieces.of_config(sized, trained) == pieces.trained(trained, 270) and pieces.size_of(sized) == 270
     named = TextConfig("pieces", path=str(trained / "tokens" / "pieces-270.json"))
-    assert texts.of_config(named, tmp_path) == pieces.trained(trained, 270) and texts.size_of(named) == 270
-    assert texts.of_config(TextConfig(), tmp_path) is texts.UTF8 and texts.size_of(TextConfig()) == 256
+    assert pieces.of_config(named, tmp_path) == pieces.trained(trained, 270) and pieces.size_of(named) == 270
+    assert pieces.of_config(TextConfig(), tmp_path) is texts.UTF8 and pieces.size_of(TextConfig()) == 256
     with pytest.raises(InputError, match=r"text.size=270: there is no .*run `audiolm prepare`"):
-        texts.of_config(sized, tmp_path)
+        pieces.of_config(sized, tmp_path)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(InputError, match=r"text.path: .*bad.json cannot be read as a tokenizer"):
-        texts.of_config(dataclasses.replace(named, path=str(tmp_path / "bad.json")), tmp_path)
+        pieces.of_config(dataclasses.replace(named, path=str(tmp_path / "bad.json")), tmp_path)
     with pytest.raises(InputError, match=r"text.size=9000: the texts of the corpus give \d+ pieces"):
         pieces.train(WORDS, tmp_path, 9000)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from audiolm_jax import locks
 from audiolm_jax.errors import InputError
 from audiolm_jax.model import checkpoints, losses
 from audiolm_jax.model.config import ModelConfig, ShardingConfig
-from audiolm_jax.model.sharding import PRESETS, make_mesh
+from audiolm_jax.model.sharding import PRESETS, make_mesh, single_device_mesh
 from audiolm_jax.model.spec import CodecSpec, Spec
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
@@ -83,9 +84,11 @@ def run(
     devices=None,
     **changes,
 ):
-    """A constant learning rate does not know the number of steps: most runs here share one compiled step."""
+    """A constant learning rate does not know the number of steps: most runs here share one compiled step. A peak that
+    is given need not be measured, which takes longer than a run."""
     devices = changes.pop("devices", jax.devices()[:1] if sharding is None else None)
-    settings = TrainingConfig(**({"steps": 6, "log_every": 2, "checkpoint_every": 3, "ema": 0.9} | changes))
+    usual = {"steps": 6, "log_every": 2, "checkpoint_every": 3, "ema": 0.9, "peak_tflops": 1.0}
+    settings = TrainingConfig(**(usual | changes))
     return loop.train(
         workdir,
         batches or Batches(),
@@ -113,28 +116,41 @@ def lines(workdir) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in timed} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """steps -> (state, workdir) of a run that nothing disturbs; every number of steps is run once, and only read."""
+
+    @functools.cache
+    def undisturbed(steps: int = 6, model: ModelConfig = MODEL):
+        workdir = tmp_path_factory.mktemp("straight")
+        with jax.set_mesh(single_device_mesh()):
+            return run(workdir, steps=steps, model=model), workdir
+
+    return undisturbed
+
+
 def stop_at(step: int, number: int):
     """Asks the process to stop while batch `step` is being made."""
     return lambda count: os.kill(os.getpid(), number) if count == step else None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_stopped_by_a_signal_and_resumed_equals_never_stopped(tmp_path, number):
-    straight = run(tmp_path / "straight", steps=7)
+def test_stopped_by_a_signal_and_resumed_equals_never_stopped(tmp_path, straight, number):
+    undisturbed, of_straight = straight(7)
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path / "stopped", Batches(stop_at(5, number)), steps=7)
     assert stopped.value.code == 128 + number
     seen = []
     resumed = run(tmp_path / "stopped", Batches(seen.append), steps=7)
     assert seen == [6, 7]
-    assert same(straight, resumed)
-    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
-    assert [line["step"] for line in lines(tmp_path / "straight")] == [2, 4, 6, 7]
+    assert same(undisturbed, resumed)
+    assert lines(of_straight) == lines(tmp_path / "stopped")
+    assert [line["step"] for line in lines(of_straight)] == [2, 4, 6, 7]
 
 
-def test_killed_between_checkpoints_and_resumed_equals_never_stopped(tmp_path):
+def test_killed_between_checkpoints_and_resumed_equals_never_stopped(tmp_path, straight):
     """An exception at step 5 stands for a kill: what is on disk is checkpoint 3 and lines beyond it."""
-    straight = run(tmp_path / "straight")
+    undisturbed, of_straight = straight()
 
     def die(count: int) -> None:
         if count == 6:
@@ -145,12 +161,12 @@ def test_killed_between_checkpoints_and_resumed_equals_never_stopped(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "killed")] == [2, 4]
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
-    assert same(straight, run(tmp_path / "killed"))
-    assert lines(tmp_path / "straight") == lines(tmp_path / "killed")
+    assert same(undisturbed, run(tmp_path / "killed"))
+    assert lines(of_straight) == lines(tmp_path / "killed")
 
 
-def test_another_seed_is_another_run(tmp_path):
-    assert not same(run(tmp_path / "a").params, run(tmp_path / "b", seed=1).params)
+def test_another_seed_is_another_run(tmp_path, straight):
+    assert not same(straight()[0].params, run(tmp_path, seed=1).params)
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
@@ -159,13 +175,14 @@ def test_a_finished_run_is_left_alone(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    run(tmp_path, steps=60, checkpoint_every=60)
+    run(tmp_path, steps=60, checkpoint_every=60, peak_tflops=0.0)  # measured, as by default
     first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
     assert last["loss"] < first["loss"] - 0.1
     assert set(last["bits"]) == {"codebook_0", "codebook_1", "end"}
+    assert 0 < json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["mfu"] < 1
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_the_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_the_checkpoint(tmp_path, straight):
     class Poisoned(Batches):
         def __next__(self) -> dict:
             batch = super().__next__()
@@ -175,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_the_checkpoint
 
     with pytest.raises(loop.Diverged, match=r"step 5: .*checkpoint 3 is intact"):
         run(tmp_path, Poisoned(), checkpoint_every=1 + 2)
-    assert same(run(tmp_path), run(tmp_path / "straight"))
+    assert same(run(tmp_path), straight()[0])
 
 
 def test_a_step_to_be_saved_is_checked_first(tmp_path):
@@ -235,11 +252,11 @@ def test_weights_that_are_not_finite_are_not_opened(tmp_path):
             load(tmp_path / path)
 
 
-def test_a_run_made_longer_equals_one_that_was_always_so_long(tmp_path):
+def test_a_run_made_longer_equals_one_that_was_always_so_long(tmp_path, straight):
     """Under a constant schedule, bit for bit; a finished run goes on."""
     short = run(tmp_path / "run", steps=3, checkpoint_every=5)
     longer = run(tmp_path / "run", steps=7)
-    assert int(short.step) == 3 and same(longer, run(tmp_path / "straight", steps=7))
+    assert int(short.step) == 3 and same(longer, straight(7)[0])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["steps"] == 7
     with pytest.raises(InputError, match=r"training\.steps is 7 there and 6 here; .*name another folder"):
         run(tmp_path / "run", steps=6)
@@ -286,18 +303,18 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
     run(tmp_path)
 
 
-def test_a_run_may_start_from_the_weights_of_another(tmp_path):
+def test_a_run_may_start_from_the_weights_of_another(tmp_path, straight):
     first = run(tmp_path / "first")
     checkpoints.export_safetensors(tmp_path / "first", tmp_path / "first.safetensors")
     for source in ("first", "first.safetensors"):
         start = Start(str(tmp_path / source), spec_of())
         with jax.set_mesh(make_mesh(ShardingConfig(), jax.devices()[:1])):
             assert same(start.load(MODEL, PRESETS["data"], resumed=False)[0], first.ema)
-        straight = run(tmp_path / f"of-{source}", adapter=start, steps=7)
-        assert int(straight.step) == 7 and not same(straight.params, run(tmp_path / "scratch", steps=7).params)
+        started = run(tmp_path / f"of-{source}", adapter=start, steps=7)
+        assert int(started.step) == 7 and not same(started.params, straight(7)[0].params)
         with pytest.raises(SystemExit):
             run(tmp_path / f"stopped-{source}", Batches(stop_at(5, signal.SIGTERM)), adapter=start, steps=7)
-        assert same(straight, run(tmp_path / f"stopped-{source}", adapter=start, steps=7))
+        assert same(started, run(tmp_path / f"stopped-{source}", adapter=start, steps=7))
 
 
 def test_weights_of_another_model_are_no_start(tmp_path):
@@ -379,11 +396,11 @@ def test_eight_devices_and_accumulated_microbatches_train_like_one_batch_on_one_
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_trains_on_one_device(tmp_path, preset):
-    straight = run(tmp_path / "data", model=PLAIN, steps=1)
+def test_every_preset_trains_on_one_device(tmp_path, straight, preset):
+    unsharded, _ = straight(1, PLAIN)
     state = run(tmp_path / preset, model=PLAIN, steps=1, sharding=ShardingConfig(preset), devices=jax.devices()[:1])
     # Adam divides by the root of a square that may be almost zero.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), straight.params, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), unsharded.params, state.params)
 
 
 def test_a_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):

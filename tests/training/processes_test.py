@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["corpus.train=24", "corpus.valid=2", "corpus.test=2", "corpus.unseen=1", "data.sequence_length=256"]
 SIZES += ["model.layers=1", "model.width=32", "model.head_width=16", "model.ffn=64"]
 RUN = ["training.log_every=1", "training.steps=20", "training.checkpoint_every=5", "model.dropout=0.1"]
+RUN += ["training.peak_tflops=1"]  # which need not be measured
 EVALUATED = "training.evaluate_every=1"
 
 
