@@ -47,12 +47,13 @@ def spec_of(config: ConfigDict, metadata: dict, text: Texts, base: "Base | None"
     """The model that `config` describes, on tokens with this `metadata` (`tokens.info`) and this text vocabulary."""
     codec = CodecSpec(**{**config.codec.to_dict(), "fingerprint": metadata["codec_fingerprint"]})
     order = configs.section(config, "serialization")
-    vocab = base.vocab if base else make_vocab(metadata, configs.section(config, "data"), text.size)
+    data = configs.section(config, "data")
+    vocab = base.vocab if base else make_vocab(metadata, data, text.size, config.text.given)
     spec = Spec(
         model_of(config, order, vocab),
         vocab,
         order,
-        data=configs.section(config, "data"),
+        data=data,
         codec=codec,
         tokens=metadata["fingerprint"],
         text=text.spec,
@@ -124,7 +125,7 @@ def validation(
     encoder = None if base is None else base.text_encoder
 
     def bits(model: Transformer) -> dict[str, float]:
-        scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder)
+        scored = evaluate.scored(model, spec, examples, rate, evaluation, text, encoder, base and base.prompts)
         return {"valid_bits_per_second": scored.bits_per_second}
 
     return bits
@@ -150,13 +151,14 @@ def sound(
     source = tokens.open_split(directory / "tokens", split, codec.fingerprint)
     sampling, context = configs.section(config, "sampling"), spec.data.sequence_length
     if base is None or base.text_encoder is None:
-        generator, name = Generator(model, spec, codec, sampling, context), "speech"
+        own = base and base.conditioning
+        generator, name = Generator(model, spec, codec, sampling, context, conditioning=own), "speech"
         generator.text = text
         examples = batches.evaluation_examples(source, spec.vocab, PROBED)
         words = [example["text"] if spec.data.template else "" for example in examples]
         halves = [example["codes"][: len(example["codes"]) // 2] for example in examples]
         prompts = [None if word else half for word, half in zip(words, halves, strict=True)]
-        options = {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
+        options = {} if own else {"speakers": [example["speaker"] for example in examples], "prompts": prompts}
     else:
         generator, name = Generator(model, spec, codec, sampling, conditioning=base.conditioning), "music"
         heads = [source.head(index) for index in range(min(PROBED, len(source)))]

@@ -26,6 +26,7 @@ from audiolm_jax.model import sharding  # noqa: E402  (devices must be configure
 LONG = (
     *("training/processes_test.py", "contracts/codecs_test.py", "compare/compare_test.py", "training/loop_test.py"),
     *("contracts/presets_test.py", "contracts/presets_traced_test.py", "families/finetune_test.py"),
+    *("families/qwen3_tts_test.py", "families/qwen3_tts_training_test.py"),
     *("serialization/cost_test.py", "contracts/leak_test.py", "cli/cold_start_test.py"),
 )
 

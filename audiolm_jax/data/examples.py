@@ -9,12 +9,15 @@ from audiolm_jax.serialization.documents import Document
 from audiolm_jax.serialization.vocab import BYTES, Vocab
 
 
-def make_vocab(metadata: dict, config: DataConfig, text_size: int = BYTES) -> Vocab:
+def make_vocab(metadata: dict, config: DataConfig, text_size: int = BYTES, text_given: bool = False) -> Vocab:
     """The vocabulary for a token dataset (`tokens.info`) and the leading codebooks that `config` uses."""
+    if text_given and config.text_weight:
+        raise InputError(f"data.text_weight = {config.text_weight}: text.given says that text is never predicted")
     available = metadata["codebooks"]
     if config.codebooks > available:
         raise InputError(f"data.codebooks = {config.codebooks}, but the token dataset has {available} codebooks")
-    return Vocab(config.codebooks or available, metadata["codebook_size"], config.max_frames, text_size=text_size)
+    sizes = config.codebooks or available, metadata["codebook_size"], config.max_frames
+    return Vocab(*sizes, text_size=text_size, text_given=text_given)
 
 
 def prompt_text(config: DataConfig, text: str, speaker: str = "", key: str = "") -> str:

@@ -48,7 +48,8 @@ def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling:
     rate. Wav files of what was heard are below RUN/speech.
     """
     generator, spec = loading.load(run, sampling), checkpoints.read_spec(run)
-    examples = [] if generator.conditioning else spoken(directory, evaluation, spec)
+    speaks = generator.conditioning is None or generator.conditioning.speaks
+    examples = spoken(directory, evaluation, spec) if speaks else []
     judge = load_judge(evaluation) if examples else None  # before the work: its file may be missing
     numbers = (
         {"split": evaluation.split}
@@ -57,7 +58,7 @@ def evaluate(run: Path, directory: Path, evaluation: EvaluationConfig, sampling:
     )
     if judge is None:
         reason = "the recordings have no text" if names_text(spec.data.template) else "the model is given no text"
-        return numbers | {"cer": None, "no_cer": "music has no words" if generator.conditioning else reason}
+        return numbers | {"cer": None, "no_cer": reason if speaks else "music has no words"}
     folder = run / "speech" / evaluation.split
     recordings = recorded(directory)
     beside = ceilings(recordings, examples, generator.codec, judge, evaluation, folder)
@@ -133,13 +134,18 @@ def scored(
     evaluation: EvaluationConfig,
     text: Texts,
     text_encoder: Callable | None = None,
+    prompts: Any = None,
 ) -> likelihood.Likelihood:
     """Likelihood of examples (`held_out`). A mesh is entered.
 
     text: the model's vocabulary. text_encoder: texts -> their states, for a model that cross-attends to them and has
-    no text in its rows.
+    no text in its rows. prompts: those of a family whose text stands beside the audio.
     """
-    documents, encoded = [document(example, spec.data, spec.vocab, text) for example in examples], None
+    encoded = None
+    if prompts is None:
+        documents = [document(example, spec.data, spec.vocab, text) for example in examples]
+    else:
+        documents = [prompts.example(one["text"], one["speaker"], one["codes"]) for one in examples]
     if text_encoder is not None:
         documents = [one[-1:] for one in documents]
         encoded = text_encoder([example["text"] for example in examples])
@@ -153,9 +159,11 @@ def bits(run: Path, directory: Path, evaluation: EvaluationConfig, shards: shard
         model, spec = checkpoints.restore_params(run)
         grid = spec.grid
         examples = held_out(directory, evaluation, spec)
-        encoder = published.of_run(run, model, spec).text_encoder if spec.conditioning.text_encoder else None
+        own = spec.conditioning.text_encoder or grid.framing.texts
+        base = published.of_run(run, model, spec) if own else None
+        encoder, prompts = base and base.text_encoder, getattr(base, "prompts", None)
         rate = tokens.info(directory / "tokens")["frame_rate"]
-        result = scored(model, spec, examples, rate, evaluation, pieces.of_model(spec.text, run), encoder)
+        result = scored(model, spec, examples, rate, evaluation, pieces.of_model(spec.text, run), encoder, prompts)
     interval = intervals.ratio(result.code_bits_UQ.sum(axis=1), result.seconds_U)
     return {
         "likelihood": result.tag,

@@ -9,7 +9,8 @@ Trained are all weights of the model, or the A and B of LoRA (model/lora.py). Co
 they are and are copied into the new workdir, which can then be used without the imported run; only resuming reads the
 imported run again, and checks that its weights are the same.
 
-Where text is part of the sequence (CSM) a row is what it is in any other run, with the checkpoint's template. Where it
+Where text is part of the sequence (CSM) a row is what it is in any other run, with the checkpoint's template; where it
+stands beside the audio (Qwen3-TTS) a row is a prompt of the family and its audio (spoken.py). Where it
 goes through an encoder (MusicGen) a batch holds the token ids of each recording's text, and the train step computes the
 states of the text encoder from them: that costs little beside the decoder, keeps batches small, and no second data set
 can be out of date. The text encoder's weights are an argument of the step, replicated on every device. A row without
@@ -39,6 +40,7 @@ from audiolm_jax.encoders import t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import FAMILIES, musicgen, published
 from audiolm_jax.families.captions import Captioned
+from audiolm_jax.families.spoken import Spoken
 from audiolm_jax.model import checkpoints, lora, sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
@@ -80,6 +82,7 @@ def configured(config: ConfigDict) -> ConfigDict:
         "data.max_frames": spec.vocab.max_frames,
         "data.codebooks": 0,
         "text.vocabulary": spec.text.vocabulary,
+        "text.given": spec.vocab.text_given,
         "text.path": str(base / spec.text.path) if spec.text.path else "",
     }
     if spec.conditioning.text_encoder:  # a row attends to one text
@@ -129,6 +132,7 @@ class Base:
     lora: lora.LoraConfig
     encoder: t5.Encoder | None  # of the texts; None: they are part of the sequence
     tokenizer: Any  # of the encoder
+    prompts: Any = None  # of a family whose text stands beside the audio (qwen3_tts)
 
     @property
     def vocab(self) -> Vocab:
@@ -151,8 +155,10 @@ class Base:
         """Text -> its tokens, none of an empty one. Can be pickled: the processes that make batches call it."""
         return functools.partial(t5.token_ids, self.tokenizer, self.encoder.config.vocab_size)
 
-    def view(self, source: TokenSplit, config: DataConfig, grid: Grid, seed: int) -> Captioned | None:
+    def view(self, source: TokenSplit, config: DataConfig, grid: Grid, seed: int) -> Captioned | Spoken | None:
         """How an example becomes a row of a batch; None: as in any other run."""
+        if self.prompts is not None:
+            return Spoken(source, config, grid, self.vocab, self.prompts)
         return None if self.encoder is None else Captioned(source, config, grid, self.vocab, seed, self.token_ids)
 
     @property
@@ -160,9 +166,9 @@ class Base:
         return None if self.encoder is None else t5.TextEncoder(self.encoder, self.tokenizer)
 
     @property
-    def conditioning(self) -> musicgen.Conditioning:
-        """For a Generator of a run with a text encoder."""
-        return musicgen.Conditioning(self.text_encoder)
+    def conditioning(self) -> Any:
+        """For a Generator of the run; None where text is part of the sequence."""
+        return self.prompts if self.encoder is None else musicgen.Conditioning(self.text_encoder)
 
     @property
     def partial(self) -> bool:
@@ -232,6 +238,7 @@ def open_base(config: ConfigDict) -> Base:
     if section.rank:
         lora.check(section, shapes)
     if not spec.conditioning.text_encoder:
-        return Base(folder, spec, section, None, None)
+        own = published.module(spec.source.family)
+        return Base(folder, spec, section, None, None, own.prompts(folder, spec) if spec.grid.framing.texts else None)
     text = folder / spec.conditioning.text_encoder
     return Base(folder, spec, section, t5.load(text), t5.read_tokenizer(text / t5.TOKENIZER))

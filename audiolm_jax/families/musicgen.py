@@ -163,6 +163,8 @@ class Conditioning:
     text_encoder: t5.TextEncoder
     melody: chroma.Melody | None = None
 
+    speaks = False
+
     @property
     def takes(self) -> tuple[str, ...]:
         return () if self.melody is None else ("melody",)

@@ -43,12 +43,13 @@ from audiolm_jax.serialization import SerializationConfig, pieces
 from audiolm_jax.serialization.text import FILE
 from audiolm_jax.serialization.vocab import END_AUDIO, TEXT_START, Vocab
 
-TYPES, TUNED = ("qwen3_tts",), ()
+TYPES = TUNED = ("qwen3_tts",)
 SPEECH = "speech_tokenizer"
 FILES = (*bpe.NAMES, f"{SPEECH}/{huggingface.CONFIG}", f"{SPEECH}/{huggingface.WEIGHTS}")
 FRAMING = "beside"
 CODEC, PUBLISHED_CONFIG, OTHERS, SPEAKER = "codec", "published.json", "published", "speaker_encoder"  # in a workdir
-KEPT = (*bpe.NAMES, FILE, "generation_config.json", "preprocessor_config.json")
+LOOSE = (*bpe.NAMES, FILE, "generation_config.json", "preprocessor_config.json")
+KEPT = (PUBLISHED_CONFIG, CODEC, OTHERS, f"{SPEAKER}.safetensors")
 MAX_FRAMES = 4096
 
 
@@ -124,7 +125,7 @@ class Published:
     codec: Any
     text: pieces.Pieces
     speaker: dict[str, np.ndarray]
-    others: Path  # KEPT
+    others: Path  # LOOSE
     speech: Path  # of the codec
 
     text_encoder = None
@@ -227,14 +228,14 @@ def described(config: dict, codec: Any, text: pieces.Pieces) -> Spec:
         depth=depth,
     )
     vocab = Vocab(codebooks, codes, MAX_FRAMES, text_size=len(control))
-    order, data = SerializationConfig(strategy="depth"), DataConfig(max_frames=MAX_FRAMES)
+    order, data = SerializationConfig(strategy="depth"), DataConfig(max_frames=MAX_FRAMES, drop_text=0.0)
     return Spec(model, vocab, order, FRAMING, data, text=text.spec)
 
 
 def save(workdir: Path, p: Published) -> None:
     """Writes a checkpoint as the workdir of a run."""
     copied(p.speech, workdir / CODEC, (huggingface.CONFIG, huggingface.WEIGHTS, "preprocessor_config.json"))
-    copied(p.others, workdir / OTHERS, KEPT)
+    copied(p.others, workdir / OTHERS, LOOSE)
     p.text.keep(workdir)
     files.write_json(workdir / PUBLISHED_CONFIG, p.config)
     if p.speaker:
@@ -269,10 +270,16 @@ def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
     return Published(config, spec, model, codec, text, speaker, workdir / OTHERS, workdir / spec.codec.path)
 
 
+def prompts(workdir: Path, spec: Spec) -> Prompts:
+    """The prompts of such a run, of which fine-tuning makes its rows."""
+    config = huggingface.read_config(workdir / PUBLISHED_CONFIG, TYPES, WHAT)
+    return Prompts(config, pieces.of_model(spec.text, workdir), spec.vocab.codebook_size)
+
+
 def write(folder: str | Path, published: Published) -> None:
     """Saves a checkpoint as it was read, so that `qwen_tts` opens it."""
     folder, end = Path(folder), published.config["talker_config"]["codec_eos_token_id"]
     entries = table(published.model.config, published.spec.vocab, end)
     huggingface.write(folder, published.config, tables.tensors_of(published.model, entries) | published.speaker)
-    copied(published.others, folder, KEPT)
+    copied(published.others, folder, LOOSE)
     copied(published.speech, folder / SPEECH, (huggingface.CONFIG, huggingface.WEIGHTS, "preprocessor_config.json"))

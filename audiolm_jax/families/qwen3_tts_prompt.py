@@ -47,6 +47,7 @@ class Prompts:
     codes: int  # of codebook 0
 
     takes = ("language", "instruction", "text_first")
+    speaks = True
 
     @property
     def talker(self) -> dict:
@@ -135,6 +136,11 @@ class Prompts:
             pairs.append((opening, spoken[0]))
             rest = [*spoken[1:], silent]
         return ("given", np.array(pairs, np.int32)), ("beside", np.array(rest, np.int32))
+
+    def example(self, text: str, speaker: str, codes_TQ: np.ndarray) -> Document:
+        """A recording with its text, to train on: of a speaker that the checkpoint names, or of nobody."""
+        named = speaker if speaker.lower() in self.speakers else ""
+        return *self.document(text, speaker=named, text_first=self.kind != "base"), ("audio", codes_TQ)
 
     def _control(self, language: str, speaker: str) -> list[int]:
         """The ids of the language and the speaker, with the marks around them."""

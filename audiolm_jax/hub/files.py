@@ -101,12 +101,33 @@ def folder(source: str | Path, what: str, needed: Callable[[Path], Sequence[str]
     if not revision:
         logging.warning("%s: using its latest commit; %s names the same weights forever", source, commit)
     _download(commit, needed(config.parent), what)
+    weights, index = weight_files(files.read_json(config, what), what)
     try:
-        _download(commit, (WEIGHTS,), what, absent=FileNotFoundError)
+        _download(commit, (weights,) if weights else (), what, absent=FileNotFoundError)
     except FileNotFoundError:
-        [index] = _download(commit, (INDEX,), what)
-        _download(commit, shards(index, what), what)
+        weights = ""
+    if not weights:
+        [path] = _download(commit, (index,), what)
+        _download(commit, shards(path, what), what)
     return config.parent, commit
+
+
+def weight_files(fields: dict, what: str) -> tuple[str, str]:
+    """(the file of weights, the index of several) of a config.json. Where that names one itself, as `transformers` has
+    it beside weights of another layout, the other is "". Raises InputError for a name outside of the folder."""
+    name = fields.get("transformers_weights")
+    if name is None:
+        return WEIGHTS, INDEX
+    if (
+        not isinstance(name, str)
+        or Path(name).name != name
+        or not name.endswith((".safetensors", ".safetensors.index.json"))
+    ):
+        raise InputError(
+            f"{what}: {CONFIG} has transformers_weights={shortened(repr(name), 40)}; a file beside it is "
+            "needed, *.safetensors or *.safetensors.index.json"
+        )
+    return (name, "") if name.endswith(".safetensors") else ("", name)
 
 
 def shards(index: Path, what: str) -> tuple[str, ...]:
@@ -122,10 +143,11 @@ def shards(index: Path, what: str) -> tuple[str, ...]:
 def read_folder(directory: Path, kinds: Collection[str], what: str, config: dict | None = None) -> tuple[dict, Weights]:
     """(config, weights) of a folder; config: if it was read already. Raises InputError unless its config.json has a
     "model_type" among `kinds`."""
-    weights, index = directory / WEIGHTS, directory / INDEX
     fields = config or read_config(directory / CONFIG, kinds, what)
+    name, many = weight_files(fields, what)
+    weights, index = directory / name, directory / many
     if weights.is_file() or not index.is_file():
-        names, path = (WEIGHTS,), weights
+        names, path = (name or many,), directory / (name or many)
     else:
         names, path = shards(index, what), index
     missing = [name for name in names if not (directory / name).is_file()]

@@ -59,7 +59,7 @@ def describe(config: ConfigDict) -> tuple[Spec, Run]:
     sections = ("serialization", "data", "training", "optimizer", "sharding")
     order, data, *of_run = (configs.section(config, name) for name in sections)
     sizes = {"codebooks": codec.codebooks, "codebook_size": codec.codebook_size}
-    vocab = make_vocab(sizes, data, pieces.size_of(configs.section(config, "text")))
+    vocab = make_vocab(sizes, data, pieces.size_of(configs.section(config, "text")), config.text.given)
     return Spec(model_of(config, order, vocab), vocab, order, data=data), Run(*of_run, config.seed, codec.frame_rate)
 
 

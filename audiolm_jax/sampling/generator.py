@@ -60,6 +60,7 @@ class Conditioning(Protocol):
     """The conditioning of a model with encoders, or with a prompt of its own (families/)."""
 
     takes: tuple[str, ...]  # fields of a Row that mean something to it, of `OWN`
+    speaks: bool  # whether what is generated says the text
 
     def __call__(self, texts: Sequence[str], wanted: Sequence[Row]) -> list[dict[str, Any]]:
         """The conditioning fields of the `Request` of each row: encoded_EW, or document, unconditional and window.

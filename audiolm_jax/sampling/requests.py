@@ -102,6 +102,8 @@ def check(request: Request, grid: Grid, vocab: Vocab, context: int | None) -> No
 def _check_sampling(sampling: SamplingConfig, grid: Grid, vocab: Vocab) -> None:
     if sampling.min_frames and not grid.framing.ends:
         raise InputError(f"sampling.min_frames is {sampling.min_frames}; this model predicts no end of audio")
+    if sampling.guidance != 1 and grid.framing.texts:
+        raise InputError(f"sampling.guidance is {sampling.guidance}; this model was never trained without its text")
     for q, codes in enumerate(sampling.per_codebook("suppressed", grid.codebooks)):
         size = vocab.codebook_sizes[q]
         wrong = [code for code in codes if not 0 <= code < size]

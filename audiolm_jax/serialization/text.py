@@ -32,6 +32,11 @@ class TextConfig:
         "", "pieces: a tokenizer.json; empty: one that `audiolm prepare` trains on the texts of the corpus."
     )
     size: int = key(0, "pieces without a path: how many, the 256 bytes included.", at_least=0)
+    given: bool = key(
+        False,
+        "Text is never predicted (data.text_weight is 0): the output matrix beside a depth network has no columns for "
+        "it.",
+    )
 
     def __post_init__(self) -> None:
         validate(self, "text")

@@ -213,10 +213,32 @@ def test_the_layout_of_the_authors_gives_the_same_parameters(made, published, tm
         csm.read(tmp_path)
 
 
-def count(config, vocab):
-    with jax.set_mesh(sharding.single_device_mesh()):
-        state = nnx.state(checkpoints.abstract_model(config, vocab), nnx.Param)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(state)}
+def test_weights_that_the_configuration_names(made, published, tmp_path):
+    """Beside a file in the layout of the authors, as in the published repository."""
+    published_csm.original(made[1], tmp_path)
+    tensors, index = (
+        files.read_safetensors(made[1] / "model.safetensors", "test")[0],
+        "transformers.safetensors.index.json",
+    )
+    parts = {f"transformers-0000{n}-of-00002.safetensors": list(tensors)[n - 1 :: 2] for n in (1, 2)}
+    for name, members in parts.items():
+        files.write_safetensors(tmp_path / name, {member: tensors[member] for member in members})
+    files.write_json(
+        tmp_path / index, {"weight_map": {member: name for name, every in parts.items() for member in every}}
+    )
+    fields = json.loads((tmp_path / "config.json").read_text())
+    files.write_json(tmp_path / "config.json", {**fields, "transformers_weights": index})
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    shutil.rmtree(tmp_path / "codec")
+    theirs = csm.read(tmp_path)
+    for x, y in zip(*(jax.tree.leaves(nnx.state(p.model)) for p in (theirs, published)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    (tmp_path / index).unlink()
+    with pytest.raises(InputError, match=f"lacks {index}"):
+        csm.read(tmp_path)
+    files.write_json(tmp_path / "config.json", {**fields, "transformers_weights": "../x.safetensors"})
+    with pytest.raises(InputError, match=r"transformers_weights='\.\./x\.safetensors'; a file beside it is needed"):
+        csm.read(tmp_path)
 
 
 def test_the_published_model_has_the_published_number_of_parameters():

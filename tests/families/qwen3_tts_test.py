@@ -264,6 +264,7 @@ def test_files_come_back_as_they_were(kind, tmp_path):
         ({"audio": np.zeros((4, Q), int), "prompt_texts": "who"}, "model of kind 'custom_voice'; base is"),
         ({"prompt_texts": "who"}, "a transcript to speak like was given without a recording"),
         ({"instructions": "a\x07b"}, "the instruction .* holds control characters"),
+        ({"guidance": 3.0}, "sampling.guidance is 3.0; this model was never trained without its text"),
         ({"text_first": "yes"}, "text_first is 'yes' .*; it must be True or False"),
         ({"melody": np.zeros(9)}, "melody was given, but this model takes none"),
     ],

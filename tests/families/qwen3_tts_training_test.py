@@ -2,6 +2,7 @@
 on purpose and each failing one of the checks (docs/qwen3_tts_finetuning.md)."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
-from audiolm_jax.families import published
+from audiolm_jax import config as configs
+from audiolm_jax import runs
+from audiolm_jax.cli import main
+from audiolm_jax.data import batches, tokens
+from audiolm_jax.errors import InputError
+from audiolm_jax.evaluation import evaluate
+from audiolm_jax.evaluation.config import EvaluationConfig
+from audiolm_jax.families import finetune, published
 from audiolm_jax.model import checkpoints, losses, sharding
 from audiolm_jax.model.config import PRESETS
 from audiolm_jax.serialization.documents import causal_row
 from audiolm_jax.serialization.vocab import END_AUDIO, PAD, TEXT_START
 from audiolm_jax.training import step as training
 from audiolm_jax.training.config import OptimizerConfig, TrainingConfig
+from tests.helpers import published_codecs
 from tests.helpers import published_qwen3_tts as small
 
 T, Q = 9, small.CODEBOOKS
@@ -187,3 +198,110 @@ def test_training_lowers_the_loss_of_every_book_and_of_the_end(checkpoint, batch
     assert falls == dict.fromkeys([*(f"codebook_{q}" for q in range(Q)), "end"], True), (nll[0], nll[-1])
     moved = nnx.to_pure_dict(nnx.state(checkpoint.model))["text"]["up_WF"] != state.params["text"]["up_WF"]
     assert moved.all()
+
+
+def test_the_likelihood_is_that_of_the_row(checkpoint, batch):
+    """Text beside the audio costs nothing; every code and the end are counted once."""
+    codes_TQ = np.random.default_rng(0).integers(0, small.CODES, (T, Q)).astype(np.int32)
+    example = {"text": "who is there", "speaker": "ryan", "codes": codes_TQ}
+    found = evaluate.scored(
+        checkpoint.model,
+        checkpoint.spec,
+        [example],
+        checkpoint.codec.frame_rate,
+        EvaluationConfig(),
+        checkpoint.text,
+        prompts=checkpoint.prompts,
+    )
+    row = causal_row(checkpoint.prompts.example(*example.values()), checkpoint.spec.grid, checkpoint.spec.vocab)
+    own = {name: row[name.partition("_")[0]][None] if name != "segments_BL" else None for name in batch}
+    own["segments_BL"] = np.ones_like(own["positions_BL"])
+    log_BLQ = jax.jit(lambda model, own: log_probabilities(model, own, checkpoint.spec.vocab))(checkpoint.model, own)
+    np.testing.assert_allclose(
+        found.code_bits_UQ.sum() + found.end_bits_U.sum(), -np.asarray(log_BLQ).sum() / np.log(2), rtol=1e-5
+    )
+
+
+SAID = {"a": "who is there", "b": "good morning", "c": "three one four two five"}
+OPTIONS = [
+    *("data.sequence_length=96", "data.batch_size=8", "training.log_every=1", "training.checkpoint_every=3"),
+    *("optimizer.learning_rate=1e-2", "optimizer.warmup=0", "optimizer.schedule=constant", "model.remat=False"),
+    *("training.codebook_weights=3,1,1", "training.steps=3", "lora.matrices=attention,ffn", "lora.rank=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(checkpoint, tmp_path_factory):
+    """base (imported) and data (prepared), through the command line."""
+    root = tmp_path_factory.mktemp("tuned")
+    (root / "recordings").mkdir()
+    for number, (name, words) in enumerate(SAID.items()):
+        audio = published_codecs.sound(number, 20 * checkpoint.codec.hop)
+        soundfile.write(root / "recordings" / f"{name}.wav", audio, checkpoint.codec.sample_rate)
+        (root / "recordings" / f"{name}.txt").write_text(words)
+    assert main.main(["import", str(checkpoint.others), str(root / "base")]) == 0
+    corpus = [f"--config.corpus.path={root / 'recordings'}", "--config.corpus.min_seconds=0.1"]
+    corpus += ["--config.corpus.valid_fraction=0", "--config.corpus.test_fraction=0"]
+    start = ["--config", "finetune_qwen3_tts", f"--config.finetune.base={root / 'base'}"]
+    assert main.main(["prepare", "--data", str(root / "data"), *start, *corpus]) == 0
+    return root
+
+
+def train(root, workdir, *overrides):
+    config = configs.load("finetune_qwen3_tts", [f"finetune.base={root / 'base'}", *OPTIONS, *overrides])
+    runs.train(config, root / "data", workdir, progress=False)
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_fine_tuning_learns_and_goes_back(root, tmp_path, rank):
+    lines = train(root, tmp_path / "run", f"lora.rank={rank}")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    before, after = (
+        flatten_dict(checkpoints.params_of(checkpoints.restore_params(run)[0]))
+        for run in (root / "base", tmp_path / "run")
+    )
+    changed = {"/".join(path) for path, x in before.items() if not np.array_equal(x, after[path])}
+    matrices = {f"{part}layers/{x}" for part in ("", "depth/") for x in ("qkv_DHAK", "out_HGKD", "up_DCF", "down_FD")}
+    assert changed == (matrices if rank else {"/".join(path) for path in before})
+    assert main.main(["export", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    run, out = (
+        published.read(tmp_path / "out"),
+        published.of_run(tmp_path / "run", *checkpoints.restore_params(tmp_path / "run")),
+    )
+    for ours, theirs in zip(*(jax.tree.leaves(checkpoints.params_of(one.model)) for one in (run, out)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_batch_holds_the_rows_of_the_recordings(root):
+    config = finetune.configured(configs.load("finetune_qwen3_tts", [f"finetune.base={root / 'base'}", *OPTIONS]))
+    base = finetune.open_base(config)
+    grid, section = base.spec.grid, configs.section(config, "data")
+    source = tokens.open_split(root / "data" / "tokens", "train", base.spec.codec.fingerprint, base.text)
+    view = base.view(source, section, grid, 0)
+    batch = next(batches.training_batches(source, section, grid, base.vocab, 0, view=view))
+    assert batch["tokens_BLS"].shape[-1] == batch["targets_BLS"].shape[-1] + 1 == Q + 1
+    examples = [source[index] for index in range(len(source))]
+    assert {example["text"] for example in examples} == set(SAID.values())
+    rows = [
+        causal_row(
+            (*base.prompts.document(one["text"], text_first=True), ("audio", one["codes"].astype(np.int32))),
+            grid,
+            base.vocab,
+        )
+        for one in examples
+    ]
+    for name in ("tokens", "targets", "heads"):
+        segments, values = batch["segments_BL"], batch[f"{name}_BLS"]
+        found = {values[b][segments[b] == n].tobytes() for b in range(8) for n in range(1, segments[b].max() + 1)}
+        assert found and found <= {row[name].tobytes() for row in rows}
+
+
+def test_recordings_that_cannot_be_trained_on_are_named(root, tmp_path):
+    for change, said in (
+        ("data.sequence_length=30", r"takes \d+ positions with its prompt, of which 20 are frames"),
+        ("lora.rank=21", r"lora\.rank=21 must be at most"),
+        ("training.codebook_weights=1,2", "must have 3 numbers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(root, tmp_path / "run", change)

@@ -123,3 +123,49 @@ def test_states_stand_at_positions_without_tokens(framing):
     np.testing.assert_array_equal(prompt["states"], expected[: before + 3])
     with pytest.raises(InputError, match=r"states of shape \(3,\)"):
         documents.causal_row((("states", states[0]), *document, ("audio", CODES_TQ)), grid, vocab)
+
+
+BESIDE = bind(SerializationConfig("depth"), 2, "beside")
+GIVEN = np.array([[0, 90], [ids.TEXT_START, 91]])
+
+
+def test_text_stands_beside_every_position():
+    vocab = Vocab(2, 4, 8, text_size=3)
+    document = (("given", GIVEN), ("beside", np.array([92, 93])), ("audio", CODES_TQ))
+    row, (a, b) = documents.causal_row(document, BESIDE, vocab), vocab.code_offsets
+    frames = [[a, b + 1], [a + 2, b + 3], [a + 1, b]]
+    texts = [90, 91, 92, 93, 93, 93]  # the last one goes on
+    streams = [[0, 0], [ids.TEXT_START, 0], *frames, [ids.END_AUDIO, 0]]
+    np.testing.assert_array_equal(row["tokens"], [[*pair, text] for pair, text in zip(streams, texts, strict=True)])
+    np.testing.assert_array_equal(row["targets"], [[0, 0], *frames, [ids.END_AUDIO, 0], [0, 0]])
+    either, book_1 = vocab.head_code_or_end, HEAD_CODE + 1
+    np.testing.assert_array_equal(
+        row["heads"], [[0, 0], [HEAD_CODE, book_1], [either, book_1], [either, book_1], [either, 0], [0, 0]]
+    )
+    opened = documents.prompt_row(document[:2], BESIDE, vocab, causal=True)
+    np.testing.assert_array_equal(opened["tokens"], row["tokens"][:2])
+    assert BESIDE.inputs == 3 and bind(DELAY, 2).inputs == 2
+
+
+@pytest.mark.parametrize(
+    ("framing", "document", "words"),
+    [
+        ("beside", (("given", GIVEN), ("audio", CODES_TQ)), "of the framing 'beside' it is positions that are given"),
+        ("beside", (("beside", GIVEN[0]), ("audio", CODES_TQ)), "a document of beside and audio was given"),
+        (
+            "beside",
+            (("given", GIVEN[:, 0]), ("beside", GIVEN[0])),
+            r"'given' has shape \(2,\); it must be \[positions, 2",
+        ),
+        ("beside", (("given", GIVEN), ("beside", GIVEN[0][:0])), r"'beside' has shape \(0,\); it must be \[steps\]"),
+        (
+            "markers",
+            (("given", GIVEN), ("audio", CODES_TQ)),
+            "'given' was given; the framing 'markers' has no such text",
+        ),
+    ],
+)
+def test_text_beside_that_does_not_fit_is_refused(framing, document, words):
+    grid = bind(SerializationConfig("depth"), 2, framing)
+    with pytest.raises(InputError, match=words):
+        documents.causal_row(document, grid, Vocab(2, 4, 8))
