@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 from ml_collections import ConfigDict
 
 from audiolm_jax import codecs, files
@@ -107,9 +106,7 @@ def train(config: ConfigDict, directory: Path, workdir: Path, progress: bool = T
     adapter = base or (Start(run.training.init_from, spec) if run.training.init_from else SCRATCH)
     probe = partial(sound, config, directory, codec, base, spec=spec, text=text)
     evaluate = validation(config, directory, base, spec, text) if run.training.evaluate_every else None
-    hooks = loop.Hooks(probe, evaluate)
-    if not jax.process_index():
-        text.keep(workdir)
+    hooks = loop.Hooks(probe, evaluate, text.keep)
     with contextlib.closing(rows):
         loop.train(workdir, rows, spec, run, adapter=adapter, hooks=hooks, progress=progress)
 

@@ -33,6 +33,8 @@ examples:
   audiolm generate --workdir runs/musicgen --text "slow jazz with a loud piano" --seconds 8 --out jazz.wav
   # with the melody of a recording, after `audiolm import facebook/musicgen-melody runs/melody`
   audiolm generate --workdir runs/melody --text "slow jazz" --melody hummed.wav --seconds 8 --out jazz.wav
+  # with a speaker of a Qwen3-TTS, after `audiolm import Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice runs/qwen`
+  audiolm generate --workdir runs/qwen --text "Good morning." --speaker ryan --language english --out morning.wav
   # decode while generating, and other sampling
   audiolm generate --workdir runs/delay --text "two six" --out two.wav --stream --config.sampling.temperature=0.8
 
@@ -48,7 +50,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="", help="what to say")
     parser.add_argument("--prompt", type=local, metavar="FILE", help="a recording to continue, or whose voice to take")
     parser.add_argument("--melody", type=local, metavar="FILE", help="a recording to follow (musicgen-melody)")
-    parser.add_argument("--speaker", default="", help="fills {speaker} in the text template of the run, if it has one")
+    parser.add_argument(
+        "--speaker", default="", help="fills {speaker} in the text template of the run, or one that the model names"
+    )
+    parser.add_argument("--language", metavar="NAME", help="of the text (Qwen3-TTS)")
+    parser.add_argument("--instruction", metavar="TEXT", help="how to speak (Qwen3-TTS)")
     parser.add_argument("--prompt-text", default="", metavar="TEXT", help="transcript of the prompt")
     parser.add_argument("--out", type=local, required=True, metavar="FILE", help="the wav or flac file to write")
     length = parser.add_mutually_exclusive_group()
@@ -87,6 +93,8 @@ def run(options: argparse.Namespace) -> None:
         melody=melody,
         prompt_text=options.prompt_text,
         speaker=options.speaker,
+        language=options.language,
+        instruction=options.instruction,
         frames=options.frames,
         seconds=options.seconds,
         seed=options.seed,

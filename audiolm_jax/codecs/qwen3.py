@@ -4,9 +4,13 @@ Reads the published layout (`config.json` and `model.safetensors`, as in Qwen/Qw
 `speech_tokenizer` of a Qwen3-TTS). The encoder is Mimi's, of whose codebooks the first are used. The decoder is another
 one: the sum of the codes' rows, a convolution, a transformer with a window of 72 frames, twice a transposed convolution
 and a ConvNeXt block (arXiv:2201.03545), and the decoder of DAC with causal convolutions and two numbers for each
-channel of its Snake. It streams exactly, frame by frame. The reference (`qwen_tts` 0.1.1) decodes pieces of 300 frames
-after 25 frames of context, fewer than the eight windows that a frame depends on: what it gives from the second piece on
-is not what its network gives for the whole, which is what this module gives.
+channel of its Snake. It streams exactly, frame by frame.
+
+Two things differ from the reference, `qwen_tts` 0.1.1. It decodes pieces of 300 frames after 25 frames of context, less
+than the eight windows that a frame depends on: from the second piece on that is not what its network gives for the
+whole, which is what this module gives. And it encodes with transformers 4.57, whose Mimi attends to everything before a
+position instead of the last ten seconds (so `qwen-tts-hf` 0.1.1 says, which restores it): codes after ten seconds of a
+recording may be others here, where the window of the configuration holds.
 """
 
 import dataclasses

@@ -71,15 +71,16 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What is called with the model while it trains.
+    """What is called while a model trains.
 
     probe: every `training.probe_every` steps in process 0, (step, model) -> {name: number or (waveform, sample rate)}
     for TensorBoard. evaluate: every `training.evaluate_every` steps in all processes, model -> {name: number} for the
-    metrics.
+    metrics. keep: in process 0 with the workdir, once it is this run's: writes what stands beside the checkpoints.
     """
 
     probe: Callable[[int, Transformer], dict[str, Any]] | None = None
     evaluate: Callable[[Transformer], dict[str, float]] | None = None
+    keep: Callable[[Path], None] = lambda workdir: None
 
 
 def train(
@@ -121,6 +122,8 @@ def train(
     ):
         step_parts = program(spec.model, spec.vocab, rules, run.optimizer, training, adapter)
         adapter.prepare(folder)
+        if jax.process_index() == 0:
+            hooks.keep(folder)
         start, key = manager.latest_step() or 0, jax.random.key(run.seed)
         weights, frozen = adapter.load(spec.model, rules, resumed=start > 0)
         init = jax.jit(lambda key, weights: init_state(step_parts, key, weights), compiler_options=_RUN_ONCE)

@@ -13,6 +13,7 @@ import audiolm_jax
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import published
 from audiolm_jax.model import losses, sharding
+from audiolm_jax.sampling import requests
 from audiolm_jax.serialization.documents import causal_row
 from audiolm_jax.serialization.vocab import TEXT_START
 from tests.helpers import published_qwen3_tts as small
@@ -276,15 +277,35 @@ def test_requests_that_cannot_be_met_are_one_sentence(checkpoint, options, words
     assert "\n" not in str(caught.value)
 
 
-def test_a_base_model_needs_the_transcript_of_a_recording(tmp_path):
-    small.write(tmp_path, "base")
-    prompts = published.read(tmp_path).generator()
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    small.write(path, "base")
+    return published.read(path).generator()
+
+
+@pytest.mark.parametrize("text_first", [False, True])
+def test_the_frames_of_a_recording_come_with_the_text_of_a_training_row(base, text_first):
+    """Fewer and more frames than there is text."""
+    codes_TQ = np.random.default_rng(5).integers(0, K, (40, Q)).astype(np.int32)
+    for frames in (2, 30):
+        asked = {"prompt_text": "three one four", "text_first": text_first, "frames": 40}
+        request = base.request("who is there", audio=codes_TQ[:frames], **asked)
+        prompt = requests.causal_prompt(request, base.grid, base.vocab)["tokens"]
+        whole = causal_row((*request.document, ("audio", codes_TQ)), base.grid, base.vocab)["tokens"]
+        np.testing.assert_array_equal(prompt, whole[: len(prompt)])
+        beside_MX = requests.beside([request], base.grid, guided=False)
+        later = whole[len(prompt) :, -1]
+        np.testing.assert_array_equal(beside_MX[0][np.minimum(np.arange(frames, 41), beside_MX.shape[1] - 1)], later)
+
+
+def test_a_base_model_needs_the_transcript_of_a_recording(base):
     with pytest.raises(InputError, match="a recording to speak like was given without its transcript; give both"):
-        prompts.generate("who", audio=np.zeros((4, Q), int))
+        base.generate("who", audio=np.zeros((4, Q), int))
     with pytest.raises(InputError, match="an instruction was given, but this model was not trained with any"):
-        prompts.generate("who", instructions="slow")
+        base.generate("who", instructions="slow")
     with pytest.raises(InputError, match="no speaker 'ryan'; it has none"):
-        prompts.generate("who", speakers="ryan")
+        base.generate("who", speakers="ryan")
 
 
 @pytest.mark.parametrize(
