@@ -7,7 +7,7 @@ Sesame's own code is read too: torchtune's names, queries and keys with the two 
 no codec, for which Mimi lies in the folder `codec` beside the weights.
 
     generator = audiolm_jax.load("sesame/csm-1b@main")
-    result = generator.generate("hello from here", speaker="0", turns=[("1", "who is there", (voice, 24000))])
+    result = generator.generate("hello from here", speakers="0", turns=[("1", "who is there", (voice, 24000))])
 
 A turn is the text "[speaker]words" between the tokenizer's begin and end of text, then audio that a frame of zeros ends
 (framing `zeros`). Text is given and never predicted. The published tables have three codes more than Mimi knows; here

@@ -18,6 +18,8 @@ from audiolm_jax import files, runs
 from audiolm_jax.cli import main
 from audiolm_jax.data import batches as data
 from audiolm_jax.data import tokens
+from audiolm_jax.data.config import DataConfig
+from audiolm_jax.data.examples import make_vocab
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import csm, finetune
 from audiolm_jax.model import checkpoints, losses, sharding
@@ -421,3 +423,8 @@ def test_a_base_that_does_not_fit_is_named(root, tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             train(root, tmp_path / "run", change)
+
+
+def test_text_that_is_given_has_no_weight():
+    with pytest.raises(InputError, match=r"data\.text_weight = 0\.5: text\.given says that text is never predicted"):
+        make_vocab({"codebooks": 2, "codebook_size": 4}, DataConfig(text_weight=0.5), text_given=True)
