@@ -34,11 +34,8 @@ from audiolm_jax.encoders import recogniser, t5
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import finetune, published
 from audiolm_jax.model import checkpoints
-from audiolm_jax.serialization import pieces
-from audiolm_jax.serialization.text import FILE
 from audiolm_jax.training import loop, metrics
 from experiments.colab import random_musicgen
-from tests.helpers import published_csm, published_qwen3_tts, published_soda
 
 SMALL = [
     "corpus.train=6",
@@ -104,9 +101,6 @@ def make_base(root: Path) -> None:
     checkpoints.export_safetensors(root / "run", root / "model.safetensors")
     random_musicgen.write(root / "musicgen")
     published.import_run(root / "musicgen", root / "imported")
-    published_soda.write(root / "soda")
-    published_csm.made(root / "csm")
-    published_qwen3_tts.write(root / "qwen3_tts")
 
 
 def copied(*names: str) -> Callable[[Path], None]:
@@ -170,23 +164,6 @@ def read_musicgen(folder: Path) -> bytes:
     generator.request("slow jazz", frames=3)
     ids = t5.token_ids(read.text_encoder.tokenizer, read.encoder.config.vocab_size, "slow jazz with a loud piano")
     return digest(read.spec, ids, *params(read.model), *jax.tree.leaves(read.codec.config[1:]))
-
-
-def read_published(name: str) -> Callable[[Path], bytes]:
-    """Reads a model of another family and makes a request of it."""
-
-    def read(folder: Path) -> bytes:
-        found = published.read(folder / name)
-        generator = found.generator()
-        generator.request("one", frames=3)
-        return digest(found.spec, generator.codec.fingerprint, generator.text.encode("one two"), *params(found.model))
-
-    return read
-
-
-def read_pieces(folder: Path) -> bytes:
-    text = pieces.read(folder / "soda" / FILE, "text.path")
-    return digest(text.size, text.encode("one two three"))
 
 
 def read_tokenizer(folder: Path) -> bytes:
@@ -296,8 +273,6 @@ KINDS = {
     "resumed": Kind(copied("run"), read_resumed, 100),
     "export": Kind(copied("model.safetensors"), read_export, 700),
     "musicgen": Kind(copied("musicgen"), read_musicgen, 300),
-    **{name: Kind(copied(name), read_published(name), 200) for name in ("soda", "csm", "qwen3_tts")},
-    "pieces": Kind(copied("soda/tokenizer.json"), read_pieces, 500),
     "tokenizer": Kind(copied("musicgen/tokenizer.json"), read_tokenizer, 700),
     "base": Kind(copied("imported"), read_base, 150),
     "encodec": Kind(make_codec(random_musicgen.CENTRED), read_codec, 400),
