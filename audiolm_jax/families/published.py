@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +44,12 @@ def read(source: str | Path, dtype: str = "auto") -> Any:
     dtype: as `model.dtype`. Raises one InputError that names everything missing, unexpected or of a wrong shape.
     """
     of_checkpoint = functools.cache(_of_checkpoint)  # of a repository it is asked twice
-    folder, repository = hub.folder(source, WHAT, lambda folder: module(of_checkpoint(folder)[0]).FILES)
+
+    def needed(folder: Path) -> tuple[Sequence[str], dict]:
+        name, config = of_checkpoint(folder)
+        return module(name).FILES, config
+
+    folder, repository = hub.folder(source, WHAT, needed)
     name, config = of_checkpoint(folder)
     with files.reading(folder, f"a model of the family {name!r}", WHAT):
         published = module(name).read(folder, dtype, config)

@@ -162,7 +162,7 @@ def codec_folder(folder: Path) -> Path:
     if inside.is_dir():
         return inside
     try:
-        return huggingface.folder(REPOSITORY, WHAT, lambda _: ())[0]
+        return huggingface.folder(REPOSITORY, WHAT, lambda _: ((), {}))[0]
     except InputError as error:
         raise InputError(
             f"{WHAT}: the codec is no part of the checkpoint; put {huggingface.CONFIG} and {huggingface.WEIGHTS} of "

@@ -80,12 +80,12 @@ def is_repository(source: str | Path) -> bool:
     return "@" in text or not path.parent.exists()
 
 
-def folder(source: str | Path, what: str, needed: Callable[[Path], Sequence[str]]) -> tuple[Path, str]:
+def folder(source: str | Path, what: str, needed: Callable[[Path], tuple[Sequence[str], dict]]) -> tuple[Path, str]:
     """(the folder of a source, "" or owner/name@commit of a repository).
 
-    A repository is downloaded at the commit of its revision (or of main): config.json, all weights, and the files that
-    `needed` names when it sees the folder with config.json. what: the key, flag or argument that named the source;
-    messages begin with it. Raises InputError.
+    A repository is downloaded at the commit of its revision (or of main): config.json, all weights, and other files.
+    needed: the folder with config.json -> (the names of those, the fields of config.json). what: the key, flag or
+    argument that named the source; messages begin with it. Raises InputError.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -100,8 +100,9 @@ def folder(source: str | Path, what: str, needed: Callable[[Path], Sequence[str]
     commit = f"{name}@{config.parent.name}"  # the library's cache has a folder per commit
     if not revision:
         logging.warning("%s: using its latest commit; %s names the same weights forever", source, commit)
-    _download(commit, needed(config.parent), what)
-    weights, index = weight_files(files.read_json(config, what), what)
+    names, fields = needed(config.parent)
+    _download(commit, names, what)
+    weights, index = weight_files(fields, what)
     try:
         _download(commit, (weights,) if weights else (), what, absent=FileNotFoundError)
     except FileNotFoundError:

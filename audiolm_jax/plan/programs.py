@@ -60,7 +60,10 @@ def describe(config: ConfigDict) -> tuple[Spec, Run]:
     order, data, *of_run = (configs.section(config, name) for name in sections)
     sizes = {"codebooks": codec.codebooks, "codebook_size": codec.codebook_size}
     vocab = make_vocab(sizes, data, pieces.size_of(configs.section(config, "text")), config.text.given)
-    return Spec(model_of(config, order, vocab), vocab, order, data=data), Run(*of_run, config.seed, codec.frame_rate)
+    framing = "beside" if config.model.text_rows else "markers"
+    return Spec(model_of(config, order, vocab), vocab, order, framing, data), Run(
+        *of_run, config.seed, codec.frame_rate
+    )
 
 
 def train(spec: Spec, run: Run, mesh: Mesh) -> Iterator[Program]:
@@ -68,7 +71,7 @@ def train(spec: Spec, run: Run, mesh: Mesh) -> Iterator[Program]:
 
     Raises InputError for a model, batch or row that the mesh does not divide.
     """
-    rules, parts, streams = run.sharding.rules, run.training.accumulate, spec.grid.streams
+    rules, parts, streams, inputs = run.sharding.rules, run.training.accumulate, spec.grid.streams, spec.grid.inputs
     rows, length = spec.data.batch_size, spec.data.sequence_length
     processes.check_rows(rows, parts, mesh.shape["data"])
     check(spec, mesh, rules, ("length", "data.sequence_length", length))
@@ -80,7 +83,8 @@ def train(spec: Spec, run: Run, mesh: Mesh) -> Iterator[Program]:
         return jax.ShapeDtypeStruct((parts, rows // parts, length, *rest), dtype, sharding=batch_sharding)
 
     batch = {
-        **{f"{key}_BLS": array(jnp.int32, streams) for key in ("tokens", "targets", "heads")},
+        "tokens_BLS": array(jnp.int32, inputs),
+        **{f"{key}_BLS": array(jnp.int32, streams) for key in ("targets", "heads")},
         **{f"{key}_BL": array(jnp.int32) for key in ("positions", "segments", "ahead")},
         "weights_BLS": array(jnp.float32, streams),
     }
@@ -110,6 +114,8 @@ def sample(spec: Spec, run: Run, sampling: SamplingConfig, mesh: Mesh, rows: int
     rules, grid, vocab, context = run.sharding.rules, spec.grid, spec.vocab, spec.data.sequence_length
     check(spec, mesh, rules.for_decoding(), ("batch", "--rows", rows))
     text = (("text", np.full(TEXT, TEXT_START, np.int32)),) if spec.data.template else ()
+    if grid.framing.texts:
+        text = (("given", np.ones((TEXT, 2), np.int32)), ("beside", np.ones(1, np.int32)))
     no_prompt = np.zeros((0, grid.codebooks), np.int32)
     batch = [requests.Request(text, no_prompt, None, b, sampling) for b in range(rows)]
     requests.check(batch[0], grid, vocab, context)
