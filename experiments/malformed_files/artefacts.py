@@ -123,7 +123,7 @@ def read_tokens(folder: Path) -> bytes:
     known, seen = tokens.info(folder / "data/tokens"), []
     for split in known["splits"]:
         examples = tokens.open_split(folder / "data/tokens", split)
-        runs.spec_of(config(), examples.metadata)
+        runs.spec_of(config(), examples.metadata, examples.text)
         for index in range(len(examples)):
             example = examples[index]
             seen += [examples.head(index), example["words"], example["duration"], example["codes"]]
