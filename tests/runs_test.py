@@ -13,6 +13,7 @@ from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.spec import Spec, from_json, upgrade
 from audiolm_jax.serialization import SerializationConfig
 from audiolm_jax.serialization.vocab import Vocab
+from audiolm_jax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,28 @@ def test_a_description_without_speakers_opens_and_one_with_them_comes_back():
     assert from_json(values, "here") == dataclasses.replace(spec, speakers=())
     with pytest.raises(InputError, match=r"here: .*\(speakers must be a list of names\)"):
         from_json(values | {"speakers": "ann"}, "here")
+
+
+@pytest.mark.parametrize("part", ["model", "vocab", "serialization", "data", "conditioning", "source", "text"])
+@pytest.mark.parametrize("value", [None, 3, "x", [1]])
+def test_a_section_that_is_none_is_one_sentence(part, value):
+    values = Spec(ModelConfig(), Vocab(4, 16, 60), SerializationConfig()).to_json()
+    with pytest.raises(InputError, match="here: the description of the model cannot be used"):
+        from_json(values | {part: value}, "here")
+
+
+@pytest.mark.parametrize("value", ["x", 0, None, []])
+def test_whether_text_is_given_is_true_or_false(value):
+    with pytest.raises(InputError, match="text_given"):
+        Vocab(4, 16, 60, text_given=value)
+
+
+@pytest.mark.parametrize("steps", [None, "3", [3]])
+def test_steps_of_a_damaged_config_are_named(tmp_path, steps):
+    ours = {"training": {"steps": 9}}
+    (tmp_path / "config.json").write_text(json.dumps({"model": {}, "training": {"steps": steps}}))
+    with pytest.raises(InputError, match=r"training\.steps is"):
+        loop.claim(tmp_path, ours)
 
 
 def test_biases_that_were_true_or_false():

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     changed = [override.partition("=")[0].removeprefix("sampling.") for override in options.overrides]
     generator.sampling = dataclasses.replace(generator.sampling, **{key: config.sampling[key] for key in changed})
     template = generator.data_config.template
-    if "{speaker}" in template and not options.speaker:
+    if "{speaker}" in template and not (options.speaker or generator.data_config.speaker):
         shown = shortened(repr(template), 200)
         print(f"audiolm: the text of this run was {shown}; --speaker names a voice of its training", file=sys.stderr)
     codec = generator.codec

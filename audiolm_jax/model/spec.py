@@ -112,6 +112,7 @@ PARTS = {
     "source": Source,
     "text": TextSpec,
 }
+OPTIONAL = ("codec", "model.depth", "source.lora")  # of these, what may be absent
 INNER = {ModelConfig: {"depth": DepthConfig}, Source: {"lora": LoraConfig}}
 
 
@@ -169,8 +170,10 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _part(name: str, kind: type | None, value: Any) -> Any:
     """A section of a description, its values of the annotated types. Raises what `_describing` catches."""
-    if kind is None or value is None:
+    if kind is None or (value is None and name in OPTIONAL):
         return value
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} must be a section")
     value = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
     inner = {field: _part(f"{name}.{field}", of, value.pop(field, None)) for field, of in INNER.get(kind, {}).items()}
     check_names(value, kind, name)

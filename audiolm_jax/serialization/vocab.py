@@ -73,6 +73,8 @@ class Vocab:
         wrong = [n for n in numbers if not isinstance(n, int | np.integer) or isinstance(n, bool) or n >= 2**31]
         if wrong:
             raise InputError(f"a size of the vocabulary is {wrong[0]!r}; it must be an integer below 2**31")
+        if not isinstance(self.text_given, bool):
+            raise InputError(f"vocab text_given is {self.text_given!r}; it must be true or false")
         if np.ndim(self.codebook_size):
             sizes = tuple(map(int, self.codebook_size))  # a list in the JSON of a checkpoint
             if len(sizes) != self.codebooks:

@@ -236,7 +236,8 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
         ours, defaults = configs.flat(config), configs.flat(json.loads(json.dumps(configs.defaults().to_dict())))
         theirs = {key: value for key, value in defaults.items() if key in ours}
         theirs |= configs.flat(upgrade(files.read_json(path), path))
-        longer = MAY_GROW in theirs and ours.get(MAY_GROW, 0) > theirs[MAY_GROW]
+        before = theirs.get(MAY_GROW)
+        longer = type(before) is int and ours.get(MAY_GROW, 0) > before
         different = [
             f"{key} is {theirs.get(key, 'absent')!r} there and {ours.get(key, 'absent')!r} here"
             for key in sorted(ours.keys() | theirs.keys())
