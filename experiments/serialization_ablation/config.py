@@ -1,4 +1,4 @@
-"""Six orders, three seeds, the same speech: the ablation, and the small checkpoints that come out of it.
+"""Seven orders, three seeds, the same speech: the ablation, and the small checkpoints that come out of it.
 
     audiolm compare --config experiments/serialization_ablation/config.py --workdir runs/ablation
 
@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.compare.update(
         {
             # The rows and steps below are those of the first.
-            "strategies": ("flat", "parallel", "delay", "coarse_first", "hierarchical", "masked"),
+            "strategies": ("flat", "parallel", "delay", "coarse_first", "depth", "hierarchical", "masked"),
             "seeds": (0, 1, 2),
             "equal": "tokens",
         }
@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
     config.codec.codebooks = 3  # 75 codes a second; the recogniser errs no more through them than through all 16
     config.data.update({"sequence_length": 264, "batch_size": 10, "max_frames": 96, "template": "{speaker}: {text}"})
     config.model.update({"layers": 4, "width": 128, "heads": 4, "kv_heads": 4, "head_width": 32, "ffn": 384})
+    # Together 3.4 % more parameters than the transformer has without it, and 2.4 % less FLOPs.
+    config.depth.update({"layers": 1, "width": 64, "heads": 2, "kv_heads": 2, "head_width": 32, "ffn": 176})
     config.optimizer.update({"learning_rate": 3e-3, "warmup": 100})
     # Half of the rows of hierarchical and masked start without a prompt, as the evaluation does.
     config.serialization.prompt_fraction = 0.5
