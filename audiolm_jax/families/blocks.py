@@ -1,4 +1,4 @@
-"""The sizes of published Qwen3 blocks, from a config.json, for the families whose networks consist of them."""
+"""Sizes of published networks, from a config.json: for every family, and for those that consist of Qwen3 blocks."""
 
 from collections.abc import Iterable
 from typing import Any

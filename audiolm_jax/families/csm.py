@@ -32,12 +32,13 @@ from audiolm_jax.codecs import mimi
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import table as tables
+from audiolm_jax.families import workdir as in_workdir
 from audiolm_jax.families.table import Entry, llama_block, rmsnorm
+from audiolm_jax.families.workdir import CODEC, PUBLISHED_CONFIG
 from audiolm_jax.hub import files as huggingface
 from audiolm_jax.hub.weights import Weights
-from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import DepthConfig, ModelConfig, table_rows
-from audiolm_jax.model.spec import CodecSpec, Spec
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling import generator as generate
@@ -47,7 +48,7 @@ from audiolm_jax.serialization.vocab import TEXT_START, Vocab
 FRAMING = "zeros"
 WHAT = "CSM"  # begins a message
 TYPES, TUNED, FILES = ("csm",), ("csm",), (text.FILE,)
-CODEC, SPARE, PUBLISHED_CONFIG = "codec", "spare.safetensors", "published.json"  # in a workdir
+SPARE = "spare.safetensors"  # in a workdir
 KEPT = (PUBLISHED_CONFIG, CODEC, SPARE)
 END_OF_TEXT = "<|end_of_text|>"
 SPEAKER = "0"  # of a turn that names none
@@ -347,15 +348,8 @@ def save(workdir: Path, p: Published) -> None:
     config, tensors = p.codec_files()
     huggingface.write(workdir / CODEC, config, tensors)
     files.write_safetensors(workdir / SPARE, p.spare)
-    files.write_json(workdir / PUBLISHED_CONFIG, p.config)
     p.text.keep(workdir)
-    params = checkpoints.params_of(p.model)
-    spec = dataclasses.replace(
-        p.spec,
-        codec=CodecSpec(p.codec.name, CODEC, p.codec.codebooks, p.codec.fingerprint),
-        source=dataclasses.replace(p.spec.source, weights=checkpoints.digest(params)),
-    )
-    checkpoints.save_weights(workdir, params, spec)
+    in_workdir.save(workdir, p, codebooks=p.codec.codebooks)
 
 
 def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
@@ -363,9 +357,7 @@ def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
     training."""
     config = huggingface.read_config(workdir / PUBLISHED_CONFIG, TYPES, WHAT)
     folder = workdir / spec.codec.path
-    codec = codecs.load(spec.codec.name, folder, spec.codec.codebooks)
-    if codec.fingerprint != spec.codec.fingerprint:
-        raise InputError(f"{folder}: is not the codec that the model was trained with")
+    codec = in_workdir.codec_of(workdir, spec)
     spare = files.read_safetensors(workdir / SPARE, WHAT)[0]
     tokens = pieces.of_model(spec.text, workdir)
     return Published(config, spec, model, codec, tokens, spare, functools.partial(codec_files, folder))

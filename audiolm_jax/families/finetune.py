@@ -41,6 +41,7 @@ from audiolm_jax.errors import InputError
 from audiolm_jax.families import FAMILIES, musicgen, published
 from audiolm_jax.families.captions import Captioned
 from audiolm_jax.families.spoken import Spoken
+from audiolm_jax.families.workdir import PUBLISHED_CONFIG
 from audiolm_jax.model import checkpoints, lora, sharding, versions
 from audiolm_jax.model.config import ModelConfig
 from audiolm_jax.model.sharding import Rules
@@ -109,7 +110,7 @@ def configured(config: ConfigDict) -> ConfigDict:
 def imported(base: str | Path) -> Spec:
     """The Spec of an imported run. Raises InputError for any other folder."""
     base = Path(base)
-    about = base / musicgen.PUBLISHED_CONFIG
+    about = base / PUBLISHED_CONFIG
     spec = checkpoints.read_spec(base) if about.is_file() else None
     if spec is None or not spec.source.weights:
         raise InputError(

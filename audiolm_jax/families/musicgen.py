@@ -24,18 +24,20 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_jax import codecs, files
+from audiolm_jax import files
 from audiolm_jax.codecs import encodec
 from audiolm_jax.codecs.stereo import Stereo
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.encoders import chroma, t5
 from audiolm_jax.errors import InputError
+from audiolm_jax.families import blocks
 from audiolm_jax.families import table as tables
+from audiolm_jax.families import workdir as in_workdir
 from audiolm_jax.families.table import Entry, into_ffn, into_heads, layernorm, out_of_heads, plain
+from audiolm_jax.families.workdir import CODEC, PUBLISHED_CONFIG
 from audiolm_jax.hub import files as huggingface
-from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ModelConfig, table_rows
-from audiolm_jax.model.spec import CodecSpec, ConditioningSpec, Spec
+from audiolm_jax.model.spec import ConditioningSpec, Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig, windows
 from audiolm_jax.sampling import generator as generate
@@ -49,7 +51,7 @@ FRAMING = "bare"
 WHAT = "MusicGen"  # begins a message
 MELODY = "musicgen_melody"  # has segments of states before its audio and no cross-attention
 TYPES, TUNED, FILES = ("musicgen", MELODY), ("musicgen",), (t5.TOKENIZER,)
-CODEC, TEXT, PUBLISHED_CONFIG = "codec", "text_encoder", "published.json"  # in a workdir
+TEXT = "text_encoder"  # in a workdir
 KEPT = (PUBLISHED_CONFIG, TEXT, CODEC)
 SECONDS = 30  # what the published models were trained on
 PUBLISHED = SamplingConfig(top_k=(250,), guidance=3.0)  # as audiocraft generates
@@ -221,9 +223,7 @@ def described(config: dict, codec: Any, text: t5.T5Config) -> tuple[Spec, Any]:
     """(the Spec of a config.json, its codec, stereo if the decoder is). Raises InputError for what does not fit."""
     decoder = huggingface.part(config, "decoder", WHAT)
     needed = ("vocab_size", "num_hidden_layers", "ffn_dim", "num_attention_heads", "hidden_size", "num_codebooks")
-    wrong = [name for name in needed if type(decoder.get(name)) is not int or not 0 < decoder[name] < 2**31]
-    if wrong:
-        raise InputError(f"{WHAT}: {huggingface.CONFIG} lacks decoder.{', decoder.'.join(wrong)}, or a usable number")
+    blocks.numbers(decoder, "decoder.", needed, 1, WHAT)
     if decoder.get("activation_function", "gelu") not in tuple(GELU):
         raise InputError(
             f"{WHAT}: decoder.activation_function={decoder['activation_function']!r} is not known; known are "
@@ -270,25 +270,14 @@ def save(workdir: Path, p: Published) -> None:
     encodec.save(workdir / CODEC, *mono(p.codec).config)
     t5.save(workdir / TEXT, p.encoder)
     files.write_text(workdir / TEXT / t5.TOKENIZER, p.tokenizer.read_text(encoding="utf-8"))
-    files.write_json(workdir / PUBLISHED_CONFIG, p.config)
-    params = checkpoints.params_of(p.model)
-    digest = checkpoints.digest(params, t5.tensors_of(p.encoder))
-    spec = dataclasses.replace(
-        p.spec,
-        codec=CodecSpec(p.codec.name, CODEC, None, p.codec.fingerprint),
-        conditioning=ConditioningSpec(TEXT),
-        source=dataclasses.replace(p.spec.source, weights=digest),
-    )
-    checkpoints.save_weights(workdir, params, spec)
+    in_workdir.save(workdir, p, t5.tensors_of(p.encoder), conditioning=ConditioningSpec(TEXT))
 
 
 def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
     """The weights of a run that began with `save`, with its codec and text encoder. Raises InputError for another codec
     than that of the training."""
     config = huggingface.read_config(workdir / PUBLISHED_CONFIG, TYPES, WHAT)
-    codec = codecs.load(spec.codec.name, workdir / spec.codec.path)
-    if codec.fingerprint != spec.codec.fingerprint:
-        raise InputError(f"{workdir / CODEC}: is not the codec that the model was trained with")
+    codec = in_workdir.codec_of(workdir, spec)
     text = workdir / spec.conditioning.text_encoder
     return Published(config, spec, model, codec, t5.load(text), text / t5.TOKENIZER)
 

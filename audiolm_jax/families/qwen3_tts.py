@@ -30,12 +30,13 @@ from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import blocks, bpe
 from audiolm_jax.families import table as tables
+from audiolm_jax.families import workdir as in_workdir
 from audiolm_jax.families.qwen3_tts_prompt import MARKS, TEXT_MARKS, WHAT, Prompts
 from audiolm_jax.families.table import Entry, llama_block, plain, rmsnorm
+from audiolm_jax.families.workdir import CODEC, PUBLISHED_CONFIG
 from audiolm_jax.hub import files as huggingface
-from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import DepthConfig, ModelConfig, table_rows
-from audiolm_jax.model.spec import CodecSpec, Spec
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
@@ -47,7 +48,7 @@ TYPES = TUNED = ("qwen3_tts",)
 SPEECH = "speech_tokenizer"
 FILES = (*bpe.NAMES, f"{SPEECH}/{huggingface.CONFIG}", f"{SPEECH}/{huggingface.WEIGHTS}")
 FRAMING = "beside"
-CODEC, PUBLISHED_CONFIG, OTHERS, SPEAKER = "codec", "published.json", "published", "speaker_encoder"  # in a workdir
+OTHERS, SPEAKER = "published", "speaker_encoder"  # in a workdir
 LOOSE = (*bpe.NAMES, FILE, "generation_config.json", "preprocessor_config.json")
 KEPT = (PUBLISHED_CONFIG, CODEC, OTHERS, f"{SPEAKER}.safetensors")
 MAX_FRAMES = 4096
@@ -237,16 +238,9 @@ def save(workdir: Path, p: Published) -> None:
     copied(p.speech, workdir / CODEC, (huggingface.CONFIG, huggingface.WEIGHTS, "preprocessor_config.json"))
     copied(p.others, workdir / OTHERS, LOOSE)
     p.text.keep(workdir)
-    files.write_json(workdir / PUBLISHED_CONFIG, p.config)
     if p.speaker:
         files.write_safetensors(workdir / f"{SPEAKER}.safetensors", p.speaker, {"format": "pt"})
-    params = checkpoints.params_of(p.model)
-    spec = dataclasses.replace(
-        p.spec,
-        codec=CodecSpec(p.codec.name, CODEC, None, p.codec.fingerprint),
-        source=dataclasses.replace(p.spec.source, weights=checkpoints.digest(params)),
-    )
-    checkpoints.save_weights(workdir, params, spec)
+    in_workdir.save(workdir, p)
 
 
 def copied(source: Path, folder: Path, names: Any) -> None:
@@ -261,9 +255,7 @@ def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
     """The weights of a run that began with `save`, with its codec and tokenizer. Raises InputError for other ones than
     those of the training."""
     config = huggingface.read_config(workdir / PUBLISHED_CONFIG, TYPES, WHAT)
-    codec = codecs.load(spec.codec.name, workdir / spec.codec.path)
-    if codec.fingerprint != spec.codec.fingerprint:
-        raise InputError(f"{workdir / CODEC}: is not the codec that the model was trained with")
+    codec = in_workdir.codec_of(workdir, spec)
     kept = workdir / f"{SPEAKER}.safetensors"
     speaker = files.read_safetensors(kept, WHAT)[0] if kept.is_file() else {}
     text = pieces.of_model(spec.text, workdir)

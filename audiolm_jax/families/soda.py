@@ -23,17 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_jax import codecs, files
+from audiolm_jax import codecs
 from audiolm_jax.data.config import DataConfig
 from audiolm_jax.errors import InputError
 from audiolm_jax.families import blocks
 from audiolm_jax.families import table as tables
+from audiolm_jax.families import workdir as in_workdir
 from audiolm_jax.families.table import Entry, llama_block, rmsnorm
+from audiolm_jax.families.workdir import CODEC, PUBLISHED_CONFIG
 from audiolm_jax.hub import files as huggingface
 from audiolm_jax.hub.weights import Weights
-from audiolm_jax.model import checkpoints
 from audiolm_jax.model.config import ModelConfig, table_rows
-from audiolm_jax.model.spec import CodecSpec, Spec
+from audiolm_jax.model.spec import Spec
 from audiolm_jax.model.transformer import Transformer
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
@@ -45,7 +46,7 @@ from audiolm_jax.serialization.vocab import AUDIO, BOS, END_AUDIO, EOS, TEXT_STA
 
 WHAT = "SODA"  # begins a message
 TYPES, TUNED, FILES = ("qwen3",), ("qwen3",), (FILE,)
-MIMI, CODEC, PUBLISHED_CONFIG = "mimi", "codec", "published.json"
+MIMI = "mimi"
 REPOSITORY = "kyutai/mimi@main"
 KEPT = (PUBLISHED_CONFIG, CODEC)
 MARKS = {BOS: "<|begin_of_text|>", EOS: "<|end_of_text|>", AUDIO: "<|audio_start|>", END_AUDIO: "<|audio_end|>"}
@@ -191,29 +192,17 @@ def described(config: dict, codebook_size: int, text: Pieces) -> Spec:
 
 def save(workdir: Path, p: Published) -> None:
     """Writes a checkpoint as the workdir of a run."""
-    (workdir / CODEC).mkdir(parents=True)
-    for name in (huggingface.CONFIG, huggingface.WEIGHTS):
-        shutil.copyfile(p.speech / name, workdir / CODEC / name)
+    copy_codec(p.speech, workdir / CODEC)
     p.text.keep(workdir)
-    files.write_json(workdir / PUBLISHED_CONFIG, p.config)
-    params = checkpoints.params_of(p.model)
-    spec = dataclasses.replace(
-        p.spec,
-        codec=CodecSpec(p.codec.name, CODEC, p.codec.codebooks, p.codec.fingerprint),
-        source=dataclasses.replace(p.spec.source, weights=checkpoints.digest(params)),
-    )
-    checkpoints.save_weights(workdir, params, spec)
+    in_workdir.save(workdir, p, codebooks=p.codec.codebooks)
 
 
 def of_run(workdir: Path, model: Transformer, spec: Spec) -> Published:
     """The weights of a run that began with `save`, with its codec and tokenizer. Raises InputError for other ones than
     those of the training."""
     config = huggingface.read_config(workdir / PUBLISHED_CONFIG, TYPES, WHAT)
-    speech = workdir / spec.codec.path
-    codec = codecs.load(spec.codec.name, speech, spec.codec.codebooks)
-    if codec.fingerprint != spec.codec.fingerprint:
-        raise InputError(f"{speech}: is not the codec that the model was trained with")
-    return Published(config, spec, model, codec, speech, pieces.of_model(spec.text, workdir))
+    codec = in_workdir.codec_of(workdir, spec)
+    return Published(config, spec, model, codec, workdir / spec.codec.path, pieces.of_model(spec.text, workdir))
 
 
 def write(folder: str | Path, published: Published) -> None:
@@ -224,6 +213,10 @@ def write(folder: str | Path, published: Published) -> None:
     entries = table(p.model.config, p.spec.vocab, p.text)
     huggingface.write(folder, config, tables.tensors_of(p.model, entries))
     p.text.keep(folder)
-    (folder / CODEC).mkdir(exist_ok=True)
+    copy_codec(p.speech, folder / CODEC)
+
+
+def copy_codec(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name in (huggingface.CONFIG, huggingface.WEIGHTS):
-        shutil.copyfile(p.speech / name, folder / CODEC / name)
+        shutil.copyfile(source / name, folder / name)
