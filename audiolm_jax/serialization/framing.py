@@ -16,15 +16,13 @@
               has the probability of all their codes times that of the zeros at frame T, where only the last code of
               frame 0, after zeros, lacks code 0; sampling draws from the same sets and stops at zeros in all codebooks
               (transformers 5.23.0 stops at zeros in all but the last one and cuts at zeros in all).
-
     beside    positions that are given ...  steps ... end
               Qwen3-TTS (arXiv 2601.15621): every position has one more token, of a text that is given beside the other
               streams and never predicted. Segments of "given" positions come first, the last of which predicts the
               first step; "beside" is the text of the steps, whose last token goes on to the end. A document holds one
               audio segment, after which nothing is predicted.
 
-A framing is an object with the attributes of `Markers`, chosen from `FRAMINGS` by name, and an attribute of a `Grid`.
-`build` is a `documents.Builder`.
+A framing is chosen from `FRAMINGS` by name, and an attribute of a `Grid`. `build` is a `documents.Builder`.
 """
 
 import dataclasses
@@ -38,18 +36,14 @@ from audiolm_jax.serialization.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True)
-class Markers:
-    """BOS, <audio>, </audio> and EOS; text and audio in any order and number. The default.
+class Framing:
+    """What a framing decides, each with what most of them do."""
 
-    before_text, after_text: what stands around a text segment, counted back from the end of the text ids.
-    """
-
-    name: str = "markers"
-    before_text: tuple[int, ...] = ()
-    after_text: tuple[int, ...] = ()
+    name: str
     ends = True  # the model predicts where audio ends; otherwise a number of frames is required
     end_is_frame = False  # the end is a frame of code 0 in every codebook, not an id of stream 0
     texts = 0  # tokens of a position beside those of its streams: 0, or 1 of a text that is given
+    around_text = 0  # ids around a text segment
 
     def validate(self, grid: Any) -> None:
         """Raises InputError if a grid does not fit this framing."""
@@ -73,7 +67,7 @@ class Markers:
         return np.full(streams, ids.PAD, np.int32)
 
     def end(self, vocab: Vocab) -> int | np.ndarray:
-        """The id of stream 0 after the last frame of codebook 0; of a frame that is the end one for each codebook."""
+        """The id of stream 0 after the last frame of codebook 0; if the end is a frame, one for each codebook [Q]."""
         return ids.END_AUDIO
 
     def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
@@ -82,35 +76,53 @@ class Markers:
 
     def begin(self, build: Any) -> None:
         """Adds the positions before the first segment."""
-        build.see(ids.BOS)
-
-    @property
-    def around_text(self) -> int:
-        """Number of ids around a text segment."""
-        return len(self.before_text + self.after_text)
 
     def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
         """Adds a text segment."""
+        raise NotImplementedError  # of a framing whose `check` takes no text
+
+    def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
+        """Adds the positions before the steps of an audio segment; the last one predicts the first step."""
+
+    def finish(self, build: Any, text_weight: float) -> None:
+        """Adds the prediction after the last segment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Markers(Framing):
+    """BOS, <audio>, </audio> and EOS; text and audio in any order and number. The default.
+
+    before_text, after_text: what stands around a text segment, counted back from the end of the text ids.
+    """
+
+    name: str = "markers"
+    before_text: tuple[int, ...] = ()
+    after_text: tuple[int, ...] = ()
+
+    @property
+    def around_text(self) -> int:
+        return len(self.before_text + self.after_text)
+
+    def begin(self, build: Any) -> None:
+        build.see(ids.BOS)
+
+    def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
         before, after = (np.array(part, np.int32) + vocab.code_start for part in (self.before_text, self.after_text))
         build.then(np.concatenate([before, text_L, after]), ids.HEAD_TEXT, text_weight)
 
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
-        """Adds the positions before the steps of an audio segment; the last one predicts the first step."""
         build.then(ids.AUDIO, ids.HEAD_TEXT, text_weight)
 
     def finish(self, build: Any, text_weight: float) -> None:
-        """Adds the prediction after the last segment."""
         build.expect(ids.EOS, ids.HEAD_TEXT, text_weight, at=build.length - 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Bare:
+class Bare(Framing):
     """Filler ids for begin and pad, one for each codebook; one audio segment, whose length is requested."""
 
-    name = "bare"
+    name: str = "bare"
     ends = False
-    end_is_frame = False
-    texts = around_text = 0
 
     def validate(self, grid: Any) -> None:
         if grid.streams != grid.codebooks or grid.causal_levels != grid.codebooks:
@@ -126,9 +138,6 @@ class Bare:
                 "it nothing but states: text goes through an encoder"
             )
 
-    def check_codes(self, codes_TQ: np.ndarray) -> None:
-        pass
-
     def extra_ids(self, codebooks: int) -> int:
         return codebooks
 
@@ -141,30 +150,16 @@ class Bare:
     def end(self, vocab: Vocab) -> int:
         return vocab.extra_start
 
-    def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
-        return heads_LS
-
-    def begin(self, build: Any) -> None:
-        pass
-
-    def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
-        raise NotImplementedError  # `check` takes no text
-
     def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
         build.see(self.silent_S(build.streams, vocab)[None])
 
-    def finish(self, build: Any, text_weight: float) -> None:
-        pass
-
 
 @dataclasses.dataclass(frozen=True)
-class Zeros:
+class Zeros(Framing):
     """No ids of its own: text, audio and a frame of code 0 in every codebook."""
 
-    name = "zeros"
-    ends = True
+    name: str = "zeros"
     end_is_frame = True
-    texts = around_text = 0
 
     def validate(self, grid: Any) -> None:
         if not grid.depth or len(set(grid.config.delays)) > 1:
@@ -189,15 +184,6 @@ class Zeros:
                 "this model; cut the audio there"
             )
 
-    def extra_ids(self, codebooks: int) -> int:
-        return 0
-
-    def extra_frames(self, grid: Any) -> int:
-        return 0
-
-    def silent_S(self, streams: int, vocab: Vocab) -> np.ndarray:
-        return np.full(streams, ids.PAD, np.int32)
-
     def end(self, vocab: Vocab) -> np.ndarray:
         return vocab.code_offsets
 
@@ -208,27 +194,16 @@ class Zeros:
         heads_LS[0, -1] = vocab.head_not_end
         return heads_LS
 
-    def begin(self, build: Any) -> None:
-        pass
-
     def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
         build.see(text_L)
 
-    def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
-        pass
-
-    def finish(self, build: Any, text_weight: float) -> None:
-        pass
-
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
+class Beside(Framing):
     """Positions that are given, then audio with text beside every step."""
 
-    name = "beside"
-    ends = True
-    end_is_frame = False
-    texts, around_text = 1, 0
+    name: str = "beside"
+    texts = 1
 
     def validate(self, grid: Any) -> None:
         if grid.causal_levels != grid.codebooks:
@@ -245,37 +220,6 @@ class Beside:
                 "given, the text beside the audio, and one audio segment"
             )
 
-    def check_codes(self, codes_TQ: np.ndarray) -> None:
-        pass
 
-    def extra_ids(self, codebooks: int) -> int:
-        return 0
-
-    def extra_frames(self, grid: Any) -> int:
-        return 0
-
-    def silent_S(self, streams: int, vocab: Vocab) -> np.ndarray:
-        return np.full(streams, ids.PAD, np.int32)
-
-    def end(self, vocab: Vocab) -> int:
-        return ids.END_AUDIO
-
-    def heads(self, heads_LS: np.ndarray, codes_TQ: np.ndarray, vocab: Vocab) -> np.ndarray:
-        return heads_LS
-
-    def begin(self, build: Any) -> None:
-        pass
-
-    def text(self, build: Any, text_L: np.ndarray, vocab: Vocab, text_weight: float) -> None:
-        raise NotImplementedError  # `check` takes no text
-
-    def open(self, build: Any, vocab: Vocab, text_weight: float) -> None:
-        pass
-
-    def finish(self, build: Any, text_weight: float) -> None:
-        pass
-
-
-Framing = Markers | Bare | Zeros | Beside
 DELIMITED = Markers("delimited", before_text=(-2,), after_text=(-1,))
 FRAMINGS: dict[str, Framing] = {framing.name: framing for framing in (Markers(), DELIMITED, Bare(), Zeros(), Beside())}
