@@ -158,12 +158,11 @@ def rope_beside(fields: dict) -> dict:
     return {**fields, **{key: rope[key] for key in ("rope_theta",) if key in rope}}
 
 
-def read_books(weights: Weights, c: MimiConfig) -> jax.Array:
-    """The codebooks `[Q, K, Z]` of a file: sums of what was assigned to a row, over how much that was."""
-    weights.ignore(INITIALIZED)
-    names, size = codebook_names(c), c.codebook_size
-    sums_QKZ = weights.stack([f"{name}.embed_sum" for name in names], (size, c.codebook_dim))
-    usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (size,))
+def read_books(weights: Weights, names: list[str], shape: tuple[int, int], sums: str = "embed_sum") -> jax.Array:
+    """The codebooks `[Q, K, Z]` of these names, each of `shape`: `sums` of what was assigned to a row, over how much
+    that was."""
+    sums_QKZ = weights.stack([f"{name}.{sums}" for name in names], shape)
+    usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], shape[:1])
     return sums_QKZ / jnp.maximum(usage_QK, 1e-5)[..., None]
 
 
@@ -183,7 +182,7 @@ def take(published: dict, weights: Weights, codebooks: int | None = None) -> Cod
     attributes = about(config, codebooks, fingerprint(dataclasses.asdict(config), weights.tensors))
     with own_mesh():
         model = weights.fill(nnx.eval_shape(lambda: MimiModel(config)))
-        books_QKZ = read_books(weights, config)
+        books_QKZ = read_books(weights, codebook_names(config), (config.codebook_size, config.codebook_dim))
         semantic = config.num_semantic_quantizers
         # Sliced here: slicing an argument inside the program would copy 65 MB in every call.
         fixed = model, (books_QKZ[:semantic], books_QKZ[semantic : attributes.codebooks])

@@ -28,7 +28,7 @@ from audiolm_jax.codecs.streaming import About, Carry, Codec, Tape, own_mesh
 from audiolm_jax.errors import InputError
 from audiolm_jax.hub import files
 from audiolm_jax.hub.layers import ACTIVATIONS, MLP, Attention, Conv, Linear, Norm, parameter
-from audiolm_jax.hub.weights import Weights, fingerprint
+from audiolm_jax.hub.weights import fingerprint
 from audiolm_jax.model import versions
 
 KIND = "qwen3_tts_tokenizer_12hz"
@@ -268,23 +268,18 @@ def load(path=None, codebooks: int | None = None) -> Codec:
     with own_mesh():
         with weights.below("encoder.") as part:
             encoder = part.fill(nnx.eval_shape(lambda: mimi.MimiModel(config.encoder, decodes=False)))
-            ours_QKZ = mimi.read_books(part, config.encoder)
+            part.ignore(mimi.INITIALIZED)
+            size = config.encoder.codebook_size, config.encoder.codebook_dim
+            ours_QKZ = mimi.read_books(part, mimi.codebook_names(config.encoder), size)
         with weights.below("decoder.") as part:
             decoder = part.fill(nnx.eval_shape(lambda: Decoder(config.decoder)))
-            theirs_QKZ = read_books(part, config.decoder)
+            size = config.decoder.codebook_size, config.decoder.row_width
+            theirs_QKZ = mimi.read_books(part, book_names(config.decoder), size, "embedding_sum")
         weights.finish()
         used = slice(1, attributes.codebooks)
         encoding = Carry(mimi.encode, (encoder, (ours_QKZ[:1], ours_QKZ[used])), config.encoder.hop, 1, mimi.SIZES)
         decoding = Carry(_decode, (decoder, (theirs_QKZ[:1], theirs_QKZ[used])), 1, config.decoder.hop, mimi.SIZES)
     return Codec(attributes, (encoding,), (decoding,), (config, (encoder, ours_QKZ), (decoder, theirs_QKZ)))
-
-
-def read_books(weights: Weights, c: DecoderConfig) -> jax.Array:
-    """The codebooks `[Q, K, Z]` of the decoder in a file: sums of what a row stands for, over how much that was."""
-    names = book_names(c)
-    sums_QKZ = weights.stack([f"{name}.embedding_sum" for name in names], (c.codebook_size, c.row_width))
-    usage_QK = weights.stack([f"{name}.cluster_usage" for name in names], (c.codebook_size,))
-    return sums_QKZ / jnp.maximum(usage_QK, 1e-5)[..., None]
 
 
 def _decode(weights, codes_BTQ, n_B, tape):

@@ -52,7 +52,7 @@ class Fixed(NamedTuple):
     valid_MP: jax.Array
     prompt_cache: tuple
     encoded_valid_ME: jax.Array | None = None  # states of an encoder that a row attends to
-    beside_MX: jax.Array | None = None  # text beside the steps, of which the last goes on
+    beside_BX: jax.Array | None = None  # text beside the steps, of which the last goes on
 
 
 class Cells(NamedTuple):
@@ -133,17 +133,17 @@ def advance(model: Transformer, grid: Grid, vocab: Vocab, fixed: Fixed, state: S
     codes_BFQ = jnp.concatenate([sampled_BFQ, state.codes_BFQ[:, :, grid.causal_levels :]], axis=-1)
 
     code_ids_BC = jnp.asarray(vocab.code_offsets)[book_BC] + chosen_BC
-    end_Q = jnp.broadcast_to(jnp.asarray(grid.framing.end(vocab)), grid.codebooks)
-    code_ids_BC = jnp.where(chosen_BC == K, end_Q[book_BC], code_ids_BC)
+    end = grid.framing.end(vocab)
+    end_BC = jnp.asarray(end)[book_BC] if end_is_frame else end
+    code_ids_BC = jnp.where(chosen_BC == K, end_BC, code_ids_BC)
     silent_S = grid.framing.silent_S(grid.streams, vocab)
     tokens_BC = jnp.where(present_BC, code_ids_BC, silent_S[: code_ids_BC.shape[1]]).astype(jnp.int32)
     tokens_BS = jnp.pad(tokens_BC, ((0, 0), (0, grid.streams - tokens_BC.shape[1])))
-    copies = len(state.hidden_MD) // batch
-    tokens_MS = jnp.tile(tokens_BS, (copies, 1))
-    if fixed.beside_MX is not None:
-        at_M = jnp.minimum(jnp.tile(state.step_B, copies), fixed.beside_MX.shape[1] - 1)
-        text_M1 = jnp.take_along_axis(fixed.beside_MX, at_M[:, None], axis=1)
-        tokens_MS = jnp.concatenate([tokens_MS, text_M1], axis=1)
+    if fixed.beside_BX is not None:
+        at_B = jnp.minimum(state.step_B, fixed.beside_BX.shape[1] - 1)
+        text_B1 = jnp.take_along_axis(fixed.beside_BX, at_B[:, None], axis=1)
+        tokens_BS = jnp.concatenate([tokens_BS, text_B1], axis=1)
+    tokens_MS = jnp.tile(tokens_BS, (len(state.hidden_MD) // batch, 1))
     step_B = jnp.where(state.done_B, state.step_B, state.step_B + 1)
     done_B = step_B >= requests.steps_of(frames_B, grid)
     return State(codes_BFQ, frames_B, step_B, done_B, state.slot, state.hidden_MD), tokens_MS
@@ -305,10 +305,7 @@ def start(
     again_B = None if rules.redraw is None else requests.keys(batch, requests.AGAIN)
     placed = requests.place((end_from_B, keys_B, again_B, rules, guidance_B, prompts.length_M, prompts.segments_MP > 0))
     before = requests.place((codes_BFQ, limit_B, first_B, np.zeros(len(batch), bool), np.int32(0)))
-    after = (
-        None if encoded is None else encoded[1],
-        requests.place(requests.beside(batch, grid, guidance_B is not None)),
-    )
+    after = None if encoded is None else encoded[1], requests.place(requests.beside(batch, grid))
     inputs = model, *requests.place(prompts), encoded
     if meanwhile is not None:
         hidden_MD, prompt_cache = prefilled(*inputs)

@@ -237,11 +237,14 @@ def beside_of(request: Request) -> np.ndarray:
     return dict(request.document)["beside"]
 
 
-def beside(requests: Sequence[Request], grid: Grid, guided: bool) -> np.ndarray | None:
-    """The text beside the steps of all rows, [M, X], lengthened by its last token; None if the framing has none."""
+def beside(requests: Sequence[Request], grid: Grid) -> np.ndarray | None:
+    """The text beside the steps of all rows, [B, X], lengthened by its last token; None if the framing has none.
+
+    Rows of the model are those of the requests: `check` refuses guidance.
+    """
     if not grid.framing.texts:
         return None
-    every = [beside_of(request) for request in requests] * (1 + guided)
+    every = [beside_of(request) for request in requests]
     width = bucket(max(map(len, every)), PROMPT)
     return np.stack([documents.beside_steps(text_X, width) for text_X in every]).astype(np.int32)
 

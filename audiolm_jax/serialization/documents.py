@@ -122,7 +122,7 @@ def check(document: Document, grid: Grid, vocab: Vocab, opened: bool = False) ->
             raise InputError(
                 f"a segment of kind {kind!r} was given; the framing {grid.framing.name!r} has no such text"
             )
-        if kind in BESIDE and (values.ndim != len(BESIDE) - BESIDE.index(kind) or not len(values)):
+        if kind in BESIDE and (values.ndim != (2 if kind == "given" else 1) or not len(values)):
             shape = "[positions, 2], ids of the first stream and of the text" if kind == "given" else "[steps]"
             raise InputError(f"a segment {kind!r} has shape {values.shape}; it must be {shape}, at least one")
         if kind == "states" and values.ndim != 2:

@@ -8,14 +8,17 @@ import optax
 from audiolm_jax.training.config import OptimizerConfig
 
 # Parameters without weight decay: gains, biases, and tables, whose rows occur too rarely for it.
-NOT_DECAYED = ("scale", "q_norm_K", "k_norm_K", "bias")
-NOT_DECAYED += (
+NOT_DECAYED = (
+    "scale",
+    "q_norm_K",
+    "k_norm_K",
+    "bias",
     "embedding_VD",
     "embedding_VW",
     "positions_PD",
-    "embedding_Rd",
+    "embedding_Rd",  # of a depth network, as the next
     "positions_nd",
-)  # the last two of a depth network
+)
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -294,9 +294,9 @@ def test_the_frames_of_a_recording_come_with_the_text_of_a_training_row(base, te
         prompt = requests.causal_prompt(request, base.grid, base.vocab)["tokens"]
         whole = causal_row((*request.document, ("audio", codes_TQ)), base.grid, base.vocab)["tokens"]
         np.testing.assert_array_equal(prompt, whole[: len(prompt)])
-        beside_MX = requests.beside([request], base.grid, guided=False)
+        beside_BX = requests.beside([request], base.grid)
         later = whole[len(prompt) :, -1]
-        np.testing.assert_array_equal(beside_MX[0][np.minimum(np.arange(frames, 41), beside_MX.shape[1] - 1)], later)
+        np.testing.assert_array_equal(beside_BX[0][np.minimum(np.arange(frames, 41), beside_BX.shape[1] - 1)], later)
 
 
 def test_a_base_model_needs_the_transcript_of_a_recording(base):
