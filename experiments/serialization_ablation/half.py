@@ -24,7 +24,6 @@ from audiolm_jax.evaluation import intelligibility, intervals, likelihood
 from audiolm_jax.model import checkpoints, sharding
 from audiolm_jax.sampling import SamplingConfig
 from audiolm_jax.sampling.generator import Generator
-from audiolm_jax.serialization import STRATEGIES
 
 DTYPES = ("float32", "float16", "bfloat16")
 SENTENCES, ROWS = 100, 20  # spoken in all, and at once
@@ -63,8 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     judge = recogniser.load()
     print(HEADER)
-    for strategy in STRATEGIES:
-        path = options.checkpoints / f"{strategy}.safetensors"
+    for path in sorted(options.checkpoints.glob("*.safetensors")):
         model, spec = checkpoints.load_safetensors(path)
         vocab, grid, data = spec.vocab, spec.grid, spec.data
         codec = codecs.load("default", codebooks=vocab.codebooks)
@@ -82,7 +80,7 @@ def main() -> None:
             heard = intelligibility.measure([one["text"] for one in said], transcripts)
             bits[dtype] = score.code_bits_UQ.sum(axis=1), score.seconds_U
             errors[dtype] = np.array(heard["errors"]), np.array(heard["characters"])
-            cells = [strategy, dtype]
+            cells = [path.stem, dtype]
             for values, unit in ((bits, 1), (errors, 100)):
                 (mine, counts), (full, _) = values[dtype], values["float32"]
                 cells.append(show(intervals.ratio(mine, counts), unit))
