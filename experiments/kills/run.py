@@ -26,7 +26,7 @@ SIZES = [
 TRAIN = ["training.steps=40", "training.checkpoint_every=3", "training.log_every=2", "training.ema=0.9"]
 COMPARE = ["compare.strategies=delay,masked", "evaluation.sentences=2", "evaluation.timed=1", "evaluation.repeats=1"]
 TIMES = {"seconds", "steps_per_second", "audio_seconds_per_second", "mfu"}  # of metrics.jsonl
-TIMES |= {"created", "command", "hardware", "speed", "training_seconds"}  # of results.json
+TIMES |= {"created", "commit", "command", "hardware", "speed", "training_seconds"}  # of results.json
 
 
 def command(task: str, folder: Path, data: Path) -> list[str]:
